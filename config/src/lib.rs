@@ -1,0 +1,19 @@
+//! What is allowed: documents -> [`Snapshot`] -> [`Decision`].
+//!
+//! Pure: no IO, no async, no clock; total on any input. The proxy, the control plane and the command line call the
+//! same functions, so they cannot disagree.
+
+pub mod authorize;
+pub mod documents;
+pub mod explain;
+pub mod matchers;
+pub mod path;
+pub mod problem;
+pub mod select;
+pub mod snapshot;
+pub mod validate;
+
+pub use authorize::{Decision, Facts, HttpFacts, Reason, RuleRef, Verdict};
+pub use documents::Documents;
+pub use problem::{Problem, Severity};
+pub use snapshot::{InboundSpec, Snapshot};

@@ -1,0 +1,1 @@
+//! The small words of all rules: exact, prefix, suffix, presence, CIDR, template.

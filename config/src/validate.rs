@@ -1,0 +1,1 @@
+//! Every problem of every document at once, with a stable code, place, reason and remedy.

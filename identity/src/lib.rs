@@ -1,0 +1,13 @@
+//! Who: SPIFFE IDs, trust domains, bundles, and the one verifier that makes a [`Peer`].
+//!
+//! This crate does no IO, reads no clock and spawns nothing; it is total on any input.
+
+pub mod bundle;
+pub mod id;
+pub mod svid;
+pub mod tls;
+pub mod verify;
+
+pub use bundle::{Bundle, TrustBundles};
+pub use id::{SpiffeId, TrustDomain};
+pub use verify::{Accept, Peer, Refusal};

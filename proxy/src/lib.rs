@@ -1,0 +1,24 @@
+//! The sidecar: takes over a workload's TCP traffic, proves both ends, decides, forwards, and records.
+//!
+//! Layers, nothing points up: app > admin > inbound | outbound > traffic > http > workload_identity > control >
+//! tls | state > net; telemetry, error, drain and ready are words that all use.
+
+pub mod app;
+pub mod bootstrap;
+pub mod admin;
+pub mod control;
+pub mod drain;
+pub mod error;
+pub mod http;
+pub mod inbound;
+pub mod net;
+pub mod outbound;
+pub mod ready;
+pub mod state;
+pub mod telemetry;
+pub mod tls;
+pub mod traffic;
+pub mod workload_identity;
+
+pub use app::{Sidecar, start};
+pub use bootstrap::{Bootstrap, Interception};

@@ -1,0 +1,1 @@
+//! Which parts of the start are still missing.
