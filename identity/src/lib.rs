@@ -4,10 +4,12 @@
 
 pub mod bundle;
 pub mod id;
+pub mod refusal;
 pub mod svid;
 pub mod tls;
 pub mod verify;
 
 pub use bundle::{Bundle, TrustBundles};
-pub use id::{SpiffeId, TrustDomain};
-pub use verify::{Accept, Peer, Refusal};
+pub use id::{IdError, SpiffeId, TrustDomain};
+pub use refusal::Refusal;
+pub use verify::{Accept, Peer};

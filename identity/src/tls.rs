@@ -1,19 +1,289 @@
 //! The verifier as rustls wants it, and the only two places that build TLS configurations: no resumption, no tickets, no early data.
-use crate::{Accept, Peer, TrustBundles};
-use rustls::{ClientConfig, ServerConfig, crypto::CryptoProvider, sign::CertifiedKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::sync::Arc;
+//!
+//! A resumed TLS session skips the certificate verifier (expiry, removed authority and all), so mesh connections never
+//! resume: the server sends no ticket and stores no session, the client keeps none.
 
-/// The one provider: aws-lc-rs, X25519MLKEM768 preferred, X25519 accepted. Always passed explicitly.
-pub fn provider() -> Arc<CryptoProvider> { todo!() }
+use crate::{Accept, Peer, Refusal, TrustBundles, svid, verify};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    ServerConfig, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
+    server::{
+        ClientHello, NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use std::sync::{Arc, LazyLock};
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        kx_groups: vec![
+            aws_lc_rs::kx_group::X25519MLKEM768,
+            aws_lc_rs::kx_group::X25519,
+            aws_lc_rs::kx_group::SECP256R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
+});
+
+/// The one provider: aws-lc-rs, X25519MLKEM768 preferred, X25519 and P-256 accepted. Always passed explicitly.
+pub fn provider() -> Arc<CryptoProvider> {
+    PROVIDER.clone()
+}
+
+pub(crate) fn provider_ref() -> &'static CryptoProvider {
+    &PROVIDER
+}
+
 /// A key that fits its chain, checked.
-pub fn certified_key(_chain: Vec<CertificateDer<'static>>, _key: PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, String> { todo!() }
+///
+/// # Errors
+/// When the chain is empty or unreadable, the key is of an unknown kind, or the two do not belong together.
+pub fn certified_key(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, String> {
+    let key = provider_ref()
+        .key_provider
+        .load_private_key(key)
+        .map_err(|cause| format!("the private key cannot be used: {cause}"))?;
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().map_err(|cause| match cause {
+        Error::NoCertificatesPresented => "the certificate chain is empty".to_owned(),
+        Error::InconsistentKeys(_) => "the private key does not belong to the certificate".to_owned(),
+        other => format!("the certificate cannot be used: {other}"),
+    })?;
+    Ok(Arc::new(certified))
+}
+
 /// Whether a client must show a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientCertificate { /** refuse without */ Required, /** accept without (attestation by token) */ Optional }
+pub enum ClientCertificate {
+    /// Refuse without.
+    Required,
+    /// Accept without (attestation by token); one that is shown must still be good.
+    Optional,
+}
+
 /// TLS 1.3 server for mesh connections. `alpn` in preference order; a client that offers none of them is accepted without ALPN.
-pub fn server_config(_key: Arc<CertifiedKey>, _trust: Arc<TrustBundles>, _accept: Accept, _client: ClientCertificate, _alpn: &[&[u8]]) -> Result<ServerConfig, String> { todo!() }
+///
+/// rustls itself ends the handshake with `no_application_protocol` when both sides name protocols and none is common.
+/// So the acceptor must look first: keep this configuration and [`without_alpn`] of it, accept with
+/// `tokio_rustls::LazyConfigAcceptor`, and start with [`config_for`] of the client hello. (A client that sends no
+/// ALPN at all needs nothing of that.)
+///
+/// # Errors
+/// When the provider cannot do TLS 1.3; never in practice.
+pub fn server_config(
+    key: Arc<CertifiedKey>,
+    trust: Arc<TrustBundles>,
+    accept: Accept,
+    client: ClientCertificate,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, String> {
+    let verifier = Verifier { trust, accept, mandatory: client == ClientCertificate::Required };
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|cause| format!("TLS 1.3 is not available: {cause}"))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
 /// TLS 1.3 client for mesh connections. `key` is `None` only before the first certificate.
-pub fn client_config(_key: Option<Arc<CertifiedKey>>, _trust: Arc<TrustBundles>, _accept: Accept, _alpn: &[&[u8]]) -> Result<ClientConfig, String> { todo!() }
+///
+/// The server name given to the connection is sent as SNI and otherwise ignored: whom we talk to is decided by
+/// `accept` on the SPIFFE ID, never by a DNS name.
+///
+/// # Errors
+/// When the provider cannot do TLS 1.3; never in practice.
+pub fn client_config(
+    key: Option<Arc<CertifiedKey>>,
+    trust: Arc<TrustBundles>,
+    accept: Accept,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|cause| format!("TLS 1.3 is not available: {cause}"))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier { trust, accept, mandatory: true }));
+    let mut config = match key {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(config)
+}
+
+/// The same server without protocols to choose from, for clients with whom it has none in common.
+pub fn without_alpn(config: &ServerConfig) -> ServerConfig {
+    let mut config = config.clone();
+    config.alpn_protocols.clear();
+    config
+}
+
+/// Which of the two configurations ([`server_config`], [`without_alpn`]) lets this client finish its handshake.
+pub fn config_for<'a>(
+    hello: &ClientHello<'_>,
+    with_alpn: &'a Arc<ServerConfig>,
+    without_alpn: &'a Arc<ServerConfig>,
+) -> &'a Arc<ServerConfig> {
+    let offers = hello.alpn().into_iter().flatten();
+    if alpn_for(offers, &with_alpn.alpn_protocols).is_empty() { without_alpn } else { with_alpn }
+}
+
+/// The protocols to configure for one client: all that the server supports when one of them was offered (rustls then
+/// picks the server's first choice), none otherwise, so that the handshake goes on without ALPN.
+pub fn alpn_for<'a>(
+    client_offers: impl IntoIterator<Item = &'a [u8]>,
+    server_supports: &[Vec<u8>],
+) -> Vec<Vec<u8>> {
+    let common = client_offers.into_iter().any(|offer| server_supports.iter().any(|ours| ours == offer));
+    if common { server_supports.to_vec() } else { Vec::new() }
+}
+
 /// The peer of a finished handshake whose configuration came from this module.
-pub fn peer(_certificates: Option<&[CertificateDer<'_>]>) -> Option<Peer> { todo!() }
+///
+/// Give it `peer_certificates()` of that connection and nothing else: the chain was verified in the handshake and is
+/// not verified again here. `None` when the client showed no certificate ([`ClientCertificate::Optional`]).
+pub fn peer(certificates: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
+    let leaf = certificates?.first()?;
+    Some(Peer::from_verified(svid::check_leaf(leaf).ok()?, leaf))
+}
+
+/// The reason why the verifier refused the other end's certificate, when that is what ended the handshake.
+pub fn refusal(error: &Error) -> Option<&Refusal> {
+    match error {
+        Error::NoCertificatesPresented => Some(&Refusal::NoCertificate),
+        Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => cause.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// [`refusal`] for the errors that tokio-rustls returns.
+pub fn refusal_in(error: &std::io::Error) -> Option<&Refusal> {
+    refusal(error.get_ref()?.downcast_ref::<Error>()?)
+}
+
+/// One verifier for both directions.
+#[derive(Debug)]
+struct Verifier {
+    trust: Arc<TrustBundles>,
+    accept: Accept,
+    mandatory: bool,
+}
+
+impl Verifier {
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server: bool,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let chain: Vec<CertificateDer<'_>> = std::iter::once(end_entity)
+            .chain(intermediates)
+            // Borrows the bytes; one more than the limit is enough to be refused for the length.
+            .take(verify::MAX_CHAIN + 1)
+            .map(|certificate| CertificateDer::from(certificate.as_ref()))
+            .collect();
+        verify::verify(&chain, &self.trust, &self.accept, server, now).map(|_| ()).map_err(|refusal| {
+            Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+        })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check(end_entity, intermediates, true, now).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(tls12_is_never_spoken())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &provider_ref().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider_ref().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    /// Empty: hints would tell every stranger whom we trust, and SPIFFE clients have one certificate anyway.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check(end_entity, intermediates, false, now).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(tls12_is_never_spoken())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &provider_ref().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider_ref().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn tls12_is_never_spoken() -> Error {
+    Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
+}
