@@ -1,29 +1,255 @@
-//! Start-up in order: authority, registry, listener; and the handle that owners of the process use.
-use postern_config::{Documents, Problem};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+//! Start-up in order: authority, listener, publisher; and the handle that owners of the process use.
+
+use crate::{
+    attest::{Attested, JoinTokens},
+    authority::{Authority, MAX_LIFETIME},
+    publish::{self, Publisher, listener::Tls, rate::Rate, status::SessionStatus},
+    registry::Index,
+};
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use postern_config::Documents;
+use postern_identity::{
+    Accept, Bundle, TrustBundles, TrustDomain,
+    tls::{ClientCertificate, server_config},
+};
+use rustls::{ServerConfig, sign::CertifiedKey};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
 /// How to start.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
 pub struct Options {
     /// Where sidecars connect (usually `0.0.0.0:15012`); port 0 = any.
     pub listen: SocketAddr,
     /// Where root certificate and key live (key file 0600); made at first start. `None` = in memory only.
     pub state: Option<PathBuf>,
+    /// Name of the trust domain, e.g. `cluster.local`.
     pub trust_domain: String,
-    /// Default and upper bound of workload certificates; at most one hour.
+    /// Default and upper bound of workload certificates; more than zero, at most one hour.
     pub certificate_lifetime: Duration,
 }
+
+/// How long a join token that [`ControlPlane::join_token`] made is good.
+pub const JOIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+/// A renewal of our own certificate that failed is tried again after this time.
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);
+
 /// A running control plane; dropping it stops it.
-pub struct ControlPlane {}
-#[allow(unused_variables, missing_docs)]
-impl ControlPlane {
-    pub fn address(&self) -> SocketAddr { todo!() }
-    /// PEM of the root, for sidecars' bootstrap.
-    pub fn trust_bundle_pem(&self) -> String { todo!() }
-    /// A one-use token for one pod. Kept only as a hash; expires.
-    pub fn join_token(&self, namespace: &str, service_account: &str, pod: &str) -> String { todo!() }
-    /// Replaces the registry's content whole: pods with `pod_ips`, services, policies. Publishes what changed, to whom it concerns.
-    pub fn apply(&self, documents: Documents) { todo!() }
+pub struct ControlPlane {
+    address: SocketAddr,
+    publisher: Arc<Publisher>,
+    tls: Tls,
+    tasks: TaskTracker,
 }
-/// Starts it.
-pub async fn start(_options: Options) -> anyhow::Result<ControlPlane> { todo!() }
+
+/// Starts it on the current tokio runtime. It serves nobody before the first [`ControlPlane::apply`] but issues
+/// certificates for join tokens.
+///
+/// # Errors
+/// The trust domain or lifetime is not valid, the state folder cannot be used, or the address cannot be listened on. The
+/// text is one sentence of cause and one of remedy.
+pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
+    let trust_domain: TrustDomain = options
+        .trust_domain
+        .parse()
+        .with_context(|| format!("the trust domain `{}` is not valid", options.trust_domain))?;
+    let lifetime = options.certificate_lifetime;
+    if lifetime.is_zero() || lifetime > MAX_LIFETIME {
+        bail!(
+            "certificates cannot live {} s: choose more than zero and at most {} s",
+            lifetime.as_secs(),
+            MAX_LIFETIME.as_secs()
+        );
+    }
+    let now = SystemTime::now();
+    let authority = match &options.state {
+        Some(folder) => Authority::open(folder, trust_domain.clone(), now)
+            .with_context(|| format!("the state folder {} cannot be used", folder.display()))?,
+        None => Authority::in_memory(trust_domain.clone(), now)?,
+    };
+    for problem in authority.problems(now) {
+        tracing::warn!("{problem}");
+    }
+    let listener = listen(options.listen).await?;
+    let address = listener.local_addr().context("the listening address is not known")?;
+
+    let (key, ends) = own_certificate(&authority, now)?;
+    let tls: Tls = Arc::new(ArcSwap::from_pointee(own_tls(&authority, &trust_domain, key)?));
+    let publisher = Arc::new(Publisher {
+        authority,
+        tokens: JoinTokens::default(),
+        trust_domain,
+        index: watch::channel(None).0,
+        sessions: publish::status::Sessions::default(),
+        certificate_lifetime: lifetime,
+        // A whole machine may start at once; a certificate costs about a millisecond.
+        by_address: Rate::new(500, 50),
+        // All replicas of a deployment share an identity.
+        by_identity: Rate::new(200, 20),
+        stop: CancellationToken::new(),
+    });
+    let tasks = TaskTracker::new();
+    tasks.spawn(renew_own_certificate(Arc::clone(&publisher), Arc::clone(&tls), ends));
+    tasks.spawn(publish::serve(Arc::clone(&publisher), listener, Arc::clone(&tls)));
+    tasks.close();
+    Ok(ControlPlane { address, publisher, tls, tasks })
+}
+
+impl ControlPlane {
+    /// Where sidecars connect; with the real port when 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// PEM of the root, for sidecars' bootstrap.
+    pub fn trust_bundle_pem(&self) -> String {
+        self.publisher.authority.bundle_pem()
+    }
+
+    /// A one-use token for one pod. Kept only as a hash; expires after [`JOIN_TOKEN_LIFETIME`].
+    pub fn join_token(&self, namespace: &str, service_account: &str, pod: &str) -> String {
+        let pod = Attested {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            pod: pod.to_owned(),
+        };
+        self.publisher.tokens.issue(pod, JOIN_TOKEN_LIFETIME, SystemTime::now())
+    }
+
+    /// Replaces the registry's content whole: pods with `pod_ips`, services, policies. Publishes what changed, to whom it
+    /// concerns. The documents must have been read without errors.
+    pub fn apply(&self, documents: Documents) {
+        let index = Index::build(documents, &self.publisher.trust_domain);
+        for warning in index.warnings() {
+            tracing::warn!("{warning}");
+        }
+        self.publisher.index.send_replace(Some(Arc::new(index)));
+    }
+
+    /// The pods that get a sidecar, by the documents in force.
+    pub fn sidecars(&self) -> Vec<Attested> {
+        let index = self.publisher.index.borrow().clone();
+        let named = |(namespace, service_account, pod): (&str, &str, &str)| Attested {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            pod: pod.to_owned(),
+        };
+        index.iter().flat_map(|index| index.sidecars().map(named).collect::<Vec<_>>()).collect()
+    }
+
+    /// The sidecars that are connected now, in the order in which they came.
+    pub fn status(&self) -> Vec<SessionStatus> {
+        self.publisher.sessions.all()
+    }
+
+    /// Gives the control plane a new certificate of its own, for connections to come. Happens by itself at half of its life.
+    ///
+    /// # Errors
+    /// The authority cannot sign now; the current certificate stays.
+    pub fn renew_own_certificate(&self) -> anyhow::Result<()> {
+        renew(&self.publisher, &self.tls, SystemTime::now()).map(|_| ())
+    }
+
+    /// Stops it and waits until the port is free and all connections are closed.
+    pub async fn shutdown(self) {
+        self.publisher.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        self.publisher.stop.cancel();
+    }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let port = address.port();
+        match error.kind() {
+            io::ErrorKind::AddrInUse => anyhow::anyhow!(
+                "port {port} is in use on {}: end the program that has it, or choose another one with --listen",
+                address.ip()
+            ),
+            io::ErrorKind::PermissionDenied => anyhow::anyhow!(
+                "no right to listen on port {port}: choose one above 1023 with --listen"
+            ),
+            io::ErrorKind::AddrNotAvailable => anyhow::anyhow!(
+                "{} is no address of this machine: choose one that is, or 0.0.0.0, with --listen",
+                address.ip()
+            ),
+            _ => anyhow::anyhow!("cannot listen on {address}: {error}; choose another address with --listen"),
+        }
+    })
+}
+
+/// Our own certificate and when it ends.
+fn own_certificate(
+    authority: &Authority,
+    now: SystemTime,
+) -> anyhow::Result<(Arc<CertifiedKey>, SystemTime)> {
+    let key = authority
+        .server_identity(now)
+        .context("no certificate for the control plane itself could be made")?;
+    let leaf = key.cert.first().context("the control plane's own chain is empty")?;
+    let (_, leaf) =
+        x509_parser::parse_x509_certificate(leaf).context("the control plane's own certificate")?;
+    let ends = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or_default();
+    Ok((key, SystemTime::UNIX_EPOCH + Duration::from_secs(ends)))
+}
+
+/// Any workload of our trust domain may connect, and a starting sidecar without a certificate.
+fn own_tls(
+    authority: &Authority,
+    trust_domain: &TrustDomain,
+    key: Arc<CertifiedKey>,
+) -> anyhow::Result<ServerConfig> {
+    let bundle: Bundle = authority.bundle();
+    let trust: TrustBundles = [bundle].into_iter().collect();
+    let accept = Accept::TrustDomains(BTreeSet::from([trust_domain.clone()]));
+    server_config(key, Arc::new(trust), accept, ClientCertificate::Optional, &[b"h2"]).map_err(|reason| {
+        anyhow::anyhow!("the TLS configuration of the control plane is not valid: {reason}")
+    })
+}
+
+fn renew(publisher: &Publisher, tls: &Tls, now: SystemTime) -> anyhow::Result<SystemTime> {
+    let (key, ends) = own_certificate(&publisher.authority, now)?;
+    tls.store(Arc::new(own_tls(&publisher.authority, &publisher.trust_domain, key)?));
+    Ok(ends)
+}
+
+/// Renews our own certificate at half of its life. Connections that are open keep theirs; new ones get the new one.
+async fn renew_own_certificate(publisher: Arc<Publisher>, tls: Tls, mut ends: SystemTime) {
+    loop {
+        let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
+        let wait = (left / 2).max(Duration::from_secs(1));
+        tokio::select! {
+            () = publisher.stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        let now = SystemTime::now();
+        publisher.tokens.prune(now);
+        match renew(&publisher, &tls, now) {
+            Ok(renewed) => {
+                ends = renewed;
+                tracing::info!("the control plane's own certificate was renewed");
+            }
+            Err(reason) => {
+                tracing::warn!(%reason, "the control plane's own certificate could not be renewed; the current one stays");
+                tokio::select! {
+                    () = publisher.stop.cancelled() => return,
+                    () = tokio::time::sleep(RENEWAL_RETRY) => {}
+                }
+            }
+        }
+    }
+}

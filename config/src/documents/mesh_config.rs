@@ -1,18 +1,36 @@
 //! Istio's MeshConfig, the keys that Postern enforces; any other key is refused.
 use serde::{Deserialize, Serialize};
+
 /// Mesh-wide settings, with Istio's defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct MeshConfig {
+    /// `trustDomain`, `cluster.local` when unset.
     pub trust_domain: String,
+    /// `trustDomainAliases`: accepted beside it.
     pub trust_domain_aliases: Vec<String>,
+    /// `rootNamespace`, `istio-system` when unset: its policies count in every namespace.
     pub root_namespace: String,
+    /// `pathNormalization.normalization`, `BASE` when unset.
     pub path_normalization: crate::path::Normalization,
     /// `accessLogFile`: empty = off; Postern's default is `/dev/stdout`.
     pub access_log_file: String,
-    /// Percent, `defaultConfig.tracing.sampling`; Postern's default is 100 when an OTLP endpoint is set.
+    /// Percent, `defaultConfig.tracing.sampling` (0 when `enableTracing: false`); Postern's default is 100 when an OTLP endpoint is set.
     pub tracing_sampling: Option<f64>,
-    /// `outboundTrafficPolicy.mode`.
+    /// `outboundTrafficPolicy.mode` is `REGISTRY_ONLY`.
     pub outbound_registry_only: bool,
 }
-impl Default for MeshConfig { fn default() -> Self { Self { trust_domain: "cluster.local".into(), trust_domain_aliases: vec![], root_namespace: "istio-system".into(), path_normalization: Default::default(), access_log_file: "/dev/stdout".into(), tracing_sampling: None, outbound_registry_only: false } } }
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: vec![],
+            root_namespace: "istio-system".into(),
+            path_normalization: crate::path::Normalization::default(),
+            access_log_file: "/dev/stdout".into(),
+            tracing_sampling: None,
+            outbound_registry_only: false,
+        }
+    }
+}

@@ -2,12 +2,32 @@
 use super::Metadata;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
 /// Mutual TLS mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "UPPERCASE")]
-#[allow(missing_docs)]
-pub enum MtlsMode { #[default] Unset, Disable, Permissive, Strict }
-/// The document. Absent `mtls` is `Unset`.
+pub enum MtlsMode {
+    /// Inherit from the wider scope.
+    #[default]
+    Unset,
+    /// Plaintext only.
+    Disable,
+    /// Mutual TLS and plaintext.
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+}
+
+/// The document (reference 1.1). Absent `mtls` is `Unset`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct PeerAuthentication { pub metadata: Metadata, pub selector: BTreeMap<String, String>, pub mode: MtlsMode, pub port_level: BTreeMap<u16, MtlsMode> }
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct PeerAuthentication {
+    /// `metadata`.
+    pub metadata: Metadata,
+    /// `spec.selector.matchLabels`; empty = the whole namespace.
+    pub selector: BTreeMap<String, String>,
+    /// `spec.mtls.mode`.
+    pub mode: MtlsMode,
+    /// `spec.portLevelMtls` by workload port.
+    pub port_level: BTreeMap<u16, MtlsMode>,
+}

@@ -1,0 +1,207 @@
+//! Tables of the fields of Istio's objects: PeerAuthentication, AuthorizationPolicy, MeshConfig.
+use super::{Object, Shape, kubernetes::OBJECT_META};
+use Shape::{Any, Boolean, IntOrText, List, MapOf, Number, Text, Word};
+
+const TEXTS: Shape = List(&Text);
+const fn object(object: &'static Object) -> Shape {
+    Shape::Object(object)
+}
+
+/// `PeerAuthentication` (reference 1.1).
+pub const PEER_AUTHENTICATION: Shape = object(&Object {
+    fields: &[
+        ("apiVersion", Text),
+        ("kind", Text),
+        ("metadata", OBJECT_META),
+        ("spec", object(&PEER_AUTHENTICATION_SPEC)),
+        ("status", Any),
+    ],
+    required: &["metadata"],
+    nullable: false,
+});
+const PEER_AUTHENTICATION_SPEC: Object =
+    Object::open(&[("selector", SELECTOR), ("mtls", MTLS), ("portLevelMtls", MapOf(&MTLS))]);
+const SELECTOR: Shape = object(&Object::open(&[("matchLabels", MapOf(&Text))]));
+const MTLS: Shape = object(&Object::open(&[("mode", Word(&["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]))]));
+
+/// `AuthorizationPolicy` (reference 2.1).
+pub const AUTHORIZATION_POLICY: Shape = object(&Object {
+    fields: &[
+        ("apiVersion", Text),
+        ("kind", Text),
+        ("metadata", OBJECT_META),
+        ("spec", object(&AUTHORIZATION_POLICY_SPEC)),
+        ("status", Any),
+    ],
+    required: &["metadata"],
+    nullable: false,
+});
+const AUTHORIZATION_POLICY_SPEC: Object = Object::open(&[
+    ("selector", SELECTOR),
+    ("targetRef", TARGET_REF),
+    ("targetRefs", List(&TARGET_REF)),
+    ("rules", List(&RULE)),
+    ("action", Word(&["ALLOW", "DENY", "AUDIT", "CUSTOM"])),
+    ("provider", object(&Object::open(&[("name", Text)]))),
+]);
+const TARGET_REF: Shape =
+    object(&Object::open(&[("group", Text), ("kind", Text), ("name", Text), ("namespace", Text)]));
+const RULE: Shape = object(&Object {
+    fields: &[("from", List(&FROM)), ("to", List(&TO)), ("when", List(&CONDITION))],
+    required: &[],
+    nullable: true,
+});
+const FROM: Shape = object(&Object { fields: &[("source", object(&SOURCE))], required: &[], nullable: true });
+const TO: Shape =
+    object(&Object { fields: &[("operation", object(&OPERATION))], required: &[], nullable: true });
+const CONDITION: Shape = object(&Object {
+    fields: &[("key", Text), ("values", TEXTS), ("notValues", TEXTS)],
+    required: &[],
+    nullable: true,
+});
+const SOURCE: Object = Object::open(&[
+    ("principals", TEXTS),
+    ("notPrincipals", TEXTS),
+    ("requestPrincipals", TEXTS),
+    ("notRequestPrincipals", TEXTS),
+    ("namespaces", TEXTS),
+    ("notNamespaces", TEXTS),
+    ("serviceAccounts", TEXTS),
+    ("notServiceAccounts", TEXTS),
+    ("trustDomains", TEXTS),
+    ("notTrustDomains", TEXTS),
+    ("ipBlocks", TEXTS),
+    ("notIpBlocks", TEXTS),
+    ("remoteIpBlocks", TEXTS),
+    ("notRemoteIpBlocks", TEXTS),
+]);
+const OPERATION: Object = Object::open(&[
+    ("hosts", TEXTS),
+    ("notHosts", TEXTS),
+    ("ports", TEXTS),
+    ("notPorts", TEXTS),
+    ("methods", TEXTS),
+    ("notMethods", TEXTS),
+    ("paths", TEXTS),
+    ("notPaths", TEXTS),
+]);
+
+/// MeshConfig: every key of Istio's. Those that Postern enforces have a shape; the others are refused by
+/// `decode::mesh_config` with their own message.
+pub const MESH_CONFIG: Shape = object(&Object::open(&[
+    ("trustDomain", Text),
+    ("trustDomainAliases", TEXTS),
+    ("rootNamespace", Text),
+    ("pathNormalization", object(&Object::open(&[("normalization", Word(NORMALIZATIONS))]))),
+    ("accessLogFile", Text),
+    ("accessLogEncoding", Word(&["JSON", "TEXT"])),
+    ("enableTracing", Boolean),
+    ("defaultConfig", object(&PROXY_CONFIG)),
+    ("outboundTrafficPolicy", object(&Object::open(&[("mode", Word(&["ALLOW_ANY", "REGISTRY_ONLY"]))]))),
+    ("accessLogFormat", Any),
+    ("caCertificates", Any),
+    ("certificates", Any),
+    ("configSources", Any),
+    ("connectTimeout", Any),
+    ("defaultDestinationRuleExportTo", Any),
+    ("defaultHttpRetryPolicy", Any),
+    ("defaultProviders", Any),
+    ("defaultServiceExportTo", Any),
+    ("defaultVirtualServiceExportTo", Any),
+    ("disableEnvoyListenerLog", Any),
+    ("discoverySelectors", Any),
+    ("dnsRefreshRate", Any),
+    ("enableAutoMtls", Any),
+    ("enableEnvoyAccessLogService", Any),
+    ("enablePrometheusMerge", Any),
+    ("extensionProviders", Any),
+    ("h2UpgradePolicy", Any),
+    ("hboneIdleTimeout", Any),
+    ("inboundClusterStatName", Any),
+    ("inboundTrafficPolicy", Any),
+    ("ingressClass", Any),
+    ("ingressControllerMode", Any),
+    ("ingressSelector", Any),
+    ("ingressService", Any),
+    ("localityLbSetting", Any),
+    ("meshMTLS", Any),
+    ("outboundClusterStatName", Any),
+    ("protocolDetectionTimeout", Any),
+    ("proxyHttpPort", Any),
+    ("proxyInboundListenPort", Any),
+    ("proxyListenPort", Any),
+    ("serviceScopeConfigs", Any),
+    ("serviceSettings", Any),
+    ("tcpKeepalive", Any),
+    ("tlsDefaults", Any),
+    ("verifyCertificateAtClient", Any),
+]));
+/// `pathNormalization.normalization`; `DEFAULT` is `BASE`.
+const NORMALIZATIONS: &[&str] = &["DEFAULT", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"];
+/// Keys of [`MESH_CONFIG`] that Postern acts on.
+pub const ENFORCED_MESH_KEYS: &[&str] = &[
+    "trustDomain",
+    "trustDomainAliases",
+    "rootNamespace",
+    "pathNormalization",
+    "accessLogFile",
+    "accessLogEncoding",
+    "enableTracing",
+    "defaultConfig",
+    "outboundTrafficPolicy",
+];
+/// Only `tracing` is acted on.
+const PROXY_CONFIG: Object = Object::open(&[
+    ("tracing", object(&TRACING)),
+    ("availabilityZone", Any),
+    ("binaryPath", Any),
+    ("caCertificatesPem", Any),
+    ("concurrency", Any),
+    ("configPath", Any),
+    ("controlPlaneAuthPolicy", Any),
+    ("customConfigFile", Any),
+    ("discoveryAddress", Any),
+    ("discoveryRefreshDelay", Any),
+    ("drainDuration", Any),
+    ("envoyAccessLogService", Any),
+    ("envoyMetricsService", Any),
+    ("envoyMetricsServiceAddress", Any),
+    ("extraStatTags", Any),
+    ("fileFlushInterval", Any),
+    ("fileFlushMinSizeKb", Any),
+    ("gatewayTopology", Any),
+    ("holdApplicationUntilProxyStarts", Any),
+    ("image", Any),
+    ("interceptionMode", Any),
+    ("meshId", Any),
+    ("parentShutdownDuration", Any),
+    ("privateKeyProvider", Any),
+    ("proxyAdminPort", Any),
+    ("proxyBootstrapTemplatePath", Any),
+    ("proxyHeaders", Any),
+    ("proxyMetadata", Any),
+    ("proxyStatsMatcher", Any),
+    ("readinessProbe", Any),
+    ("runtimeValues", Any),
+    ("sds", Any),
+    ("serviceCluster", Any),
+    ("statNameLength", IntOrText),
+    ("statsdUdpAddress", Any),
+    ("statusPort", Any),
+    ("terminationDrainDuration", Any),
+    ("tracingServiceName", Any),
+    ("zipkinAddress", Any),
+]);
+/// Only `sampling` is acted on.
+const TRACING: Object = Object::open(&[
+    ("sampling", Number),
+    ("customTags", Any),
+    ("datadog", Any),
+    ("enableIstioTags", Any),
+    ("lightstep", Any),
+    ("maxPathTagLength", Any),
+    ("openCensusAgent", Any),
+    ("stackdriver", Any),
+    ("tlsSettings", Any),
+    ("zipkin", Any),
+]);

@@ -1,1 +1,0 @@
-//! The small words of all rules: exact, prefix, suffix, presence, CIDR, template.

@@ -1,0 +1,68 @@
+//! MeshConfig: keys that are real and not enforced are refused, values of the others are checked.
+use super::values;
+use crate::{
+    documents::{
+        parse::{Key, Node, shorten},
+        report::Report,
+        schema::{Shape, istio},
+    },
+    problem,
+};
+
+/// The mesh configuration.
+pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
+    refuse_others(report, node, istio::MESH_CONFIG, istio::ENFORCED_MESH_KEYS, "");
+    if let (Some(config), Some(shape)) =
+        (node.get("defaultConfig"), field(istio::MESH_CONFIG, "defaultConfig"))
+    {
+        refuse_others(report, config, shape, &["tracing"], "defaultConfig.");
+        if let (Some(tracing), Some(shape)) = (config.get("tracing"), field(shape, "tracing")) {
+            refuse_others(report, tracing, shape, &["sampling"], "defaultConfig.tracing.");
+        }
+    }
+    for domain in node.get("trustDomain").into_iter().chain(node.list("trustDomainAliases")) {
+        let text = domain.text().unwrap_or_default();
+        if let Some(why) = values::trust_domain(text) {
+            let reason = format!("trust domain `{}`: {why}", shorten(text));
+            report.error(problem::BAD_TRUST_DOMAIN, domain.place, reason, "for example `cluster.local`");
+        }
+    }
+    if let Some(namespace) = node.get("rootNamespace") {
+        super::objects::named(report, namespace, "rootNamespace", values::dns_label);
+    }
+    if let Some((key, _)) = node.entry("accessLogEncoding").filter(|(_, value)| value.text() == Some("TEXT"))
+    {
+        let reason = "accessLogEncoding: TEXT is not enforced yet: the access log is JSON";
+        report.error(
+            problem::MESH_KEY_NOT_ENFORCED,
+            key.place,
+            reason,
+            "write `accessLogEncoding: JSON`, or remove it",
+        );
+    }
+    if let Some(sampling) = node.at("defaultConfig.tracing.sampling") {
+        let percent = sampling.text().and_then(|text| text.parse::<f64>().ok());
+        if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
+            let reason = "sampling must be between 0 and 100 percent";
+            report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
+        }
+    }
+}
+
+/// Keys that Istio has and that would be ignored are errors; keys that Istio does not have are the schema's business.
+fn refuse_others(report: &mut Report<'_>, node: &Node, shape: Shape, enforced: &[&str], path: &str) {
+    let refused = |key: &Key| !enforced.contains(&key.text.as_str()) && field(shape, &key.text).is_some();
+    for (key, _) in node.entries().iter().filter(|(key, _)| refused(key)) {
+        let reason = format!(
+            "mesh setting `{path}{}` is not enforced yet, so that it is refused rather than ignored",
+            key.text
+        );
+        let hint = format!("remove it; enforced here: {}", enforced.join(", "));
+        report.error(problem::MESH_KEY_NOT_ENFORCED, key.place, reason, hint);
+    }
+}
+
+fn field(shape: Shape, name: &str) -> Option<Shape> {
+    let Shape::Object(object) = shape else { return None };
+    object.fields.iter().find(|(field, _)| *field == name).map(|(_, shape)| *shape)
+}

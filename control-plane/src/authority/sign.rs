@@ -1,0 +1,131 @@
+//! Leaves: what is taken from a request (the key, nothing else), and what a certificate says.
+
+use super::{BACKDATE, IssueError, Issued, MAX_LIFETIME, Signer, seconds};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, UnparsedPublicKey, VerificationAlgorithm,
+};
+use postern_identity::SpiffeId;
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use std::time::{Duration, SystemTime};
+use time::OffsetDateTime;
+use x509_parser::{
+    certification_request::X509CertificationRequest,
+    der_parser::{Oid, oid},
+    prelude::FromDer,
+    x509::AlgorithmIdentifier,
+};
+
+const EC_PUBLIC_KEY: Oid<'static> = oid!(1.2.840.10045.2.1);
+const P256: Oid<'static> = oid!(1.2.840.10045.3.1.7);
+const ECDSA_SHA256: Oid<'static> = oid!(1.2.840.10045.4.3.2);
+const ECDSA_SHA384: Oid<'static> = oid!(1.2.840.10045.4.3.3);
+/// An uncompressed point: a tag and two coordinates.
+const P256_POINT_BYTES: usize = 65;
+
+/// The public key of a PKCS#10 request whose signature proves that the caller holds the private key.
+pub(super) fn requested_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
+    let (rest, request) =
+        X509CertificationRequest::from_der(csr).map_err(|cause| IssueError::Malformed(cause.to_string()))?;
+    if !rest.is_empty() {
+        return Err(IssueError::Malformed(format!("{} bytes follow the request", rest.len())));
+    }
+    let info = &request.certification_request_info;
+    let spki = &info.subject_pki;
+    if !is_p256(&spki.algorithm) {
+        return Err(IssueError::UnsupportedKey(described(&spki.algorithm)));
+    }
+    let point: &[u8] = &spki.subject_public_key.data;
+    if point.len() != P256_POINT_BYTES || point.first() != Some(&4) {
+        return Err(IssueError::UnsupportedKey("not an uncompressed point of P-256".into()));
+    }
+    let algorithm: &'static dyn VerificationAlgorithm = match &request.signature_algorithm.algorithm {
+        oid if *oid == ECDSA_SHA256 => &ECDSA_P256_SHA256_ASN1,
+        oid if *oid == ECDSA_SHA384 => &ECDSA_P256_SHA384_ASN1,
+        _ => return Err(IssueError::UnsupportedSignature),
+    };
+    UnparsedPublicKey::new(algorithm, point)
+        .verify(info.raw, &request.signature_value.data)
+        .map_err(|_| IssueError::BadSignature)?;
+    SubjectPublicKeyInfo::from_der(spki.raw).map_err(|cause| IssueError::Malformed(cause.to_string()))
+}
+
+/// Signs a leaf: no subject, one critical URI name, digitalSignature, both purposes, cA false (X509-SVID 2, 4).
+pub(super) fn leaf(
+    signer: &Signer,
+    key: &impl PublicKeyData,
+    id: SpiffeId,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<Issued, IssueError> {
+    let (not_before, not_after) = validity(signer, lifetime, seconds(now))?;
+    let serial = random_serial();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(make)?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from(serial.to_vec()));
+    params.not_before = instant(not_before)?;
+    params.not_after = instant(not_after)?;
+    let certificate = params.signed_by(key, &signer.issuer).map_err(make)?;
+    let mut chain = vec![certificate.der().clone()];
+    chain.extend(signer.intermediates.iter().cloned());
+    Ok(Issued {
+        chain,
+        id,
+        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0)),
+        serial: serial.iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
+}
+
+/// 128 random bits, positive and of constant length (RFC 5280 4.1.2.2 allows 160).
+pub(super) fn random_serial() -> [u8; 16] {
+    let mut serial: [u8; 16] = rand::random();
+    serial[0] = serial[0] & 0x7f | 0x40;
+    serial
+}
+
+/// `(notBefore, notAfter)` in seconds since 1970, inside the validity of the signer.
+fn validity(signer: &Signer, lifetime: Duration, now: i64) -> Result<(i64, i64), IssueError> {
+    if now < signer.not_before || now >= signer.not_after {
+        return Err(IssueError::AuthorityNotValid);
+    }
+    let lifetime = whole_seconds(lifetime.min(MAX_LIFETIME));
+    if lifetime == 0 {
+        return Err(IssueError::Lifetime);
+    }
+    let not_before = now.saturating_sub(whole_seconds(BACKDATE)).max(signer.not_before);
+    Ok((not_before, now.saturating_add(lifetime).min(signer.not_after)))
+}
+
+fn is_p256(algorithm: &AlgorithmIdentifier<'_>) -> bool {
+    let curve = algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+    algorithm.algorithm == EC_PUBLIC_KEY && curve.is_some_and(|curve| curve == P256)
+}
+
+fn described(algorithm: &AlgorithmIdentifier<'_>) -> String {
+    match algorithm.algorithm.to_id_string().as_str() {
+        "1.2.840.113549.1.1.1" => "RSA".into(),
+        "1.3.101.112" => "Ed25519".into(),
+        "1.2.840.10045.2.1" => "ECDSA on another curve".into(),
+        oid => format!("of the unknown kind {oid}"),
+    }
+}
+
+fn whole_seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn instant(seconds: i64) -> Result<OffsetDateTime, IssueError> {
+    OffsetDateTime::from_unix_timestamp(seconds).map_err(|cause| IssueError::Make(cause.to_string()))
+}
+
+fn make(cause: rcgen::Error) -> IssueError {
+    IssueError::Make(cause.to_string())
+}

@@ -1,0 +1,135 @@
+//! Where a call to one address goes: a service, one workload, or outside the mesh.
+
+use super::index::{Backed, Expected, Index, Member, declared, version};
+use postern_api::v1;
+use postern_config::{
+    documents::{kubernetes::ServicePort, peer_authentication::MtlsMode},
+    select,
+    snapshot::Protocol,
+};
+use prost::Message;
+use std::net::{IpAddr, SocketAddr};
+
+/// An answer with the version of its content.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    /// Hash of the content: equal content has an equal version.
+    pub version: String,
+    /// The answer as the wire carries it.
+    pub destination: v1::Destination,
+}
+
+/// Must not be called.
+const BLOCKED: v1::destination::Kind = v1::destination::Kind::Outside(v1::Outside { blocked: true });
+
+impl Index {
+    /// Where a call to `original` goes. `address` is the subscriber's spelling of it, which the answer repeats.
+    pub fn destination(&self, address: &str, original: SocketAddr) -> Resolved {
+        let ip = original.ip().to_canonical();
+        let kind = self
+            .service(ip, original.port())
+            .map(v1::destination::Kind::Service)
+            .or_else(|| self.workload(ip, original.port()))
+            .unwrap_or_else(|| self.outside());
+        let destination = v1::Destination { address: address.to_owned(), kind: Some(kind) };
+        Resolved { version: version(&destination.encode_to_vec()), destination }
+    }
+
+    fn outside(&self) -> v1::destination::Kind {
+        v1::destination::Kind::Outside(v1::Outside { blocked: self.documents.mesh.outbound_registry_only })
+    }
+
+    fn service(&self, ip: IpAddr, port: u16) -> Option<v1::Service> {
+        let backed = self.services.get(*self.services_by_address.get(&ip)?)?;
+        let declaration =
+            backed.service.ports.iter().find(|declared| declared.port == port && !declared.udp)?;
+        let metadata = &backed.service.metadata;
+        Some(v1::Service {
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone(),
+            host: format!("{}.{}.svc.cluster.local", metadata.name, metadata.namespace),
+            port: u32::from(port),
+            protocol: on_the_wire(declared(declaration)),
+            endpoints: self.endpoints(backed, declaration, ip),
+        })
+    }
+
+    /// The endpoints of a service port for callers that used the service address `ip`: pods of the same address family,
+    /// or with a listener of their own.
+    fn endpoints(&self, backed: &Backed, port: &ServicePort, ip: IpAddr) -> Vec<v1::Endpoint> {
+        let members = backed.members.iter().filter_map(|number| self.members.get(*number));
+        members
+            .filter_map(|member| {
+                let target = member.target(port)?;
+                let same_family =
+                    member.workload.addresses.iter().find(|address| address.is_ipv4() == ip.is_ipv4());
+                let any = member.workload.addresses.first();
+                let address = match member.listeners.contains_key(&target) {
+                    true => same_family.or(any)?,
+                    false => same_family?,
+                };
+                self.endpoint(member, *address, target, declared(port))
+            })
+            .collect()
+    }
+
+    /// The workload that has this address. When several share it (host addresses), the one that declares the port; when
+    /// that is not exactly one, nobody: a guess could name the wrong identity, and plain could reach the right one.
+    fn workload(&self, ip: IpAddr, port: u16) -> Option<v1::destination::Kind> {
+        let sharing = self.members_by_address.get(&ip)?;
+        let mut members: Vec<&Member> =
+            sharing.iter().filter_map(|number| self.members.get(*number)).collect();
+        if members.len() > 1 {
+            members.retain(|member| member.declares(port));
+        }
+        let [member] = members.as_slice() else {
+            let in_mesh = |number: &usize| {
+                self.members.get(*number).is_some_and(|member| !matches!(member.identity, Expected::Nobody))
+            };
+            return sharing.iter().any(in_mesh).then_some(BLOCKED);
+        };
+        let protocol = member.ports.iter().find(|declared| declared.port == port).map(|known| known.protocol);
+        match self.endpoint(member, ip, port, protocol.unwrap_or_default()) {
+            Some(endpoint) => Some(v1::destination::Kind::Workload(endpoint)),
+            // It is ours but must not be called: going there as if it were outside would be open.
+            None => Some(BLOCKED),
+        }
+    }
+
+    /// One endpoint. Mutual TLS exactly when a sidecar stands there and the port's effective mode is not DISABLE
+    /// (reference 4.13, without its service-wide step 2).
+    fn endpoint(&self, member: &Member, ip: IpAddr, port: u16, protocol: Protocol) -> Option<v1::Endpoint> {
+        let identity = match &member.identity {
+            Expected::Nobody => String::new(),
+            Expected::Unusable => return None,
+            Expected::Identity(id) => {
+                match select::effective_mode(
+                    &self.documents,
+                    &member.workload.namespace,
+                    &member.workload.labels,
+                    port,
+                ) {
+                    MtlsMode::Disable => String::new(),
+                    MtlsMode::Unset | MtlsMode::Permissive | MtlsMode::Strict => id.as_str().to_owned(),
+                }
+            }
+        };
+        let dial = member.listeners.get(&port).copied().unwrap_or_else(|| SocketAddr::new(ip, port));
+        Some(v1::Endpoint {
+            workload: format!("{}/{}", member.workload.namespace, member.workload.name),
+            dial: dial.to_string(),
+            port: u32::from(port),
+            identity,
+            protocol: on_the_wire(protocol),
+        })
+    }
+}
+
+fn on_the_wire(protocol: Protocol) -> i32 {
+    i32::from(match protocol {
+        Protocol::Auto => v1::Protocol::Auto,
+        Protocol::Http => v1::Protocol::Http,
+        Protocol::Http2 => v1::Protocol::Http2,
+        Protocol::Tcp => v1::Protocol::Tcp,
+    })
+}

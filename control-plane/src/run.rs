@@ -1,0 +1,261 @@
+//! The control plane as a program: a folder of YAML in, sidecars served, until a signal comes.
+
+use crate::{
+    Attested,
+    app::{self, ControlPlane, JOIN_TOKEN_LIFETIME, Options},
+    authority::MAX_LIFETIME,
+    registry::from_files::{Changes, read_folder, watch},
+};
+use anyhow::{Context as _, bail};
+use postern_config::{Documents, Severity, documents};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Writes a line for people. That nobody reads it any more is no reason to end.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let _ = writeln!(io::stderr(), $($text)*);
+    }};
+}
+
+/// Flags of `postern control-plane`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Flags {
+    /// Folder of the YAML files: Pods with `status.podIP` are the endpoints; watched for changes
+    #[arg(long, value_name = "DIR")]
+    pub config: PathBuf,
+    /// Where sidecars connect
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+    /// Where the root certificate and its key live; made at first start
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Trust domain of the certificates; default: `trustDomain` of the mesh configuration in the folder
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
+    /// Write a one-use join token for each pod with a sidecar to DIR/NAMESPACE.POD.token (readable by you only)
+    #[arg(long, value_name = "DIR")]
+    pub join_token_dir: Option<PathBuf>,
+    /// Life of workload certificates in seconds, at most 3600
+    #[arg(long, value_name = "SECONDS", default_value_t = MAX_LIFETIME.as_secs())]
+    pub certificate_lifetime: u64,
+}
+
+/// Runs the control plane until SIGTERM or SIGINT. Exit code 0, or 1 with the reason on standard error.
+pub fn run(flags: Flags) -> ExitCode {
+    // The program around us may have set up a log already; then that one stays.
+    let filter = tracing_subscriber::EnvFilter::new("warn,postern_control_plane=info");
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .try_init();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the async runtime could not be started")
+        .and_then(|runtime| runtime.block_on(serve(flags)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(flags: Flags) -> anyhow::Result<()> {
+    // Before anything is served, so that a signal at any time ends us cleanly.
+    let mut terminated = signal(SignalKind::terminate()).context("no signal handler could be set")?;
+    let mut interrupted = signal(SignalKind::interrupt()).context("no signal handler could be set")?;
+
+    // Watched before it is read: a change between the two is not lost.
+    let changes = watch(&flags.config)?;
+    let mut documents = read_documents(&flags.config)?;
+    let trust_domain = agree_on_trust_domain(&mut documents, flags.trust_domain.as_deref())?;
+    let control_plane = app::start(Options {
+        listen: flags.listen,
+        state: Some(flags.state.clone()),
+        trust_domain: trust_domain.clone(),
+        certificate_lifetime: Duration::from_secs(flags.certificate_lifetime),
+    })
+    .await?;
+    let mut tokens = flags.join_token_dir.clone().map(TokenFiles::open).transpose()?;
+    control_plane.apply(documents);
+    if let Some(tokens) = &mut tokens {
+        tokens.write(&control_plane, Refresh::Missing)?;
+    }
+    let _ = writeln!(
+        io::stdout(),
+        "postern control plane: listening on {}, trust domain {trust_domain}, root certificate in {}",
+        control_plane.address(),
+        flags.state.join("root.pem").display(),
+    );
+    // Whoever started us may wait for that line through a pipe.
+    let _ = io::stdout().flush();
+
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+        () = follow(&flags, &trust_domain, changes, &control_plane, tokens) => {}
+    }
+    control_plane.shutdown().await;
+    Ok(())
+}
+
+/// Applies each new state of the folder; a bad one is told and the last good one stays.
+async fn follow(
+    flags: &Flags,
+    trust_domain: &str,
+    mut changes: Changes,
+    control_plane: &ControlPlane,
+    mut tokens: Option<TokenFiles>,
+) {
+    let mut refresh = tokio::time::interval(JOIN_TOKEN_LIFETIME / 2);
+    // The first tick of an interval comes at once.
+    refresh.tick().await;
+    loop {
+        let renew = tokio::select! {
+            () = changes.changed() => Refresh::Missing,
+            _ = refresh.tick() => Refresh::All,
+        };
+        if renew == Refresh::Missing {
+            let next = read_documents(&flags.config).and_then(|mut next| {
+                agree_on_trust_domain(&mut next, Some(trust_domain))
+                    .context("restart to change the trust domain")?;
+                Ok(next)
+            });
+            match next {
+                Ok(next) => {
+                    control_plane.apply(next);
+                    tell!("postern control plane: {} was read again", flags.config.display());
+                }
+                Err(error) => {
+                    tell!(
+                        "error: {error:#}\nthe last good state of {} stays in force",
+                        flags.config.display()
+                    );
+                    continue;
+                }
+            }
+        }
+        if let Some(tokens) = &mut tokens
+            && let Err(error) = tokens.write(control_plane, renew)
+        {
+            tell!("error: {error:#}");
+        }
+    }
+}
+
+/// Reads the folder; everything that is wrong with it is printed at once.
+fn read_documents(folder: &Path) -> anyhow::Result<Documents> {
+    let (documents, problems) = documents::read(&read_folder(folder)?);
+    for problem in &problems {
+        tell!("{problem}\n");
+    }
+    match problems.iter().filter(|problem| problem.severity == Severity::Error).count() {
+        0 => Ok(documents),
+        1 => bail!("1 error in {}: correct it as said above", folder.display()),
+        count => bail!("{count} errors in {}: correct them as said above", folder.display()),
+    }
+}
+
+/// The folder and the flag must not say different things. A folder that says nothing takes what the flag says.
+fn agree_on_trust_domain(documents: &mut Documents, flag: Option<&str>) -> anyhow::Result<String> {
+    let unsaid = documents::MeshConfig::default().trust_domain;
+    let said = &mut documents.mesh.trust_domain;
+    match flag {
+        Some(flag) if *said == unsaid => flag.clone_into(said),
+        Some(flag) if flag != said => {
+            bail!(
+                "the trust domain is {flag}, but trustDomain in the folder is {said}: make them equal, or leave one out"
+            )
+        }
+        _ => {}
+    }
+    Ok(said.clone())
+}
+
+/// Which token files to write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refresh {
+    /// For pods that have none yet.
+    Missing,
+    /// For all: tokens end.
+    All,
+}
+
+/// A folder with one file for each pod that gets a sidecar.
+struct TokenFiles {
+    folder: PathBuf,
+    /// Written by us: the file for (namespace, service account, pod).
+    written: BTreeMap<(String, String, String), PathBuf>,
+}
+
+impl TokenFiles {
+    fn open(folder: PathBuf) -> anyhow::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(|| {
+            format!(
+                "the folder for join tokens {} cannot be made: name one that you may write",
+                folder.display()
+            )
+        })?;
+        Ok(Self { folder, written: BTreeMap::new() })
+    }
+
+    fn write(&mut self, control_plane: &ControlPlane, refresh: Refresh) -> anyhow::Result<()> {
+        let mut wanted = BTreeMap::new();
+        for Attested { namespace, service_account, pod } in control_plane.sidecars() {
+            if ![&namespace, &pod].into_iter().all(|name| is_plain_name(name)) {
+                bail!("the pod {namespace}/{pod} has a name that cannot be a file name: rename it");
+            }
+            let file = self.folder.join(format!("{namespace}.{pod}.token"));
+            wanted.insert((namespace, service_account, pod), file);
+        }
+        for (pod, file) in &self.written {
+            if !wanted.contains_key(pod) {
+                let _ = fs::remove_file(file);
+            }
+        }
+        self.written.retain(|pod, _| wanted.contains_key(pod));
+        for (pod, file) in wanted {
+            if refresh == Refresh::All || !self.written.contains_key(&pod) {
+                let token = control_plane.join_token(&pod.0, &pod.1, &pod.2);
+                replace_secret(&file, &token).with_context(|| {
+                    format!(
+                        "the join token {} cannot be written: name a folder that you may write",
+                        file.display()
+                    )
+                })?;
+                self.written.insert(pod, file);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('.')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}
+
+/// Writes a file that only we may read, whole or not at all. The name of the draft begins with a dot and must not exist.
+fn replace_secret(file: &Path, secret: &str) -> io::Result<()> {
+    let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let draft = file.with_file_name(format!(".{name}.{}", std::process::id()));
+    let _ = fs::remove_file(&draft);
+    let mut writer = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    writer.write_all(secret.as_bytes())?;
+    writer.sync_all()?;
+    fs::rename(&draft, file)
+}

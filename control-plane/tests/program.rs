@@ -1,0 +1,196 @@
+//! The control plane as a program: exit codes, its one line, token files, the watched folder, signals.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+const POD: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: NAME, namespace: shop, labels: {sidecar.istio.io/inject: 'true'}}
+spec: {containers: [{name: c, command: [serve]}]}
+status: {podIP: 10.0.0.1}
+";
+
+fn program(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postern-control-plane"));
+    command.arg("--config").arg(dir.join("mesh")).arg("--state").arg(dir.join("state"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A folder with one pod.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("mesh")).unwrap();
+    fs::write(dir.path().join("mesh/one.yaml"), POD.replace("NAME", "one")).unwrap();
+    dir
+}
+
+fn check_failure(output: &Output, code: i32, words: &[&str]) {
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    for word in words {
+        assert!(told.contains(word), "`{word}` is missing in: {told}");
+    }
+}
+
+/// A running program; killed when the test ends early.
+struct Running(Child, mpsc::Receiver<String>);
+
+impl Running {
+    fn start(mut command: Command) -> (Self, String) {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let errors = BufReader::new(child.stderr.take().unwrap());
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || errors.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        (Self(child, told), line)
+    }
+
+    /// Waits for a line on standard error.
+    fn tells(&self, words: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        let mut heard = Vec::new();
+        while let Ok(line) = self.1.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if line.contains(words) {
+                return;
+            }
+            heard.push(line);
+        }
+        panic!("`{words}` was not told, only: {heard:#?}");
+    }
+
+    fn ends_after(mut self, signal: nix::sys::signal::Signal) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it does not end");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn appears(file: &Path) {
+    let deadline = Instant::now() + DEADLINE;
+    while !file.exists() {
+        assert!(Instant::now() < deadline, "{} does not appear", file.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn wrong_usage_is_64_and_help_is_0() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_postern-control-plane")).arg("--nonsense").output().unwrap();
+    check_failure(&output, 64, &["--nonsense"]);
+    let help = Command::new(env!("CARGO_BIN_EXE_postern-control-plane")).arg("--help").output().unwrap();
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--join-token-dir"));
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_start_is_said_with_a_remedy_and_ends_with_1() {
+    let dir = folder();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap();
+    let busy = program(dir.path()).arg("--listen").arg(listen.to_string()).output().unwrap();
+    check_failure(&busy, 1, &[&format!("port {} is in use", listen.port()), "--listen"]);
+
+    let missing = tempfile::tempdir().unwrap();
+    check_failure(&program(missing.path()).output().unwrap(), 1, &["mesh does not exist", "check the path"]);
+
+    let no_state = folder();
+    fs::write(no_state.path().join("state"), "a file, not a folder").unwrap();
+    let output = program(no_state.path()).args(["--listen", "127.0.0.1:0"]).output().unwrap();
+    check_failure(&output, 1, &["state"]);
+
+    let other_domain = folder();
+    let mesh = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    trustDomain: a.example\n";
+    fs::write(other_domain.path().join("mesh/mesh.yaml"), mesh).unwrap();
+    let output = program(other_domain.path())
+        .args(["--listen", "127.0.0.1:0", "--trust-domain", "b.example"])
+        .output();
+    check_failure(&output.unwrap(), 1, &["a.example", "b.example", "make them equal"]);
+}
+
+#[test]
+fn all_errors_of_a_folder_are_printed_at_once() {
+    let dir = folder();
+    for name in ["x", "y"] {
+        fs::write(dir.path().join(format!("mesh/{name}.yaml")), POD.replace("containers", "kontainers"))
+            .unwrap();
+    }
+    let output = program(dir.path()).args(["--listen", "127.0.0.1:0"]).output().unwrap();
+    check_failure(&output, 1, &["x.yaml", "y.yaml", "errors in"]);
+}
+
+#[test]
+fn it_says_where_it_listens_follows_the_folder_and_ends_cleanly_on_a_signal() {
+    let dir = folder();
+    let tokens = dir.path().join("tokens");
+    let mut command = program(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--join-token-dir"]).arg(&tokens);
+    let (running, line) = Running::start(command);
+    let root = dir.path().join("state/root.pem");
+    assert!(line.contains("listening on 127.0.0.1:") && line.contains(root.to_str().unwrap()), "{line}");
+    assert!(fs::read_to_string(&root).unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
+    let token = tokens.join("shop.one.token");
+    assert_eq!(fs::metadata(&token).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(fs::read_to_string(&token).unwrap().len() > 32);
+
+    fs::write(dir.path().join("mesh/two.yaml"), POD.replace("NAME", "two")).unwrap();
+    appears(&tokens.join("shop.two.token"));
+
+    // A bad state is told, and the good one stays: so do its tokens.
+    fs::write(dir.path().join("mesh/two.yaml"), "kind: Nonsense\n").unwrap();
+    running.tells("stays in force");
+    assert!(tokens.join("shop.two.token").exists());
+
+    // Put right, without the second pod: its token goes.
+    fs::remove_file(dir.path().join("mesh/two.yaml")).unwrap();
+    running.tells("was read again");
+    let deadline = Instant::now() + DEADLINE;
+    while tokens.join("shop.two.token").exists() {
+        assert!(Instant::now() < deadline, "the token of a removed pod stays");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(running.ends_after(nix::sys::signal::Signal::SIGTERM), Some(0));
+}
+
+#[test]
+fn an_interrupt_ends_it_too_and_the_root_is_the_same_at_the_next_start() {
+    let dir = folder();
+    let mut roots = Vec::new();
+    for _ in 0..2 {
+        let mut command = program(dir.path());
+        command.args(["--listen", "127.0.0.1:0"]);
+        let (running, line) = Running::start(command);
+        assert!(line.contains("listening"), "{line}");
+        let mut root = String::new();
+        fs::File::open(dir.path().join("state/root.pem")).unwrap().read_to_string(&mut root).unwrap();
+        roots.push(root);
+        assert_eq!(running.ends_after(nix::sys::signal::Signal::SIGINT), Some(0));
+    }
+    assert_eq!(roots[0], roots[1]);
+}
