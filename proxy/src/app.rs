@@ -1,19 +1,330 @@
 //! Start-up in order: identity, control, listeners, workers; and the way down.
-use crate::bootstrap::Bootstrap;
-use std::net::SocketAddr;
+//!
+//! Control, identity, telemetry and admin run on the runtime that calls [`start`]; each data-plane worker is a thread of its
+//! own with a single-threaded runtime and listeners of its own (`SO_REUSEPORT`), so that no scrape or push delays a request.
+
+use crate::{
+    admin::{self, Admin, Door},
+    bootstrap::{Bootstrap, Failure, Interception},
+    control::{ControlPlane, Destinations, destinations::Bounds, stream::Subscriber},
+    drain, inbound,
+    net::{Arrival, Listener},
+    outbound,
+    ready::{Guard, Ready},
+    state::Store,
+    telemetry::{self, Direction, Telemetry},
+    traffic::{Settings, Shared},
+    workload_identity::WorkloadIdentity,
+};
+use anyhow::Context;
+use postern_identity::{Bundle, TrustDomain};
+use rustls_pki_types::UnixTime;
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// What the writers of log and spans get at shutdown, beyond the drain.
+const FLUSH: Duration = Duration::from_secs(6);
+/// What the workers get after the drain's deadline, to notice it.
+const NOTICE: Duration = Duration::from_secs(2);
+
 /// A running sidecar. Dropping it stops it at once; `drain` stops it politely.
-pub struct Sidecar {}
+pub struct Sidecar {
+    addresses: Addresses,
+    ready: Ready,
+    trigger: Arc<drain::Trigger>,
+    drain_deadline: Duration,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    workers: Vec<thread::JoinHandle<()>>,
+    writers: Option<telemetry::Writers>,
+}
+
 /// The real addresses after binding (port 0 resolved), in the order of the bootstrap's lists.
 #[derive(Clone, Debug, Default)]
-#[allow(missing_docs)]
-pub struct Addresses { pub inbound: Vec<SocketAddr>, pub outbound: Vec<SocketAddr>, pub admin: Option<SocketAddr>, pub probes: Option<SocketAddr>, pub metrics: Option<SocketAddr> }
+pub struct Addresses {
+    /// One per inbound listener.
+    pub inbound: Vec<SocketAddr>,
+    /// One per outbound listener.
+    pub outbound: Vec<SocketAddr>,
+    /// Admin page.
+    pub admin: Option<SocketAddr>,
+    /// Probes.
+    pub probes: Option<SocketAddr>,
+    /// Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
 /// Binds listeners, obtains the first certificate and policy in the background, and returns as soon as sockets are bound.
-pub async fn start(_bootstrap: Bootstrap) -> anyhow::Result<Sidecar> { todo!() }
+///
+/// # Errors
+/// A [`Failure`] when the bootstrap makes no sense or an address cannot be bound.
+pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
+    let control = Arc::new(control_plane(&bootstrap)?);
+    anyhow::ensure!(
+        bootstrap.admin.ip().is_loopback(),
+        Failure::error(
+            format!("the admin address {} is not a loopback address.", bootstrap.admin),
+            "Choose an address like 127.0.0.1:15000; metrics and probes have ports of their own."
+        )
+    );
+    let (telemetry, writers) = Telemetry::start(telemetry::Options {
+        access_log: bootstrap.access_log.clone(),
+        otlp_endpoint: bootstrap.otlp_endpoint.clone(),
+        service: bootstrap.instance.clone(),
+    })?;
+    let (mut sets, mut addresses) = bind_all(&bootstrap.interception, bootstrap.workers.max(1))?;
+    let admin_listener = bind_plain(bootstrap.admin).await?;
+    let probes_listener = bind_plain(bootstrap.probes).await?;
+    let metrics_listener = bind_plain(bootstrap.metrics).await?;
+    addresses.admin = admin_listener.local_addr().ok();
+    addresses.probes = probes_listener.local_addr().ok();
+    addresses.metrics = metrics_listener.local_addr().ok();
+
+    let ready = Ready::default();
+    let store = Arc::new(Store::default());
+    let stop = CancellationToken::new();
+    let (trigger, draining) = drain::channel();
+    let trigger = Arc::new(trigger);
+    let destinations = Destinations::new(Bounds::default(), telemetry.clone());
+    let (identity, renewals) = WorkloadIdentity::new(
+        control.clone(),
+        store.clone(),
+        telemetry.clone(),
+        bootstrap.join_token,
+        bootstrap.certificate_lifetime,
+        ready.clone(),
+    );
+    let subscriber = Subscriber::new(
+        control,
+        store.clone(),
+        destinations.clone(),
+        telemetry.clone(),
+        bootstrap.instance.clone(),
+        ready.block("policy"),
+    );
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        destinations: destinations.clone(),
+        telemetry: telemetry.clone(),
+        settings: settings(&bootstrap.interception, &addresses, bootstrap.mark),
+        drain: draining.clone(),
+    });
+    let admin = Arc::new(Admin {
+        store,
+        destinations,
+        telemetry,
+        ready: ready.clone(),
+        identity: renewals,
+        drain: trigger.clone(),
+        draining,
+        drain_deadline: bootstrap.drain_deadline,
+        instance: bootstrap.instance,
+    });
+    // From here on nothing fails: the handle exists before the first task, and dropping it ends them all.
+    let mut sidecar = Sidecar {
+        addresses,
+        ready,
+        trigger,
+        drain_deadline: bootstrap.drain_deadline,
+        stop: stop.clone(),
+        tasks: vec![
+            tokio::spawn(identity.run(stop.clone())),
+            tokio::spawn(subscriber.run(stop.clone())),
+            tokio::spawn(admin::serve(admin_listener, Door::Admin, admin.clone(), stop.clone())),
+            tokio::spawn(admin::serve(probes_listener, Door::Probes, admin.clone(), stop.clone())),
+            tokio::spawn(admin::serve(metrics_listener, Door::Metrics, admin, stop)),
+        ],
+        workers: Vec::new(),
+        writers: Some(writers),
+    };
+    for (number, set) in sets.drain(..).enumerate() {
+        let (shared, guard) = (shared.clone(), sidecar.ready.block("listeners"));
+        let worker = thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || work(set, shared, guard))
+            .context("a worker thread cannot be started; raise the limit of processes")?;
+        sidecar.workers.push(worker);
+    }
+    tracing::info!(addresses = ?sidecar.addresses, "sidecar listens");
+    Ok(sidecar)
+}
+
 impl Sidecar {
     /// Where it listens.
-    pub fn addresses(&self) -> &Addresses { todo!() }
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
     /// Resolves when certificate and inbound policy are in force.
-    pub async fn ready(&self) { todo!() }
-    /// Stops accepting, lets requests in flight finish until the deadline.
-    pub async fn drain(self) { todo!() }
+    pub async fn ready(&self) {
+        self.ready.wait().await;
+    }
+
+    /// Stops accepting, lets requests in flight finish until the deadline, and writes what is left to write.
+    pub async fn drain(mut self) {
+        let _not_ready = self.ready.block("draining");
+        self.trigger.start(self.drain_deadline);
+        let workers = std::mem::take(&mut self.workers);
+        let joined =
+            tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())));
+        if tokio::time::timeout(self.drain_deadline + NOTICE, joined).await.is_err() {
+            tracing::warn!("a worker did not end in time and is left behind");
+        }
+        self.stop.cancel();
+        let tasks = std::mem::take(&mut self.tasks);
+        let ended = async {
+            for task in tasks {
+                let _ = task.await;
+            }
+        };
+        // They end at once when told to; a bug in one must not hold up the shutdown.
+        let _ = tokio::time::timeout(NOTICE, ended).await;
+        if let Some(writers) = self.writers.take() {
+            let _ = tokio::time::timeout(FLUSH, writers.finish()).await;
+        }
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.trigger.start(Duration::ZERO);
+        self.stop.cancel();
+    }
+}
+
+fn control_plane(bootstrap: &Bootstrap) -> anyhow::Result<ControlPlane> {
+    let trust_domain: TrustDomain = bootstrap.trust_domain.parse().map_err(|cause| {
+        Failure::error(
+            format!("the trust domain `{}` is not one: {cause}.", bootstrap.trust_domain),
+            "Use the trust domain of the mesh, e.g. `cluster.local`.",
+        )
+    })?;
+    let bundle = Bundle::from_pem(trust_domain.clone(), &bootstrap.trust_bundle_pem).map_err(|cause| {
+        Failure::error(
+            format!("the trust bundle cannot be used: {cause}."),
+            "Give the PEM file with the root certificate that the control plane wrote.",
+        )
+    })?;
+    for problem in bundle.problems(UnixTime::now()) {
+        tracing::warn!(%problem, "an authority of the trust bundle cannot be used");
+    }
+    let trust = [bundle].into_iter().collect();
+    ControlPlane::new(bootstrap.control_plane, trust_domain, trust, bootstrap.mark)
+        .map_err(anyhow::Error::msg)
+}
+
+fn settings(interception: &Interception, addresses: &Addresses, mark: Option<u32>) -> Settings {
+    let own = addresses.inbound.iter().chain(&addresses.outbound).chain(&addresses.admin);
+    Settings {
+        mark,
+        app_source: match interception {
+            Interception::Redirect { .. } => Settings::redirect_sources(),
+            Interception::Explicit { .. } => Vec::new(),
+        },
+        own_ports: own.map(SocketAddr::port).collect(),
+        ..Settings::default()
+    }
+}
+
+type Set = Vec<(Direction, Listener)>;
+
+/// One set of listeners per worker, all on the same addresses.
+fn bind_all(interception: &Interception, workers: usize) -> anyhow::Result<(Vec<Set>, Addresses)> {
+    let wanted: Vec<(Direction, SocketAddr, Arrival)> = match interception {
+        Interception::Redirect { inbound, outbound } => {
+            let inbound = inbound.iter().map(|address| (Direction::Inbound, *address, Arrival::Redirected));
+            let outbound =
+                outbound.iter().map(|address| (Direction::Outbound, *address, Arrival::Redirected));
+            inbound.chain(outbound).collect()
+        }
+        Interception::Explicit { inbound, outbound } => {
+            let inbound = inbound.iter().map(|(bind, app)| (Direction::Inbound, *bind, Arrival::Fixed(*app)));
+            let outbound =
+                outbound.iter().map(|(bind, to)| (Direction::Outbound, *bind, Arrival::Fixed(*to)));
+            inbound.chain(outbound).collect()
+        }
+    };
+    let mut sets: Vec<Set> = (0..workers).map(|_| Vec::new()).collect();
+    let mut addresses = Addresses::default();
+    for (direction, address, arrival) in wanted {
+        let mut bound = address;
+        for (number, set) in sets.iter_mut().enumerate() {
+            if number == 0 {
+                in_use(bound)?;
+            }
+            let listener = Listener::bind(bound, arrival).map_err(|cause| cannot_bind(bound, &cause))?;
+            bound = listener.local_addr().map_err(|cause| cannot_bind(bound, &cause))?;
+            set.push((direction, listener));
+        }
+        match direction {
+            Direction::Inbound => addresses.inbound.push(bound),
+            Direction::Outbound => addresses.outbound.push(bound),
+        }
+    }
+    Ok((sets, addresses))
+}
+
+/// `SO_REUSEPORT` would let us share a port with another process of the same user, a second sidecar for example, and each
+/// would get half of the connections. A plain bind finds out.
+fn in_use(address: SocketAddr) -> anyhow::Result<()> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let domain = socket2::Domain::for_address(address);
+    let probe = || {
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    probe().map_err(|cause| cannot_bind(address, &cause))
+}
+
+async fn bind_plain(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|cause| cannot_bind(address, &cause))
+}
+
+fn cannot_bind(address: SocketAddr, cause: &io::Error) -> anyhow::Error {
+    let remedy = match cause.kind() {
+        io::ErrorKind::AddrInUse => {
+            "Stop the process that listens there, perhaps another sidecar, or choose another address."
+        }
+        io::ErrorKind::PermissionDenied => "Choose a port above 1023, or grant CAP_NET_BIND_SERVICE.",
+        io::ErrorKind::AddrNotAvailable => "Choose an address that this host has.",
+        _ => "Choose another address.",
+    };
+    Failure::error(format!("the address {address} cannot be listened on: {cause}."), remedy)
+}
+
+/// The life of one data-plane worker.
+fn work(set: Set, shared: Arc<Shared>, guard: Guard) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // The guard is kept: a sidecar without its workers never gets ready.
+            std::mem::forget(guard);
+            tracing::error!(%error, "a worker cannot start its runtime");
+            return;
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let serving: Vec<_> = set
+            .into_iter()
+            .map(|(direction, listener)| match direction {
+                Direction::Inbound => tokio::task::spawn_local(inbound::serve(listener, shared.clone())),
+                Direction::Outbound => tokio::task::spawn_local(outbound::serve(listener, shared.clone())),
+            })
+            .collect();
+        drop(guard);
+        for served in serving {
+            if let Err(error) = served.await {
+                shared.telemetry.metrics().panicked();
+                tracing::error!(%error, "a listener ended by a bug; the others go on");
+            }
+        }
+    });
 }

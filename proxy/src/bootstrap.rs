@@ -1,46 +1,397 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
 /// How connections reach us.
 #[derive(Clone, Debug)]
 pub enum Interception {
     /// Redirect rules bring them; the original destination is recovered from the kernel.
-    Redirect { /** usually 15006, one per address family */ inbound: Vec<SocketAddr>, /** usually 15001 */ outbound: Vec<SocketAddr> },
+    Redirect {
+        /// Usually 15006, one per address family.
+        inbound: Vec<SocketAddr>,
+        /// Usually 15001.
+        outbound: Vec<SocketAddr>,
+    },
     /// No rules and no privileges: each listener stands for one fixed original destination.
-    Explicit { /** (bind, the app's address) */ inbound: Vec<(SocketAddr, SocketAddr)>, /** (bind, original destination) */ outbound: Vec<(SocketAddr, SocketAddr)> },
+    Explicit {
+        /// (bind, the app's address)
+        inbound: Vec<(SocketAddr, SocketAddr)>,
+        /// (bind, original destination)
+        outbound: Vec<(SocketAddr, SocketAddr)>,
+    },
 }
+
 /// Where access-log lines go.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub enum AccessLogSink { Stdout, File(PathBuf), /** tests and embedding */ Channel(tokio::sync::mpsc::Sender<String>), Off }
+pub enum AccessLogSink {
+    /// Standard output.
+    Stdout,
+    /// Appended to this file.
+    File(PathBuf),
+    /// Tests and embedding.
+    Channel(tokio::sync::mpsc::Sender<String>),
+    /// Nowhere.
+    Off,
+}
+
 /// Everything that is needed to start.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
 pub struct Bootstrap {
+    /// Pod name, for people.
     pub instance: String,
     /// `ip:port` of the control plane.
     pub control_plane: SocketAddr,
+    /// Ours.
     pub trust_domain: String,
     /// PEM of the authority's root, to trust the control plane at first contact.
     pub trust_bundle_pem: Vec<u8>,
     /// One-use join token; dropped after the first certificate.
     pub join_token: Option<JoinToken>,
+    /// How connections reach us.
     pub interception: Interception,
     /// Loopback admin (15000).
     pub admin: SocketAddr,
-    /// Probes (15021) and Prometheus (15090); port 0 = any.
+    /// Probes (15021); port 0 = any.
     pub probes: SocketAddr,
+    /// Prometheus (15090); port 0 = any.
     pub metrics: SocketAddr,
+    /// Threads of the data plane; at least 1.
     pub workers: usize,
     /// `SO_MARK` on every socket we open (when exemption is by mark); needs CAP_NET_ADMIN.
     pub mark: Option<u32>,
+    /// Where access-log lines go.
     pub access_log: AccessLogSink,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT` (gRPC).
     pub otlp_endpoint: Option<String>,
     /// Wanted certificate lifetime; `None` = the authority's default.
     pub certificate_lifetime: Option<Duration>,
+    /// How long a drain may take.
     pub drain_deadline: Duration,
 }
+
 /// A secret: never printed.
 #[derive(Clone)]
 pub struct JoinToken(pub String);
-impl std::fmt::Debug for JoinToken { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("JoinToken(..)") } }
+
+impl std::fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinToken(..)")
+    }
+}
+
+impl Drop for JoinToken {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0);
+    }
+}
+
+/// The flags of `postern-proxy` and `postern proxy`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Flags {
+    /// Address of the control plane, `host:port`
+    #[arg(long, value_name = "ADDR")]
+    pub control_plane: String,
+    /// Trust domain of the mesh
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// PEM file with the root certificate of the mesh
+    #[arg(long, value_name = "FILE")]
+    pub trust_bundle: PathBuf,
+    /// File with the one-use join token; read once, then deleted
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Name of this instance (the pod), for people
+    #[arg(long, value_name = "NAME", default_value = "sidecar")]
+    pub instance: String,
+    /// Where redirected inbound connections arrive; repeatable [default: 0.0.0.0:15006 and [::]:15006]
+    #[arg(long, value_name = "ADDR")]
+    pub inbound: Vec<SocketAddr>,
+    /// Where redirected outbound connections arrive; repeatable [default: 0.0.0.0:15001 and [::]:15001]
+    #[arg(long, value_name = "ADDR")]
+    pub outbound: Vec<SocketAddr>,
+    /// Without redirect rules: inbound connections to BIND are for the app at APP; repeatable
+    #[arg(long, value_name = "BIND=APP", value_parser = pair, conflicts_with_all = ["inbound", "outbound"])]
+    pub explicit_inbound: Vec<(SocketAddr, SocketAddr)>,
+    /// Without redirect rules: outbound connections to BIND are meant for DEST; repeatable
+    #[arg(long, value_name = "BIND=DEST", value_parser = pair, conflicts_with_all = ["inbound", "outbound"])]
+    pub explicit_outbound: Vec<(SocketAddr, SocketAddr)>,
+    /// Admin page; loopback only
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]
+    pub admin: SocketAddr,
+    /// Probes: /healthz/ready and /healthz/live
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15021")]
+    pub probes: SocketAddr,
+    /// Prometheus: /metrics
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15090")]
+    pub metrics: SocketAddr,
+    /// Threads of the data plane [default: number of processors, at most 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Mark (SO_MARK) of our own connections, when the redirect rules exempt by mark; needs CAP_NET_ADMIN
+    #[arg(long, value_name = "N")]
+    pub mark: Option<u32>,
+    /// Where access-log lines go: `stdout`, `off`, or a file
+    #[arg(long, value_name = "stdout|off|PATH", default_value = "stdout")]
+    pub access_log: String,
+    /// Wanted lifetime of certificates; the authority caps it
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub certificate_lifetime: Option<u32>,
+    /// How long requests in flight may take at shutdown
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub drain_deadline: u32,
+}
+
+/// A start-up failure as people read it: one sentence of cause, one of remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct Failure {
+    /// What went wrong.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Failure {
+    /// For `map_err` and friends.
+    pub fn error(cause: impl Into<String>, remedy: impl Into<String>) -> anyhow::Error {
+        Self { cause: cause.into(), remedy: remedy.into() }.into()
+    }
+}
+
+impl Bootstrap {
+    /// Reads the files and the environment that the flags name. The token file is deleted.
+    ///
+    /// # Errors
+    /// A [`Failure`] for the first thing that is missing or wrong.
+    pub fn from_flags(flags: Flags) -> anyhow::Result<Self> {
+        let trust_bundle_pem = std::fs::read(&flags.trust_bundle).map_err(|cause| {
+            Failure::error(
+                format!("the trust bundle {} cannot be read: {cause}.", flags.trust_bundle.display()),
+                "Give `--trust-bundle` the PEM file with the root certificate that the control plane wrote.",
+            )
+        })?;
+        let is_explicit = !flags.explicit_inbound.is_empty() || !flags.explicit_outbound.is_empty();
+        let interception = if is_explicit {
+            Interception::Explicit { inbound: flags.explicit_inbound, outbound: flags.explicit_outbound }
+        } else {
+            Interception::Redirect {
+                inbound: listen(flags.inbound, 15006),
+                outbound: listen(flags.outbound, 15001),
+            }
+        };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            control_plane: resolve(&flags.control_plane)?,
+            instance: flags.instance,
+            trust_domain: flags.trust_domain,
+            trust_bundle_pem,
+            join_token: flags.join_token_file.map(take_token).transpose()?,
+            interception,
+            admin: flags.admin,
+            probes: flags.probes,
+            metrics: flags.metrics,
+            workers: flags.workers.map_or(processors.min(2), usize::from),
+            mark: flags.mark,
+            access_log: match flags.access_log.as_str() {
+                "stdout" => AccessLogSink::Stdout,
+                "off" => AccessLogSink::Off,
+                path => AccessLogSink::File(path.into()),
+            },
+            otlp_endpoint: otlp_endpoint(),
+            certificate_lifetime: flags
+                .certificate_lifetime
+                .map(|seconds| Duration::from_secs(seconds.into())),
+            drain_deadline: Duration::from_secs(flags.drain_deadline.into()),
+        })
+    }
+}
+
+/// Runs a sidecar until a signal ends it: SIGTERM or SIGINT drains, a second one ends at once. Exit code 1 when it could
+/// not start, with cause and remedy on standard error.
+pub fn run(flags: Flags) -> ExitCode {
+    log_to_stderr();
+    match start_and_wait(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            match error.downcast_ref::<Failure>() {
+                Some(failure) => eprintln!("error: {}\nhelp: {}", failure.cause, failure.remedy),
+                None => eprintln!("error: {error:#}"),
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_and_wait(flags: Flags) -> anyhow::Result<()> {
+    let bootstrap = Bootstrap::from_flags(flags)?;
+    harden();
+    // Apart from the data plane: no scrape and no push delays a request.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let sidecar = crate::app::start(bootstrap).await?;
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("draining; a second signal ends at once");
+        tokio::select! {
+            () = sidecar.drain() => tracing::info!("drained"),
+            _ = terminate.recv() => tracing::warn!("second signal: ending at once"),
+            _ = interrupt.recv() => tracing::warn!("second signal: ending at once"),
+        }
+        Ok(())
+    })
+}
+
+/// JSON for machines, text for a terminal. `POSTERN_LOG` filters, e.g. `info,postern_proxy::control=debug`.
+fn log_to_stderr() {
+    use std::io::IsTerminal;
+    let filter = std::env::var("POSTERN_LOG").unwrap_or_default();
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .parse_lossy(filter);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Whoever embeds us may have a subscriber already: then that one stays.
+    let _ = if std::io::stderr().is_terminal() {
+        builder.with_target(false).try_init()
+    } else {
+        builder.json().flatten_event(true).try_init()
+    };
+}
+
+/// As many descriptors as we may have; no core dump with keys in it, and no debugger of an equal user. Best effort: a
+/// platform that refuses one of these is no reason not to serve.
+fn harden() {
+    use nix::sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+    };
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let _ = prctl::set_dumpable(false);
+}
+
+fn take_token(path: PathBuf) -> anyhow::Result<JoinToken> {
+    let unusable = |cause: String| {
+        Failure::error(
+            format!("the join token file {} {cause}.", path.display()),
+            "Ask the control plane for a new join token; each is good for one start.",
+        )
+    };
+    let text =
+        std::fs::read_to_string(&path).map_err(|cause| unusable(format!("cannot be read: {cause}")))?;
+    let text = zeroize::Zeroizing::new(text);
+    let token = JoinToken(text.trim().to_owned());
+    if token.0.is_empty() {
+        return Err(unusable("is empty".into()));
+    }
+    // Where it lies on a read-only mount it stays; it is of one use anyway.
+    let _ = std::fs::remove_file(&path);
+    Ok(token)
+}
+
+fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+    let remedy = "Give `--control-plane` as `ip:port` or as `name:port` with a name that resolves here.";
+    address
+        .to_socket_addrs()
+        .map_err(|cause| {
+            Failure::error(format!("the control plane `{address}` cannot be resolved: {cause}."), remedy)
+        })?
+        .next()
+        .ok_or_else(|| Failure::error(format!("the control plane `{address}` has no address."), remedy))
+}
+
+/// The addresses given, or the port on all addresses of both families; IPv6 only where the host has it.
+fn listen(given: Vec<SocketAddr>, port: u16) -> Vec<SocketAddr> {
+    if !given.is_empty() {
+        return given;
+    }
+    let mut all = vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))];
+    let has_ipv6 = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    all.extend(has_ipv6.then_some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))));
+    all
+}
+
+/// OpenTelemetry's rules: empty is unset, the signal's own variable beats the common one.
+fn otlp_endpoint() -> Option<String> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    if set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return None;
+    }
+    set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"))
+}
+
+fn pair(text: &str) -> Result<(SocketAddr, SocketAddr), String> {
+    let (bind, to) = text.split_once('=').ok_or("expected two addresses, `ip:port=ip:port`")?;
+    let address = |text: &str| text.parse().map_err(|_| format!("`{text}` is not `ip:port`"));
+    Ok((address(bind)?, address(to)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
+        let base = ["proxy", "--control-plane", "127.0.0.1:15012", "--trust-bundle", "root.pem"];
+        Cli::try_parse_from(base.iter().chain(extra)).map(|cli| cli.flags)
+    }
+
+    #[test]
+    fn flags_are_checked_where_they_are_written() {
+        assert!(parse(&[]).is_ok());
+        assert!(parse(&["--explicit-inbound", "127.0.0.1:0=127.0.0.1:80"]).is_ok());
+        assert!(parse(&["--explicit-outbound", "[::1]:1=[fd00::1]:80"]).is_ok());
+        for wrong in [
+            &["--explicit-inbound", "127.0.0.1:0"][..],
+            &["--explicit-inbound", "127.0.0.1=127.0.0.1:80"],
+            &["--explicit-inbound", "127.0.0.1:1=127.0.0.1:2", "--inbound", "0.0.0.0:15006"],
+            &["--workers", "0"],
+            &["--admin", "15000"],
+            &["--surprise"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_read_once_and_never_printed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, " sesame\n").unwrap();
+        let token = take_token(path.clone()).unwrap();
+        assert_eq!(token.0, "sesame");
+        assert!(!path.exists());
+        assert!(!format!("{token:?}").contains("sesame"));
+        let error = take_token(path).unwrap_err();
+        let failure = error.downcast_ref::<Failure>().unwrap();
+        assert!(failure.cause.contains("cannot be read") && failure.remedy.contains("new join token"));
+    }
+
+    #[test]
+    fn a_control_plane_is_an_address_or_a_name() {
+        assert_eq!(resolve("127.0.0.1:15012").unwrap(), "127.0.0.1:15012".parse().unwrap());
+        assert_eq!(resolve("[::1]:15012").unwrap(), "[::1]:15012".parse().unwrap());
+        assert!(resolve("127.0.0.1").is_err());
+    }
+}

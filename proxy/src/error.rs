@@ -1,9 +1,21 @@
 //! Why traffic failed: a closed list and one table that answers everything about each entry.
+//!
+//! `docs/errors.md` is printed from [`table`]. What the other side is told is the short public text; the `Display` of the
+//! error, with its detail, goes to the log only.
+
 use postern_identity::Refusal;
+use tracing::Level;
+
 /// Whose fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Fault { Downstream, Upstream, Policy, Us }
+pub enum Fault {
+    Downstream,
+    Upstream,
+    Policy,
+    Us,
+}
+
 /// Everything that can go wrong with a connection or a request.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -24,6 +36,12 @@ pub enum ProxyError {
     DownstreamTimeout,
     #[error("malformed request: {0}")]
     BadRequest(&'static str),
+    #[error("method not allowed: {0}")]
+    MethodNotAllowed(&'static str),
+    #[error("request target longer than {0} bytes")]
+    TargetTooLong(usize),
+    #[error("request headers too large: {0}")]
+    HeadersTooLarge(&'static str),
     #[error("RBAC: access denied")]
     Denied,
     #[error("no endpoint for {0}")]
@@ -48,4 +66,185 @@ pub enum ProxyError {
     Overloaded,
     #[error("internal: {0}")]
     Internal(String),
+}
+
+/// One line of the table: what an error means to everyone who meets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Stable slug: `type` and `code` of a problem+json answer, `reason` of metrics, anchor in `docs/errors.md`.
+    pub code: &'static str,
+    /// Whose fault.
+    pub fault: Fault,
+    /// Whether another attempt is safe, since nothing can have been processed.
+    pub retryable: bool,
+    /// Status of the answer when one can still be sent.
+    pub http_status: u16,
+    /// gRPC status code of the same answer (google.rpc.Code).
+    pub grpc_status: u16,
+    /// Envoy's response flag in the access log, `-` when Envoy sets none.
+    pub flag: &'static str,
+    /// How loud the log is.
+    pub level: Level,
+    /// What the other side may read.
+    pub public_text: &'static str,
+    /// What it means and what to do, for `docs/errors.md`.
+    pub help: &'static str,
+}
+
+macro_rules! rows {
+    ($($name:ident: $code:literal, $fault:ident, $retryable:literal, $http:literal, $grpc:literal, $flag:literal, $level:ident, $public:literal, $help:literal;)*) => {
+        $(static $name: Row = Row {
+            code: $code, fault: Fault::$fault, retryable: $retryable, http_status: $http, grpc_status: $grpc,
+            flag: $flag, level: Level::$level, public_text: $public, help: $help,
+        };)*
+        /// Every row, in the order of [`ProxyError`].
+        pub fn table() -> Vec<Row> { vec![$($name.clone()),*] }
+    };
+}
+
+// code, fault, may be retried, HTTP, gRPC, flag, level, public text, help
+rows! {
+    NO_SNAPSHOT: "no-policy", Us, true, 503, 14, "NR", WARN, "not ready", "The sidecar has not received its policy yet and refuses everything until then. Look at the readiness probe and at the control plane's log.";
+    NO_CERTIFICATE: "no-certificate", Us, true, 503, 14, "NR", WARN, "not ready", "The sidecar has no certificate yet and refuses everything that needs one. Look at the authority's log for the refused attestation.";
+    LOOP: "loop", Downstream, false, 508, 13, "NR", INFO, "loop detected", "Something connected to the sidecar's own port. Address the application's port instead.";
+    PLAINTEXT_REFUSED: "plaintext-refused", Policy, false, 403, 16, "NR", INFO, "mutual TLS required", "A caller without mutual TLS reached a STRICT port and was reset. Put the caller into the mesh, or make the port PERMISSIVE with a PeerAuthentication.";
+    DOWNSTREAM_TLS: "downstream-tls", Downstream, false, 403, 16, "DPE", INFO, "TLS handshake failed", "The caller's TLS handshake did not complete. The log names the reason.";
+    PEER_REFUSED: "peer-refused", Downstream, false, 403, 16, "DPE", INFO, "certificate refused", "The caller's certificate breaks a rule of SPIFFE or is not signed by a trusted authority. The log names the rule.";
+    DOWNSTREAM_TIMEOUT: "downstream-timeout", Downstream, false, 408, 4, "DT", INFO, "request timeout", "The caller opened a connection and did not send a complete request or handshake in time.";
+    BAD_REQUEST: "bad-request", Downstream, false, 400, 3, "DPE", INFO, "bad request", "The request has no single safe reading (RFC 9112, RFC 9113), so no policy could be applied to it. The log names the rule.";
+    METHOD_NOT_ALLOWED: "method-not-allowed", Downstream, false, 405, 12, "DPE", INFO, "method not allowed", "CONNECT is not forwarded between workloads.";
+    TARGET_TOO_LONG: "target-too-long", Downstream, false, 414, 3, "DPE", INFO, "request target too long", "The path is longer than the sidecar accepts.";
+    HEADERS_TOO_LARGE: "headers-too-large", Downstream, false, 431, 8, "DPE", INFO, "request header fields too large", "More than 100 header lines or more than 64 KiB of them.";
+    DENIED: "policy-denied", Policy, false, 403, 7, "-", INFO, "RBAC: access denied", "An AuthorizationPolicy denies the call. The access log names policy and rule; GET /decisions/<id> on the admin port explains the decision.";
+    NO_ENDPOINT: "no-endpoint", Upstream, true, 503, 14, "UH", WARN, "no healthy upstream", "The service has no endpoints. Check that its selector matches running pods.";
+    BLOCKED: "outbound-blocked", Policy, false, 502, 7, "UH", INFO, "outbound traffic blocked", "outboundTrafficPolicy is REGISTRY_ONLY and the destination is not a service of the mesh.";
+    RESOLVE_TIMEOUT: "resolve-timeout", Us, true, 503, 14, "NC", WARN, "destination unknown", "The control plane did not say in time where the destination is. Is it reachable?";
+    CONNECT: "connect-failure", Upstream, true, 503, 14, "UF", WARN, "upstream connect error", "No TCP connection to the application or endpoint. Is it running, and listening on this port?";
+    UPSTREAM_TLS: "upstream-tls", Upstream, true, 503, 14, "UF", WARN, "upstream connect error", "The other end did not prove the expected identity; the request was not sent. The log names what it showed.";
+    UPSTREAM_RESET: "upstream-reset", Upstream, false, 503, 14, "UC", WARN, "upstream connection terminated", "The other end closed the connection before its answer was complete. Non-idempotent requests are not repeated.";
+    UPSTREAM_PROTOCOL: "upstream-protocol", Upstream, false, 502, 14, "UPE", WARN, "upstream protocol error", "The answer of the other end was not valid HTTP, or it is not an HTTP server: check the port's name or appProtocol.";
+    DOWNSTREAM_GONE: "downstream-gone", Downstream, false, 499, 1, "DC", DEBUG, "client closed the connection", "The caller closed the connection before it had the whole answer.";
+    DRAINING: "draining", Us, true, 503, 14, "LR", INFO, "shutting down", "The sidecar is stopping and its drain deadline is over.";
+    OVERLOADED: "overloaded", Us, true, 503, 8, "OM", WARN, "too many connections", "The connection limit of this sidecar is reached.";
+    INTERNAL: "internal", Us, false, 500, 13, "-", ERROR, "internal error", "A defect of the sidecar. Please report it with the log line.";
+}
+
+impl ProxyError {
+    /// The line of the table that tells everything about this error.
+    pub fn row(&self) -> &'static Row {
+        match self {
+            Self::NoSnapshot => &NO_SNAPSHOT,
+            Self::NoCertificate => &NO_CERTIFICATE,
+            Self::Loop(_) => &LOOP,
+            Self::PlaintextRefused => &PLAINTEXT_REFUSED,
+            Self::DownstreamTls(_) => &DOWNSTREAM_TLS,
+            Self::PeerRefused(_) => &PEER_REFUSED,
+            Self::DownstreamTimeout => &DOWNSTREAM_TIMEOUT,
+            Self::BadRequest(_) => &BAD_REQUEST,
+            Self::MethodNotAllowed(_) => &METHOD_NOT_ALLOWED,
+            Self::TargetTooLong(_) => &TARGET_TOO_LONG,
+            Self::HeadersTooLarge(_) => &HEADERS_TOO_LARGE,
+            Self::Denied => &DENIED,
+            Self::NoEndpoint(_) => &NO_ENDPOINT,
+            Self::Blocked(_) => &BLOCKED,
+            Self::ResolveTimeout(_) => &RESOLVE_TIMEOUT,
+            Self::Connect { .. } => &CONNECT,
+            Self::UpstreamTls { .. } => &UPSTREAM_TLS,
+            Self::UpstreamReset(_) => &UPSTREAM_RESET,
+            Self::UpstreamProtocol(_) => &UPSTREAM_PROTOCOL,
+            Self::DownstreamGone => &DOWNSTREAM_GONE,
+            Self::Draining => &DRAINING,
+            Self::Overloaded => &OVERLOADED,
+            Self::Internal(_) => &INTERNAL,
+        }
+    }
+    /// Stable slug.
+    pub fn code(&self) -> &'static str {
+        self.row().code
+    }
+    /// Whose fault.
+    pub fn fault(&self) -> Fault {
+        self.row().fault
+    }
+    /// Envoy's response flag.
+    pub fn flag(&self) -> &'static str {
+        self.row().flag
+    }
+    /// Status of the answer when one can still be sent.
+    pub fn http_status(&self) -> u16 {
+        self.row().http_status
+    }
+    /// gRPC status of the same answer.
+    pub fn grpc_status(&self) -> u16 {
+        self.row().grpc_status
+    }
+    /// Whether another attempt is safe.
+    pub fn is_retryable(&self) -> bool {
+        self.row().retryable
+    }
+    /// How loud the log is.
+    pub fn level(&self) -> Level {
+        self.row().level
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_row_has_its_own_code_and_a_valid_status() {
+        let rows = table();
+        assert_eq!(rows.iter().map(|row| row.code).collect::<BTreeSet<_>>().len(), rows.len());
+        for row in &rows {
+            assert!((400..600).contains(&row.http_status), "{}", row.code);
+            assert!((1..=16).contains(&row.grpc_status), "{}", row.code);
+            assert!(row.code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{}", row.code);
+            assert!(row.help.ends_with(['.', '?']), "{}", row.code);
+        }
+    }
+
+    #[test]
+    fn every_error_is_in_the_table() {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let all = [
+            ProxyError::NoSnapshot,
+            ProxyError::NoCertificate,
+            ProxyError::Loop(1),
+            ProxyError::PlaintextRefused,
+            ProxyError::DownstreamTls(String::new()),
+            ProxyError::DownstreamTimeout,
+            ProxyError::BadRequest(""),
+            ProxyError::MethodNotAllowed(""),
+            ProxyError::TargetTooLong(1),
+            ProxyError::HeadersTooLarge(""),
+            ProxyError::Denied,
+            ProxyError::NoEndpoint(String::new()),
+            ProxyError::Blocked(address),
+            ProxyError::ResolveTimeout(address),
+            ProxyError::Connect { address, cause: std::io::Error::other("") },
+            ProxyError::UpstreamTls { address, cause: String::new() },
+            ProxyError::UpstreamReset(String::new()),
+            ProxyError::UpstreamProtocol(String::new()),
+            ProxyError::DownstreamGone,
+            ProxyError::Draining,
+            ProxyError::Overloaded,
+            ProxyError::Internal(String::new()),
+        ];
+        let rows = table();
+        assert!(all.iter().all(|error| rows.contains(error.row())));
+        assert_eq!(
+            all.len() + 1,
+            rows.len(),
+            "PeerRefused is made by the verifier only; every other variant is listed"
+        );
+    }
+
+    #[test]
+    fn nothing_that_may_have_been_processed_is_retryable() {
+        assert!(!ProxyError::UpstreamReset(String::new()).is_retryable());
+        assert!(!ProxyError::Denied.is_retryable());
+    }
 }

@@ -3,9 +3,9 @@
 //! Layers, nothing points up: app > admin > inbound | outbound > traffic > http > workload_identity > control >
 //! tls | state > net; telemetry, error, drain and ready are words that all use.
 
+pub mod admin;
 pub mod app;
 pub mod bootstrap;
-pub mod admin;
 pub mod control;
 pub mod drain;
 pub mod error;
@@ -21,4 +21,4 @@ pub mod traffic;
 pub mod workload_identity;
 
 pub use app::{Sidecar, start};
-pub use bootstrap::{Bootstrap, Interception};
+pub use bootstrap::{Bootstrap, Flags, Interception, run};

@@ -1,1 +1,46 @@
-//! http
+//! HTTP as both journeys need it: one safe reading of a request, clean headers, the server, the pool, bodies, replies, upgrades.
+
+pub mod body;
+pub mod canonical;
+pub mod framing;
+pub mod headers;
+pub mod pool;
+pub mod reply;
+pub mod serve;
+pub mod upgrade;
+
+pub use body::Body;
+
+/// Runs futures on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        // The output of a connection's own task is of no use to anyone; its requests carry their errors themselves.
+        drop(tokio::task::spawn_local(async move {
+            future.await;
+        }));
+    }
+}
+
+/// Whether the content type is gRPC's (`application/grpc`, `application/grpc+proto`, not `application/grpc-web`).
+pub fn is_grpc(headers: &::http::HeaderMap) -> bool {
+    headers.get(::http::header::CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| rest.is_empty() || matches!(rest.first(), Some(b'+' | b';')))
+    })
+}
+
+/// The protocol's name in records: `grpc`, `http/2` or `http/1.1`.
+pub fn protocol_name(parts: &::http::request::Parts, grpc: bool) -> &'static str {
+    if grpc {
+        "grpc"
+    } else if parts.version == ::http::Version::HTTP_2 {
+        "http/2"
+    } else {
+        "http/1.1"
+    }
+}

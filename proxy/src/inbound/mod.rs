@@ -1,1 +1,103 @@
-//! inbound
+//! The inbound journey: from the network to our app, read top to bottom.
+
+mod admit;
+mod http;
+mod tcp;
+
+use crate::{
+    error::ProxyError,
+    net::{Accepted, Arrival, Listener, reset_on_close},
+    telemetry::Direction,
+    traffic::{Shared, Worker},
+};
+use postern_config::{Decision, Facts, HttpFacts, authorize::authorize, snapshot::Snapshot};
+use postern_identity::Peer;
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::time::Instant;
+
+/// Serves one inbound listener until the drain is over. Runs inside a single-threaded worker runtime, in a `LocalSet`
+/// (it spawns with `spawn_local`); each worker calls it with its own listener. Never fails: what goes wrong
+/// with a connection is in its record.
+pub async fn serve(listener: Listener, shared: Arc<Shared>) {
+    Worker::new(shared).accept_all(listener, connection).await;
+}
+
+async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+    // From here every exit is logged exactly once: when the record drops.
+    let telemetry = &worker.shared.telemetry;
+    let mut record = telemetry.connection(Direction::Inbound, accepted.downstream, accepted.destination);
+    let deadline = Instant::now() + worker.shared.settings.limits.first_request;
+
+    let (settings, port) = (&worker.shared.settings, accepted.destination.port());
+    // Whatever redirect rules bring to the inbound side is for this machine, so a port of ours is a loop on any address.
+    let own_port = accepted.arrival == Arrival::Redirected && settings.own_ports.contains(&port);
+    if own_port || accepted.is_loop(&settings.own_ports, &[]) {
+        reset_on_close(&accepted.stream);
+        return record.set_error(&ProxyError::Loop(port));
+    }
+
+    // Who calls, and in which language: sniff, TLS, protocol, all under one deadline.
+    let admitted = match admit::admit(&worker, accepted, deadline, &mut record).await {
+        Ok(admitted) => admitted,
+        Err(error) => return record.set_error(&error),
+    };
+
+    match admitted.speaks {
+        admit::Speaks::Http { http2 } => {
+            http::serve(worker, admitted.caller, admitted.stream, http2, deadline, record).await;
+        }
+        admit::Speaks::Tcp => tcp::carry(&worker, &admitted.caller, admitted.stream, &mut record).await,
+    }
+}
+
+/// The other end of one inbound connection, as policy sees it.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Who, verified; `None`: plaintext.
+    peer: Option<Peer>,
+    /// From where.
+    downstream: SocketAddr,
+    /// Where to: the original destination, which is our app.
+    destination: SocketAddr,
+    /// Server name it asked for in the handshake.
+    sni: Option<String>,
+}
+
+impl Caller {
+    /// The facts of a decision; `http` is `None` for TCP.
+    fn facts<'a>(&'a self, remote_ip: IpAddr, http: Option<HttpFacts<'a>>) -> Facts<'a> {
+        Facts {
+            peer: self.peer.as_ref().map(Peer::id),
+            source_ip: self.downstream.ip(),
+            remote_ip,
+            destination_ip: self.destination.ip(),
+            destination_port: self.destination.port(),
+            sni: self.sni.as_deref(),
+            http,
+        }
+    }
+
+    /// Decides about the connection as such.
+    fn authorize_connection<'s>(&self, snapshot: &'s Snapshot) -> (Decision<'s>, Facts<'_>) {
+        let facts = self.facts(self.downstream.ip(), None);
+        (authorize(snapshot, &facts), facts)
+    }
+
+    /// What stands against this connection whatever it asks for: policy may have become STRICT since it was accepted, and
+    /// certificates end.
+    fn objection(&self, snapshot: &Snapshot) -> Option<ProxyError> {
+        match &self.peer {
+            None if !admit::takes_plaintext(snapshot, self.destination.port()) => {
+                Some(ProxyError::PlaintextRefused)
+            }
+            Some(peer) if peer.not_after() < std::time::SystemTime::now() => Some(ProxyError::DownstreamTls(
+                "the peer's certificate has expired since the handshake".into(),
+            )),
+            _ => None,
+        }
+    }
+}

@@ -1,1 +1,32 @@
-//! net
+//! The only room that touches sockets of the data plane: listen, original destination, sniff, dial, copy.
+
+pub mod copy;
+pub mod dial;
+mod listener;
+pub mod prefixed;
+pub mod sniff;
+
+pub use listener::{Accepted, Acceptor, Arrival, Listener};
+pub use prefixed::Prefixed;
+
+use socket2::{SockRef, TcpKeepalive};
+use std::{io, time::Duration};
+use tokio::net::TcpStream;
+
+/// What every stream of ours gets: no Nagle; a dead peer is noticed after 60 + 6 × 10 s, unacknowledged bytes after 120 s.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(6);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))
+}
+
+/// Makes the coming close a reset (RST): the other side sees an error, never a clean end.
+pub fn reset_on_close(stream: &TcpStream) {
+    // A failure means that the socket is dead already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

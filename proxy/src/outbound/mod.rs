@@ -1,1 +1,96 @@
-//! outbound
+//! The outbound journey: from our app to the network, read top to bottom.
+
+mod http;
+mod reach;
+mod tcp;
+
+use crate::{
+    error::ProxyError,
+    net::{Accepted, Listener, Prefixed, reset_on_close, sniff, sniff::Application},
+    state::Destination,
+    telemetry::{Direction, Record},
+    tls::Stream,
+    traffic::{Shared, Worker},
+};
+use postern_config::snapshot::Protocol;
+use std::{rc::Rc, sync::Arc};
+use tokio::time::Instant;
+
+/// Serves one outbound listener until the drain is over. Same conditions as [`crate::inbound::serve`].
+pub async fn serve(listener: Listener, shared: Arc<Shared>) {
+    Worker::new(shared).accept_all(listener, connection).await;
+}
+
+async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+    // From here every exit is logged exactly once: when the record drops.
+    let telemetry = &worker.shared.telemetry;
+    let mut record = telemetry.connection(Direction::Outbound, accepted.downstream, accepted.destination);
+    if let Some(credentials) = worker.shared.store.credentials() {
+        record.set_own_identity(credentials.id.as_str());
+    }
+
+    let own = worker.shared.store.inbound();
+    let own_addresses = own.as_ref().map_or(&[][..], |policy| &policy.snapshot.spec().workload.addresses);
+    if accepted.is_loop(&worker.shared.settings.own_ports, own_addresses) {
+        reset_on_close(&accepted.stream);
+        return record.set_error(&ProxyError::Loop(accepted.destination.port()));
+    }
+
+    // Where the address leads. The handle stays fresh while we hold it.
+    let handle = match worker.shared.destinations.resolve(accepted.destination).await {
+        Ok(handle) => handle,
+        Err(error) => {
+            reset_on_close(&accepted.stream);
+            return record.set_error(&error);
+        }
+    };
+    let route = reach::Route { original: accepted.destination, handle };
+    let protocol = match &*route.handle.current() {
+        Destination::Service(service) => {
+            record.set_service(&service.namespace, &service.name, &service.host);
+            service.protocol
+        }
+        Destination::Workload(endpoint) => endpoint.protocol,
+        Destination::Outside { blocked: false } => Protocol::Tcp,
+        Destination::Outside { blocked: true } => Protocol::Auto,
+    };
+
+    // In which language the app speaks. It is our own workload, so it may take its time where the protocol is declared.
+    let patience = worker.shared.settings.limits.next_request;
+    let speech = match tokio::time::timeout(patience, language(accepted, protocol, &worker)).await {
+        Ok(Ok(speech)) => speech,
+        Ok(Err(error)) => return record.set_error(&error),
+        Err(_) => return record.set_error(&ProxyError::DownstreamTimeout),
+    };
+    match speech {
+        (Application::Http1, stream) => {
+            http::serve(worker, route, stream, false, Instant::now() + patience, record).await
+        }
+        (Application::Http2, stream) => {
+            http::serve(worker, route, stream, true, Instant::now() + patience, record).await
+        }
+        (_, stream) => tcp::carry(&worker, &route, stream, &mut record).await,
+    }
+}
+
+async fn language(
+    accepted: Accepted,
+    protocol: Protocol,
+    worker: &Worker,
+) -> Result<(Application, Prefixed<Stream>), ProxyError> {
+    let stream = Stream::Plain(Prefixed::new(accepted.stream));
+    let sniffed = match protocol {
+        Protocol::Tcp => return Ok((Application::Other, Prefixed::new(stream))),
+        Protocol::Http | Protocol::Http2 => sniff::http_version(stream).await,
+        Protocol::Auto => sniff::application(stream, Some(worker.shared.settings.limits.server_first)).await,
+    };
+    match sniffed {
+        Ok((Application::Closed, _)) | Err(_) => Err(ProxyError::DownstreamGone),
+        Ok(sniffed) => Ok(sniffed),
+    }
+}
+
+/// Notes what an endpoint is, before it is called.
+fn note_endpoint(record: &mut Record, endpoint: &crate::state::Endpoint) {
+    record.set_upstream(endpoint.dial, endpoint.identity.as_ref().map(postern_identity::SpiffeId::as_str));
+}

@@ -1,7 +1,154 @@
-//! What happened, told once: the record, and where it goes (access log, metrics, spans).
+//! What happened, told once: the record, and where it goes (access log, metrics, spans, remembered denials).
+//!
+//! The data plane only fills a [`Record`] and drops it. Everything that formats, writes or sends runs on the control
+//! runtime behind bounded queues: when a queue is full the entry is counted and dropped, traffic never waits.
+
+pub mod access_log;
+pub mod denials;
+pub mod entry;
+pub mod metrics;
 pub mod record;
-pub use record::{Direction, Record};
-use std::sync::Arc;
+pub mod trace;
+pub mod trace_context;
+
+pub use denials::{Denial, Denials};
+pub use entry::{Direction, Entry};
+pub use metrics::Metrics;
+pub use record::Record;
+
+use crate::bootstrap::AccessLogSink;
+use arc_swap::ArcSwap;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
 /// Sinks shared by all workers. Clones are cheap.
 #[derive(Clone)]
-pub struct Telemetry(#[allow(dead_code)] Arc<()>);
+pub struct Telemetry(Arc<Inner>);
+
+struct Inner {
+    metrics: Arc<Metrics>,
+    denials: Denials,
+    log: Option<access_log::Queue>,
+    spans: Option<trace::Queue>,
+    service: Arc<ArcSwap<String>>,
+}
+
+/// Where entries go.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Access log.
+    pub access_log: AccessLogSink,
+    /// OTLP/gRPC collector, e.g. `http://127.0.0.1:4317`; `None` = no spans.
+    pub otlp_endpoint: Option<String>,
+    /// `service.name` until the policy has told us the workload's name.
+    pub service: String,
+}
+
+/// The writers behind the queues: they end, with everything written, when asked to.
+#[derive(Debug, Default)]
+pub struct Writers {
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Telemetry {
+    /// Opens the sinks and spawns their writers on the current runtime.
+    ///
+    /// # Errors
+    /// When the access-log file cannot be opened or the collector's address is not a URL.
+    pub fn start(options: Options) -> anyhow::Result<(Self, Writers)> {
+        let metrics = Arc::new(Metrics::default());
+        let service = Arc::new(ArcSwap::from_pointee(options.service));
+        let mut writers = Writers::default();
+        let log = match access_log::start(options.access_log, metrics.clone(), writers.stop.clone())? {
+            Some((queue, task)) => {
+                writers.tasks.push(task);
+                Some(queue)
+            }
+            None => None,
+        };
+        let spans = match options.otlp_endpoint {
+            Some(endpoint) => {
+                let (queue, task) =
+                    trace::start(&endpoint, service.clone(), metrics.clone(), writers.stop.clone())?;
+                writers.tasks.push(task);
+                Some(queue)
+            }
+            None => None,
+        };
+        Ok((Self(Arc::new(Inner { metrics, denials: Denials::default(), log, spans, service })), writers))
+    }
+
+    /// Metrics and denials only; nothing is written anywhere. Needs no runtime.
+    pub fn silent() -> Self {
+        Self(Arc::new(Inner {
+            metrics: Arc::new(Metrics::default()),
+            denials: Denials::default(),
+            log: None,
+            spans: None,
+            service: Arc::default(),
+        }))
+    }
+
+    /// Opens the record of a connection.
+    pub fn connection(
+        &self,
+        direction: Direction,
+        downstream: SocketAddr,
+        destination: SocketAddr,
+    ) -> Record {
+        Record::open(self, direction, downstream, destination)
+    }
+
+    /// Counters and gauges.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// The denials we remember.
+    pub fn denials(&self) -> &Denials {
+        &self.0.denials
+    }
+
+    /// Names the workload in spans, once policy has told us who we are.
+    pub fn set_service(&self, name: &str) {
+        if self.0.service.load().as_str() != name {
+            self.0.service.store(Arc::new(name.to_owned()));
+        }
+    }
+
+    /// Takes a finished entry. Never waits.
+    pub(crate) fn write(&self, entry: Entry) {
+        self.0.metrics.observe(&entry);
+        let spans = self.0.spans.as_ref().filter(|_| entry.trace.is_some_and(|trace| trace.is_sampled()));
+        match (&self.0.log, spans) {
+            (None, None) => {}
+            (log, spans) => {
+                let entry = Arc::new(entry);
+                if let Some(spans) = spans {
+                    spans.push(entry.clone());
+                }
+                if let Some(log) = log {
+                    log.push(entry);
+                }
+            }
+        }
+    }
+}
+
+impl Writers {
+    /// Writes what is queued, then ends. Call it when no record is open any more, and give it a deadline.
+    pub async fn finish(mut self) {
+        self.stop.cancel();
+        for task in std::mem::take(&mut self.tasks) {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

@@ -1,45 +1,327 @@
 //! What we note per connection or request: opened once, written once when dropped, whichever way it ends.
-use super::Telemetry;
+//!
+//! A connection that carried requests writes no line of its own: its requests did.
+
+use super::{
+    Denial, Telemetry,
+    access_log::cut,
+    entry::{Decided, Direction, Entry, Request},
+    trace_context::Trace,
+};
 use crate::error::ProxyError;
+use postern_config::{Decision, Facts, Reason, RuleRef, Verdict};
 use postern_identity::Peer;
-use std::net::SocketAddr;
-/// Which journey.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Direction { Inbound, Outbound }
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Paths longer than this are cut in the log (bytes).
+pub const PATH_KEPT: usize = 2048;
+/// Other texts longer than this are cut in the log (bytes).
+pub const TEXT_KEPT: usize = 256;
+
 /// One line of the access log in the making. Dropping it writes it: access line, metrics, span, exactly once.
-pub struct Record { }
-#[allow(unused_variables, missing_docs)]
+pub struct Record {
+    telemetry: Telemetry,
+    // Taken by drop; boxed so that the futures of connections stay small.
+    entry: Option<Box<Entry>>,
+    scope: Scope,
+    clock: Stopwatch,
+}
+
+/// What one record stands for.
+enum Scope {
+    Connection { carried_requests: bool },
+    Request,
+}
+
 impl Record {
     /// Opens the record of a connection, as soon as its addresses are known. `telemetry.connection(..)` is the same.
-    pub fn open(telemetry: &Telemetry, direction: Direction, downstream: SocketAddr, destination: SocketAddr) -> Self { todo!() }
+    pub fn open(
+        telemetry: &Telemetry,
+        direction: Direction,
+        downstream: SocketAddr,
+        destination: SocketAddr,
+    ) -> Self {
+        telemetry.metrics().connection_opened(direction);
+        Self {
+            telemetry: telemetry.clone(),
+            entry: Some(Box::new(Entry::new(direction, SystemTime::now(), downstream, destination))),
+            scope: Scope::Connection { carried_requests: false },
+            clock: Stopwatch::started(Instant::now()),
+        }
+    }
+
     /// The record of one request on this connection: inherits addresses, peer, TLS facts. From the first request on, the connection itself writes no line.
-    pub fn request(&mut self) -> Record { todo!() }
-    pub fn set_peer(&mut self, peer: &Peer) { }
-    /// Our own identity and workload name.
-    pub fn set_own_identity(&mut self, id: &str) { }
-    pub fn set_tls(&mut self, facts: &crate::tls::TlsFacts) { }
+    pub fn request(&mut self) -> Record {
+        if let Scope::Connection { carried_requests } = &mut self.scope {
+            *carried_requests = true;
+        }
+        let entry = self.entry.as_ref().map(|connection| {
+            Box::new(Entry {
+                began: SystemTime::now(),
+                // What the connection's own end says is not what the request's end says.
+                decided: None,
+                flag: "-",
+                reason: None,
+                status: None,
+                grpc_status: None,
+                bytes_received: 0,
+                bytes_sent: 0,
+                trace: None,
+                request: None,
+                ..(**connection).clone()
+            })
+        });
+        Record {
+            telemetry: self.telemetry.clone(),
+            entry,
+            scope: Scope::Request,
+            clock: Stopwatch::started(Instant::now()),
+        }
+    }
+
+    /// The verified other end: the caller on the way in, the called on the way out.
+    pub fn set_peer(&mut self, peer: &Peer) {
+        let id = Some(Arc::from(peer.id().as_str()));
+        self.note(|entry| match entry.direction {
+            Direction::Inbound => entry.source_principal = id,
+            Direction::Outbound => entry.destination_principal = id,
+        });
+    }
+
+    /// Our own SPIFFE ID.
+    pub fn set_own_identity(&mut self, id: &str) {
+        let id = Some(Arc::from(id));
+        self.note(|entry| match entry.direction {
+            Direction::Inbound => entry.destination_principal = id,
+            Direction::Outbound => entry.source_principal = id,
+        });
+    }
+
+    /// Facts of the TLS connection on the mesh side.
+    pub fn set_tls(&mut self, facts: &crate::tls::TlsFacts) {
+        let sni = facts.sni.as_deref().map(|sni| Arc::from(cut(sni, TEXT_KEPT)));
+        self.note(|entry| {
+            entry.tls_version = facts.version;
+            entry.sni = sni;
+        });
+    }
+
     /// `http/1.1`, `http/2`, `grpc`, `tcp`.
-    pub fn set_protocol(&mut self, protocol: &'static str) { }
+    pub fn set_protocol(&mut self, protocol: &'static str) {
+        self.note(|entry| entry.protocol = Some(protocol));
+    }
+
     /// Method, authority and path (without query) as decided on; reads `traceparent` from the headers, or starts a trace.
-    pub fn set_request(&mut self, method: &http::Method, authority: &str, path: &str, headers: &http::HeaderMap) { }
+    pub fn set_request(
+        &mut self,
+        method: &http::Method,
+        authority: &str,
+        path: &str,
+        headers: &http::HeaderMap,
+    ) {
+        let id = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+        let without_query = path.split('?').next().unwrap_or_default();
+        let request = Request {
+            method: method.clone(),
+            authority: cut(authority, TEXT_KEPT).to_owned(),
+            path: cut(without_query, PATH_KEPT).to_owned(),
+            id: id.map(|id| cut(id, TEXT_KEPT).to_owned()),
+        };
+        let trace = Trace::continued_from(headers);
+        self.note(|entry| {
+            entry.request = Some(request);
+            entry.trace = Some(trace);
+        });
+    }
+
     /// The `traceparent` to send on: our span as the parent of what follows.
-    pub fn traceparent(&self) -> Option<http::HeaderValue> { None }
+    pub fn traceparent(&self) -> Option<http::HeaderValue> {
+        self.entry.as_ref()?.trace.as_ref()?.header()
+    }
+
     /// The decision with its reason. A denial makes a decision id and remembers the facts for `GET /decisions/<id>`.
-    pub fn set_decision(&mut self, decision: &postern_config::Decision<'_>, facts: &postern_config::Facts<'_>, policy_version: &str) { }
+    pub fn set_decision(&mut self, decision: &Decision<'_>, facts: &Facts<'_>, policy_version: &str) {
+        let is_allowed = decision.verdict == Verdict::Allow;
+        let rule = match decision.reason {
+            Reason::Rule(rule) => Some((policy_name(rule), rule.rule)),
+            Reason::NoPolicy | Reason::DefaultDeny => None,
+        };
+        let reason = in_words(decision);
+        let id = (!is_allowed).then(|| format!("{:016x}", rand::random::<u64>()));
+        if let Some(id) = &id {
+            let denial =
+                Denial::new(id.clone(), SystemTime::now(), policy_version, reason, rule.clone(), facts);
+            self.telemetry.denials().remember(denial);
+        }
+        let (policy, rule) = rule.unzip();
+        let decided = Decided { is_allowed, id, policy, rule, reason, version: policy_version.to_owned() };
+        self.note(|entry| entry.decided = Some(decided));
+    }
+
     /// Set by a denial.
-    pub fn decision_id(&self) -> Option<&str> { None }
-    pub fn set_upstream(&mut self, address: SocketAddr, identity: Option<&str>) { }
+    pub fn decision_id(&self) -> Option<&str> {
+        self.entry.as_ref()?.decided.as_ref()?.id.as_deref()
+    }
+
+    /// Where we connect to, and whom we expect there.
+    pub fn set_upstream(&mut self, address: SocketAddr, identity: Option<&str>) {
+        let identity = identity.map(Arc::from);
+        self.note(|entry| {
+            entry.upstream_address = Some(address);
+            if identity.is_some() && entry.direction == Direction::Outbound {
+                entry.destination_principal = identity;
+            }
+        });
+    }
+
     /// Destination service host, for labels.
-    pub fn set_service(&mut self, namespace: &str, name: &str, host: &str) { }
-    pub fn set_status(&mut self, status: u16) { }
-    pub fn set_grpc_status(&mut self, status: u16) { }
-    pub fn set_error(&mut self, error: &ProxyError) { }
+    pub fn set_service(&mut self, _namespace: &str, _name: &str, host: &str) {
+        let host = Some(Arc::from(cut(host, TEXT_KEPT)));
+        self.note(|entry| entry.destination_service = host);
+    }
+
+    /// HTTP status sent to downstream.
+    pub fn set_status(&mut self, status: u16) {
+        self.note(|entry| entry.status = Some(status));
+    }
+
+    /// gRPC status sent to downstream.
+    pub fn set_grpc_status(&mut self, status: u16) {
+        self.note(|entry| entry.grpc_status = Some(status));
+    }
+
+    /// How it failed. The first failure is the cause, later ones follow from it: the first stays.
+    pub fn set_error(&mut self, error: &ProxyError) {
+        let flag = error.flag();
+        let reason = error.to_string();
+        self.note(|entry| {
+            if entry.reason.is_none() {
+                entry.flag = flag;
+                entry.reason = Some(reason);
+            }
+        });
+    }
+
     /// From downstream.
-    pub fn add_received(&mut self, bytes: u64) { }
+    pub fn add_received(&mut self, bytes: u64) {
+        self.note(|entry| entry.bytes_received = entry.bytes_received.saturating_add(bytes));
+    }
+
     /// To downstream.
-    pub fn add_sent(&mut self, bytes: u64) { }
-    /// Called when we hand the request to the other side, and when its answer begins: the time in between is not ours.
-    pub fn upstream_started(&mut self) { }
-    pub fn upstream_answered(&mut self) { }
+    pub fn add_sent(&mut self, bytes: u64) {
+        self.note(|entry| entry.bytes_sent = entry.bytes_sent.saturating_add(bytes));
+    }
+
+    /// Called when we hand the request to the other side: from here on the time is not ours.
+    pub fn upstream_started(&mut self) {
+        self.clock.wait(Instant::now());
+    }
+
+    /// Called when the other side's answer begins (or, for TCP, when it is connected): the time is ours again. For a
+    /// connection this is the end of our share: what follows is copying, as fast as the two ends are.
+    pub fn upstream_answered(&mut self) {
+        let now = Instant::now();
+        self.clock.resume(now);
+        if matches!(self.scope, Scope::Connection { .. }) {
+            self.clock.stop(now);
+        }
+    }
+
+    /// Called when the head of the answer is handed to downstream: a body that streams afterwards takes the time of
+    /// the two ends, not ours.
+    pub fn answer_handed_over(&mut self) {
+        self.clock.stop(Instant::now());
+    }
+
+    fn note(&mut self, write: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = &mut self.entry {
+            write(entry);
+        }
+    }
 }
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Some(mut entry) = self.entry.take() else { return };
+        let now = Instant::now();
+        (entry.duration, entry.proxy) = self.clock.read(now);
+        match self.scope {
+            Scope::Connection { carried_requests } => {
+                self.telemetry.metrics().connection_closed(entry.direction);
+                if carried_requests {
+                    return;
+                }
+            }
+            // The server dropped the exchange before we could answer: the client is gone.
+            Scope::Request if entry.status.is_none() && entry.reason.is_none() => {
+                entry.flag = "DC";
+                entry.reason = Some("downstream went away before the answer".to_owned());
+            }
+            Scope::Request => {}
+        }
+        if std::thread::panicking() {
+            self.telemetry.metrics().panicked();
+            entry.flag = "LR";
+            entry.reason = Some("internal: the proxy failed on this one".to_owned());
+        }
+        self.telemetry.write(*entry);
+    }
+}
+
+/// Divides the time of a record into ours and the other side's.
+struct Stopwatch {
+    started: Instant,
+    waited: Duration,
+    waiting_since: Option<Instant>,
+    stopped: Option<Instant>,
+}
+
+impl Stopwatch {
+    fn started(now: Instant) -> Self {
+        Self { started: now, waited: Duration::ZERO, waiting_since: None, stopped: None }
+    }
+
+    fn wait(&mut self, now: Instant) {
+        self.waiting_since.get_or_insert(now);
+    }
+
+    fn resume(&mut self, now: Instant) {
+        if let Some(since) = self.waiting_since.take() {
+            self.waited += now.saturating_duration_since(since);
+        }
+    }
+
+    fn stop(&mut self, now: Instant) {
+        self.resume(now);
+        self.stopped.get_or_insert(now);
+    }
+
+    /// (total, ours)
+    fn read(&mut self, now: Instant) -> (Duration, Duration) {
+        self.stop(now);
+        let total = now.saturating_duration_since(self.started);
+        let until = self.stopped.unwrap_or(now).saturating_duration_since(self.started);
+        (total, until.saturating_sub(self.waited))
+    }
+}
+
+fn policy_name(rule: &RuleRef) -> String {
+    format!("{}/{}", rule.namespace, rule.policy)
+}
+
+fn in_words(decision: &Decision<'_>) -> &'static str {
+    match (decision.verdict, decision.reason) {
+        (Verdict::Deny, Reason::DefaultDeny) => "default deny: no ALLOW rule matched",
+        (Verdict::Deny, _) => "DENY rule matched",
+        (Verdict::Allow, Reason::Rule(_)) => "ALLOW rule matched",
+        (Verdict::Allow, _) => "no ALLOW policy applies",
+    }
+}
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

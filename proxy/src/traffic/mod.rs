@@ -1,1 +1,12 @@
-//! traffic
+//! What both journeys share: the surroundings, the accept loop, the choice of an endpoint, and the way of one exchange.
+
+pub mod balance;
+pub mod forward;
+mod shared;
+mod worker;
+
+pub use shared::{Limits, Settings, Shared};
+pub use worker::Worker;
+
+#[cfg(test)]
+mod journey_tests;

@@ -1,0 +1,232 @@
+//! The cache of destinations: asked for on first use, shared by all workers, kept fresh by the stream, forgotten when idle.
+
+use super::translate::canonical;
+use crate::{
+    error::ProxyError,
+    state::{Destination, DestinationHandle},
+    telemetry::Telemetry,
+};
+use parking_lot::{Mutex, RwLock};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, watch};
+
+/// Bounds of the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The longest a first use waits.
+    pub resolve: Duration,
+    /// Unused and unheld for so long: forgotten.
+    pub idle: Duration,
+    /// Destinations at most.
+    pub most: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { resolve: Duration::from_secs(5), idle: Duration::from_secs(600), most: 10_000 }
+    }
+}
+
+/// Asks for destinations; shared by all workers.
+#[derive(Clone)]
+pub struct Destinations(Arc<Cache>);
+
+struct Cache {
+    slots: RwLock<HashMap<SocketAddr, Arc<Slot>>>,
+    wishes: Mutex<Wishes>,
+    wished: Notify,
+    bounds: Bounds,
+    born: Instant,
+    telemetry: Telemetry,
+}
+
+struct Slot {
+    value: watch::Sender<Option<DestinationHandle>>,
+    // Milliseconds since the cache was born.
+    last_used: AtomicU64,
+}
+
+/// What the stream shall say to the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Asked for on first use.
+    Subscribe(SocketAddr),
+    /// Idle.
+    Unsubscribe(SocketAddr),
+}
+
+#[derive(Default)]
+struct Wishes {
+    // While nobody listens nothing is queued: the stream starts with all that is wanted then.
+    is_connected: bool,
+    queue: VecDeque<Wish>,
+}
+
+impl Destinations {
+    /// An empty cache.
+    pub fn new(bounds: Bounds, telemetry: Telemetry) -> Self {
+        Self(Arc::new(Cache {
+            slots: RwLock::default(),
+            wishes: Mutex::default(),
+            wished: Notify::new(),
+            bounds,
+            born: Instant::now(),
+            telemetry,
+        }))
+    }
+
+    /// The destination of an original address: from the cache, else asked for; waits at most the resolve deadline.
+    ///
+    /// # Errors
+    /// `ResolveTimeout` when the control plane does not answer in time, `Overloaded` when the cache is full of
+    /// destinations in use.
+    pub async fn resolve(&self, address: SocketAddr) -> Result<DestinationHandle, ProxyError> {
+        let address = canonical(address);
+        let now = Instant::now();
+        let known = self.0.slots.read().get(&address).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None => self.ask(address, now)?,
+        };
+        slot.last_used.store(self.0.age(now), Ordering::Relaxed);
+        if let Some(handle) = slot.value.borrow().as_ref() {
+            return Ok(handle.clone());
+        }
+        let mut value = slot.value.subscribe();
+        let answered = tokio::time::timeout(self.0.bounds.resolve, value.wait_for(Option::is_some)).await;
+        match answered {
+            Ok(Ok(handle)) => handle.clone().ok_or(ProxyError::ResolveTimeout(address)),
+            _ => Err(ProxyError::ResolveTimeout(address)),
+        }
+    }
+
+    /// Takes an update; `false` when nobody wants it any more.
+    pub fn apply(&self, address: SocketAddr, destination: Destination) -> bool {
+        let Some(slot) = self.0.slots.read().get(&address).cloned() else { return false };
+        slot.value.send_if_modified(|value| match value {
+            Some(handle) => {
+                if **handle.0.load() != destination {
+                    handle.0.store(Arc::new(destination));
+                }
+                false
+            }
+            None => {
+                *value = Some(DestinationHandle::new(destination));
+                true
+            }
+        });
+        true
+    }
+
+    /// A stream stands: everything wanted so far, to be asked for on it.
+    pub fn connected(&self) -> Vec<SocketAddr> {
+        // In this order, so that no wish falls between: a slot made meanwhile is queued, perhaps asked for twice.
+        let mut wishes = self.0.wishes.lock();
+        wishes.is_connected = true;
+        wishes.queue.clear();
+        drop(wishes);
+        self.0.slots.read().keys().copied().collect()
+    }
+
+    /// The stream is gone; what we know stays.
+    pub fn disconnected(&self) {
+        *self.0.wishes.lock() = Wishes::default();
+    }
+
+    /// The next wish, in order.
+    pub async fn wish(&self) -> Wish {
+        loop {
+            let wished = self.0.wished.notified();
+            if let Some(wish) = self.0.wishes.lock().queue.pop_front() {
+                return wish;
+            }
+            wished.await;
+        }
+    }
+
+    /// Forgets what nobody holds and nobody used for the idle time.
+    pub fn sweep(&self, now: Instant) {
+        let idle = u64::try_from(self.0.bounds.idle.as_millis()).unwrap_or(u64::MAX);
+        let before = self.0.age(now).saturating_sub(idle);
+        let mut slots = self.0.slots.write();
+        let gone: Vec<SocketAddr> = slots
+            .iter()
+            .filter(|(_, slot)| slot.last_used.load(Ordering::Relaxed) < before && !slot.is_held())
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            slots.remove(&address);
+            self.0.queue(Wish::Unsubscribe(address));
+        }
+        self.0.telemetry.metrics().set_destinations(slots.len());
+    }
+
+    /// All that is held, for people: address, and what it leads to when known.
+    pub fn list(&self) -> Vec<(SocketAddr, Option<Arc<Destination>>)> {
+        let slots = self.0.slots.read();
+        let mut all: Vec<_> = slots
+            .iter()
+            .map(|(address, slot)| (*address, slot.value.borrow().as_ref().map(DestinationHandle::current)))
+            .collect();
+        all.sort_by_key(|(address, _)| *address);
+        all
+    }
+
+    fn ask(&self, address: SocketAddr, now: Instant) -> Result<Arc<Slot>, ProxyError> {
+        let mut slots = self.0.slots.write();
+        if let Some(slot) = slots.get(&address) {
+            return Ok(slot.clone());
+        }
+        if slots.len() >= self.0.bounds.most {
+            let oldest = slots
+                .iter()
+                .filter(|(_, slot)| !slot.is_held())
+                .min_by_key(|(_, slot)| slot.last_used.load(Ordering::Relaxed))
+                .map(|(address, _)| *address);
+            let Some(oldest) = oldest else { return Err(ProxyError::Overloaded) };
+            slots.remove(&oldest);
+            self.0.queue(Wish::Unsubscribe(oldest));
+        }
+        let slot =
+            Arc::new(Slot { value: watch::channel(None).0, last_used: AtomicU64::new(self.0.age(now)) });
+        slots.insert(address, slot.clone());
+        self.0.telemetry.metrics().set_destinations(slots.len());
+        self.0.queue(Wish::Subscribe(address));
+        Ok(slot)
+    }
+}
+
+impl Cache {
+    fn age(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn queue(&self, wish: Wish) {
+        let mut wishes = self.wishes.lock();
+        if wishes.is_connected {
+            wishes.queue.push_back(wish);
+            drop(wishes);
+            self.wished.notify_one();
+        }
+    }
+}
+
+impl Slot {
+    /// Somebody waits for it, or holds its handle.
+    fn is_held(&self) -> bool {
+        self.value.receiver_count() > 0
+            || self.value.borrow().as_ref().is_some_and(|handle| Arc::strong_count(&handle.0) > 1)
+    }
+}
+
+#[cfg(test)]
+#[path = "destinations_tests.rs"]
+mod tests;

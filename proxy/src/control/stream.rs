@@ -1,0 +1,236 @@
+//! The stream itself: hello, updates in, ack or nack out, wishes out; again and again, for ever.
+//!
+//! An outage changes nothing for running traffic but the freshness of what we know.
+
+use super::{ControlPlane, Destinations, backoff::Backoff, channel::describe, destinations::Wish, translate};
+use crate::{
+    ready,
+    state::{Credentials, Inbound, Store},
+    telemetry::Telemetry,
+};
+use postern_api::v1::{self, control_message, discovery_client::DiscoveryClient, sidecar_message};
+use postern_config::snapshot::Workload;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The longest the control plane may take to accept the stream.
+const OPENING: Duration = Duration::from_secs(10);
+/// How often a standing stream confirms that what we know is fresh, and idle destinations are looked for.
+const TICK: Duration = Duration::from_secs(5);
+/// Policy of a large mesh is large; the control plane is trusted with this much.
+const LARGEST_UPDATE: usize = 64 * 1024 * 1024;
+/// Wishes are taken only while fewer messages than this wait to be sent.
+const UNSENT: usize = 256;
+
+/// Keeps policy, bundles and destinations fresh.
+pub struct Subscriber {
+    control: Arc<ControlPlane>,
+    store: Arc<Store>,
+    destinations: Destinations,
+    telemetry: Telemetry,
+    instance: String,
+    /// Dropped with the first policy.
+    first_policy: Option<ready::Guard>,
+}
+
+impl Subscriber {
+    /// Nothing happens until [`Subscriber::run`].
+    pub fn new(
+        control: Arc<ControlPlane>,
+        store: Arc<Store>,
+        destinations: Destinations,
+        telemetry: Telemetry,
+        instance: String,
+        first_policy: ready::Guard,
+    ) -> Self {
+        Self { control, store, destinations, telemetry, instance, first_policy: Some(first_policy) }
+    }
+
+    /// Runs until stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let why = tokio::select! {
+                () = stop.cancelled() => return,
+                why = self.session(&mut backoff) => why,
+            };
+            self.destinations.disconnected();
+            self.telemetry.metrics().set_connected(false);
+            let pause = backoff.next(rand::random());
+            match why {
+                Ended::Rotated => continue,
+                Ended::Failed(why) => {
+                    tracing::warn!(%why, pause_ms = pause.as_millis(), "stream to the control plane ended; what is in force stays");
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn session(&mut self, backoff: &mut Backoff) -> Ended {
+        let credentials = self.credentials().await;
+        match self.converse(&credentials, backoff).await {
+            Ok(ended) => ended,
+            Err(why) => Ended::Failed(why),
+        }
+    }
+
+    /// The current credentials, or the first ones.
+    async fn credentials(&self) -> Arc<Credentials> {
+        let mut changed = self.store.credentials_generation();
+        loop {
+            if let Some(credentials) = self.store.credentials() {
+                return credentials;
+            }
+            // The sender lives in the store, so this cannot fail while we wait.
+            let _ = changed.changed().await;
+        }
+    }
+
+    async fn converse(&mut self, credentials: &Credentials, backoff: &mut Backoff) -> Result<Ended, String> {
+        let channel = self.control.connect(Some(credentials.key.clone()), credentials.trust.clone()).await?;
+        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(LARGEST_UPDATE);
+        let (sender, receiver) = mpsc::channel(64);
+        let hello = v1::Hello { build: env!("CARGO_PKG_VERSION").into(), instance: self.instance.clone() };
+        let mut unsent = VecDeque::from([message(sidecar_message::Message::Hello(hello))]);
+        // Hello has to be first on the wire, before the other side answers.
+        if let Some(hello) = unsent.pop_front() {
+            sender.send(hello).await.map_err(|_| "the stream was closed at once")?;
+        }
+        let opened = tokio::time::timeout(OPENING, client.connect(ReceiverStream::new(receiver))).await;
+        let mut updates = opened
+            .map_err(|_| format!("the control plane did not accept the stream within {OPENING:?}"))?
+            .map_err(|status| describe(&status))?
+            .into_inner();
+        self.telemetry.metrics().set_connected(true);
+        self.telemetry.metrics().control_plane_heard(SystemTime::now());
+        tracing::info!(control_plane = %self.control.address, "stream to the control plane stands");
+        unsent
+            .extend(self.destinations.connected().into_iter().map(|address| said(Wish::Subscribe(address))));
+        let mut tick = tokio::time::interval(TICK);
+        let life = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let expiry = tokio::time::sleep(life);
+        tokio::pin!(expiry);
+        loop {
+            tokio::select! {
+                update = updates.message() => match update {
+                    Ok(Some(update)) => {
+                        backoff.reset();
+                        self.telemetry.metrics().control_plane_heard(SystemTime::now());
+                        unsent.push_back(self.take(update));
+                    }
+                    Ok(None) => return Err("the control plane closed the stream".into()),
+                    Err(status) => return Err(describe(&status)),
+                },
+                permit = sender.reserve(), if !unsent.is_empty() => match (permit, unsent.pop_front()) {
+                    (Ok(permit), Some(message)) => permit.send(message),
+                    _ => return Err("the control plane stopped listening".into()),
+                },
+                wish = self.destinations.wish(), if unsent.len() < UNSENT => unsent.push_back(said(wish)),
+                _ = tick.tick() => {
+                    self.telemetry.metrics().control_plane_heard(SystemTime::now());
+                    self.destinations.sweep(Instant::now());
+                }
+                // A stream must not outlive the proof it was opened with; the next one starts with the new certificate.
+                () = &mut expiry => {
+                    backoff.reset();
+                    return match self.store.credentials() {
+                        Some(newer) if newer.not_after > credentials.not_after => Ok(Ended::Rotated),
+                        _ => Err("our certificate has ended".into()),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Puts one update in force, whole, or refuses it whole.
+    fn take(&mut self, update: v1::ControlMessage) -> v1::SidecarMessage {
+        let v1::ControlMessage { version, nonce, message: content } = update;
+        let taken = match content {
+            Some(control_message::Message::Inbound(policy)) => self.take_policy(&version, &policy),
+            Some(control_message::Message::Destination(wire)) => {
+                translate::destination(wire).map(|(address, what)| {
+                    self.destinations.apply(address, what);
+                })
+            }
+            Some(control_message::Message::Bundles(wire)) => {
+                translate::bundles(wire.bundles, &self.control.trust_domain)
+                    .and_then(|trust| self.store.publish_trust(trust))
+            }
+            None => {
+                Err("an update of a kind that this sidecar does not know; it is older than the control plane"
+                    .into())
+            }
+        };
+        self.telemetry.metrics().update_answered(taken.is_ok());
+        match taken {
+            Ok(()) => message(sidecar_message::Message::Ack(v1::Ack { nonce, version })),
+            Err(reason) => {
+                tracing::warn!(%version, %reason, "update refused; the last good one stays in force");
+                message(sidecar_message::Message::Nack(v1::Nack { nonce, version, reason }))
+            }
+        }
+    }
+
+    fn take_policy(&mut self, version: &str, policy: &v1::InboundPolicy) -> Result<(), String> {
+        let snapshot = translate::inbound(policy)?;
+        let is_news = self
+            .store
+            .inbound()
+            .is_none_or(|current| current.version != version || current.snapshot.spec() != snapshot.spec());
+        // After a reconnect the same policy comes again: nobody needs to re-check anything.
+        if is_news {
+            self.telemetry.set_service(service_name(&snapshot.spec().workload));
+            self.store.publish_inbound(Inbound { version: version.to_owned(), snapshot });
+            self.telemetry.metrics().set_policy_version(version);
+            tracing::info!(%version, "inbound policy in force");
+        }
+        self.first_policy = None;
+        Ok(())
+    }
+}
+
+/// How a session ended.
+enum Ended {
+    /// Its certificate has ended and a newer one is there.
+    Rotated,
+    Failed(String),
+}
+
+/// The app's name as people see it in traces: Istio's canonical service, by the same labels in the same order.
+fn service_name(workload: &Workload) -> &str {
+    ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
+        .into_iter()
+        .find_map(|label| workload.labels.get(label))
+        .map_or(workload.name.as_str(), String::as_str)
+}
+
+fn said(wish: Wish) -> v1::SidecarMessage {
+    message(match wish {
+        Wish::Subscribe(address) => {
+            sidecar_message::Message::Subscribe(v1::Subscribe { address: address.to_string() })
+        }
+        Wish::Unsubscribe(address) => {
+            sidecar_message::Message::Unsubscribe(v1::Unsubscribe { address: address.to_string() })
+        }
+    })
+}
+
+fn message(message: sidecar_message::Message) -> v1::SidecarMessage {
+    v1::SidecarMessage { message: Some(message) }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,0 +1,363 @@
+//! HTTP/1 framing, read strictly before hyper reads it.
+//!
+//! hyper forgives what other parsers read differently: bare line feeds, a Content-Length beside Transfer-Encoding, equal
+//! duplicates, odd chunk sizes (reliability.md 0.3). This reader follows the messages of one connection; at the first octet
+//! that breaks a rule it hands hyper a NUL instead, which hyper answers with 400 and a close (in a head) or by aborting the
+//! body. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a body.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+/// How long each part of a conversation may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The first head must be complete by then.
+    pub first_head: Instant,
+    /// A later head, from its first octet to its last.
+    pub head: Duration,
+    /// Between two requests.
+    pub idle: Duration,
+    /// Between two octets of a body.
+    pub body: Duration,
+}
+
+/// Follows the requests in what it reads; writes pass untouched.
+pub struct Strict<S> {
+    stream: S,
+    parser: Parser,
+    patience: Patience,
+    deadline: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+    poison: Option<&'static [u8]>,
+}
+
+/// What hyper gets instead of an octet that breaks a rule: never valid in a head or a chunk's size, and with the end of a head
+/// behind it, since hyper does not look at a head before its end.
+const POISON: &[u8] = b"\0\r\n\r\n";
+
+impl<S> Strict<S> {
+    /// At the beginning of the first request.
+    pub fn new(stream: S, patience: Patience) -> Self {
+        Self {
+            stream,
+            parser: Parser::default(),
+            patience,
+            deadline: patience.first_head,
+            sleep: None,
+            poison: None,
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if matches!(self.parser.state, State::Opaque) {
+            return Poll::Pending;
+        }
+        let deadline = self.deadline;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() != deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        if sleep.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.poison = Some(&[]);
+        match self.parser.state {
+            // Nothing is owed to a client that is merely idle.
+            State::Start { requests: 1.., .. } => Poll::Ready(Ok(())),
+            _ => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "request not complete before its deadline",
+            ))),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(poison) = this.poison {
+            this.poison = Some(put(buf, poison));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Pending => return this.poll_deadline(cx),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) => {}
+        }
+        let (was_start, requests) = (matches!(this.parser.state, State::Start { .. }), this.parser.requests);
+        let fresh = buf.filled().get(before..).unwrap_or_default();
+        if fresh.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Err(at) = this.parser.feed(fresh) {
+            buf.set_filled(before + at);
+            this.poison = Some(put(buf, POISON));
+            return Poll::Ready(Ok(()));
+        }
+        let now = Instant::now();
+        match this.parser.state {
+            State::Start { requests: 0, .. } => {}
+            State::Start { .. } => this.deadline = now + this.patience.idle,
+            State::Head if this.parser.requests == 0 => {}
+            // The clock of a head starts with its first octet and does not start again.
+            State::Head if was_start || requests != this.parser.requests => {
+                this.deadline = now + this.patience.head
+            }
+            State::Head => {}
+            _ => this.deadline = now + this.patience.body,
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Puts what fits; returns the rest.
+fn put(buf: &mut ReadBuf<'_>, bytes: &'static [u8]) -> &'static [u8] {
+    let (now, later) = bytes.split_at(bytes.len().min(buf.remaining()));
+    buf.put_slice(now);
+    later
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Between requests; `blank`: one empty line was tolerated already.
+    Start { requests: u64, blank: bool },
+    /// Inside the lines of a head.
+    Head,
+    /// So many octets of a body with a length.
+    Body(u64),
+    /// The line with a chunk's size.
+    ChunkSize,
+    /// So many octets of a chunk.
+    Chunk(u64),
+    /// The CRLF behind a chunk; `true`: CR was read.
+    ChunkEnd(bool),
+    /// Lines behind the last chunk.
+    Trailers,
+    /// Behind the head of an upgrade request: not ours to read. The server closes when the upgrade is refused.
+    Opaque,
+}
+
+/// The longest line that is kept to be looked at; a longer one of interest is refused. hyper bounds the head as a whole.
+const MAX_LINE: usize = 16 * 1024;
+
+#[derive(Debug)]
+struct Parser {
+    state: State,
+    requests: u64,
+    line: Vec<u8>,
+    first_line: bool,
+    http_10: bool,
+    lengths: u32,
+    length: u64,
+    codings: u32,
+    upgrade: bool,
+}
+
+impl Default for Parser {
+    fn default() -> Self {
+        Self {
+            state: State::Start { requests: 0, blank: false },
+            requests: 0,
+            line: Vec::new(),
+            first_line: true,
+            http_10: false,
+            lengths: 0,
+            length: 0,
+            codings: 0,
+            upgrade: false,
+        }
+    }
+}
+
+impl Parser {
+    /// Follows `bytes`; `Err(at)`: the octet at `at` breaks a rule.
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), usize> {
+        let mut at = 0;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let skip = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+            match self.state {
+                State::Opaque => return Ok(()),
+                State::Body(left) => {
+                    let count = skip(left);
+                    at += count;
+                    self.state =
+                        if left == count as u64 { self.next() } else { State::Body(left - count as u64) };
+                }
+                State::Chunk(left) => {
+                    let count = skip(left);
+                    at += count;
+                    let left = left - count as u64;
+                    self.state = if left == 0 { State::ChunkEnd(false) } else { State::Chunk(left) };
+                }
+                State::ChunkEnd(seen_cr) => {
+                    let wanted = if seen_cr { b'\n' } else { b'\r' };
+                    if rest.first() != Some(&wanted) {
+                        return Err(at);
+                    }
+                    at += 1;
+                    self.state = if seen_cr { State::ChunkSize } else { State::ChunkEnd(true) };
+                }
+                State::Start { .. } | State::Head | State::ChunkSize | State::Trailers => {
+                    let end = rest.iter().position(|byte| *byte == b'\n');
+                    let taken = end.unwrap_or(rest.len());
+                    self.line.extend_from_slice(rest.get(..taken).unwrap_or_default());
+                    if self.line.len() > MAX_LINE {
+                        // hyper's own limits answer with 414 or 431 when it was the target or the head that was too large.
+                        if !matches!(self.state, State::Head | State::Start { .. }) {
+                            return Err(at);
+                        }
+                        self.line.truncate(MAX_LINE);
+                    }
+                    let Some(end) = end else {
+                        if let State::Start { .. } = self.state
+                            && self.line != b"\r"
+                        {
+                            self.state = State::Head;
+                        }
+                        return Ok(());
+                    };
+                    if self.line.last() != Some(&b'\r') {
+                        return Err(at + end);
+                    }
+                    self.line.pop();
+                    let line = std::mem::take(&mut self.line);
+                    self.end_of_line(&line).map_err(|()| at + end)?;
+                    // The buffer is worth keeping while lines follow.
+                    self.line = line;
+                    self.line.clear();
+                    at += end + 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> State {
+        self.requests += 1;
+        let requests = self.requests;
+        *self = Self { requests, ..Self::default() };
+        State::Start { requests, blank: false }
+    }
+
+    fn end_of_line(&mut self, line: &[u8]) -> Result<(), ()> {
+        match self.state {
+            State::Start { requests, blank } if line.is_empty() => {
+                if blank {
+                    return Err(());
+                }
+                self.state = State::Start { requests, blank: true };
+            }
+            State::Start { .. } => {
+                self.state = State::Head;
+                self.request_line(line);
+            }
+            State::Head if self.first_line => self.request_line(line),
+            State::Head if line.is_empty() => self.end_of_head()?,
+            State::Head => self.header_line(line)?,
+            State::ChunkSize => match chunk_size(line).ok_or(())? {
+                0 => self.state = State::Trailers,
+                size => self.state = State::Chunk(size),
+            },
+            State::Trailers if line.is_empty() => self.state = self.next(),
+            State::Trailers => {}
+            State::Body(_) | State::Chunk(_) | State::ChunkEnd(_) | State::Opaque => {}
+        }
+        Ok(())
+    }
+
+    /// hyper checks the line itself; only the version matters here.
+    fn request_line(&mut self, line: &[u8]) {
+        self.first_line = false;
+        self.http_10 = line.ends_with(b" HTTP/1.0");
+    }
+
+    fn header_line(&mut self, line: &[u8]) -> Result<(), ()> {
+        // A line without a colon, or folded, is refused by hyper.
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        if name.eq_ignore_ascii_case(b"content-length") {
+            self.lengths += 1;
+            let plain = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+            if self.lengths > 1 || !plain || (value.len() > 1 && value.first() == Some(&b'0')) {
+                return Err(());
+            }
+            self.length = value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.codings += 1;
+            if self.codings > 1 || self.http_10 || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(());
+            }
+        } else if name.eq_ignore_ascii_case(b"upgrade") && value.eq_ignore_ascii_case(b"websocket") {
+            self.upgrade = true;
+        }
+        Ok(())
+    }
+
+    fn end_of_head(&mut self) -> Result<(), ()> {
+        if self.lengths > 0 && self.codings > 0 {
+            return Err(());
+        }
+        self.state = if self.upgrade {
+            State::Opaque
+        } else if self.codings > 0 {
+            State::ChunkSize
+        } else if self.length > 0 {
+            State::Body(self.length)
+        } else {
+            self.next()
+        };
+        Ok(())
+    }
+}
+
+/// `chunk-size [ chunk-ext ]` (RFC 9112 section 7.1): 1 to 15 hex digits, nothing before or after them but an extension.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+    if !(1..=15).contains(&digits.len()) || line.len() > 256 {
+        return None;
+    }
+    if line.get(digits.len()..)?.iter().any(|byte| byte.is_ascii_control()) {
+        return None;
+    }
+    digits.iter().try_fold(0, |sum, digit| Some(sum * 16 + u64::from((*digit as char).to_digit(16)?)))
+}
+
+#[cfg(test)]
+#[path = "framing_tests.rs"]
+mod tests;

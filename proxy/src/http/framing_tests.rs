@@ -1,0 +1,144 @@
+//! The framing table of reliability.md 2.4, whole and split at every position.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+/// How many requests were complete, and where a rule was broken.
+fn follow(bytes: &[u8]) -> (u64, Option<usize>) {
+    let mut parser = Parser::default();
+    let broken = parser.feed(bytes).err();
+    (parser.requests, broken)
+}
+
+fn check(bytes: &str, requests: u64, is_fine: bool) {
+    let bytes = bytes.as_bytes();
+    let whole = follow(bytes);
+    assert_eq!((whole.0, whole.1.is_none()), (requests, is_fine), "{}", String::from_utf8_lossy(bytes));
+    for at in 1..bytes.len() {
+        let mut parser = Parser::default();
+        let broken =
+            parser.feed(&bytes[..at]).err().or_else(|| parser.feed(&bytes[at..]).err().map(|end| end + at));
+        assert_eq!((parser.requests, broken), whole, "split at {at}: {}", String::from_utf8_lossy(bytes));
+    }
+}
+
+#[test]
+fn well_framed_requests_pass() {
+    check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1, true);
+    check("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 1, true);
+    check("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nHost: a\r\n\r\n", 2, true);
+    check("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", 1, true);
+    check("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhell", 0, true);
+    check("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 1, true);
+    check(
+        "POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\na\nb\r\nA;x=y\r\n0123456789\r\n0\r\nx: y\r\n\r\nGET",
+        1,
+        true,
+    );
+}
+
+#[test]
+fn badly_framed_requests_break_at_the_offending_octet() {
+    for head in [
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n\n",
+        "\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 0001\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 0x1\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length:\r\n\r\n",
+        "POST / HTTP/1.1\r\nContent-Length: 9999999999999999999\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n",
+        "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ] {
+        check(head, 0, false);
+    }
+    for chunks in [
+        "3 \r\nabc\r\n",
+        " 3\r\nabc\r\n",
+        "0x3\r\n",
+        "+3\r\n",
+        "\r\n",
+        "3\nabc",
+        "3\r\nabcd",
+        "3\r\nabc\n",
+        "ffffffffffffffff\r\n",
+        "3;a\u{1}\r\n",
+        "0\r\nx: y\n",
+    ] {
+        check(&format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"), 0, false);
+    }
+}
+
+#[test]
+fn what_follows_an_upgrade_request_is_not_read() {
+    check("GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\n\nwhatever\n", 0, true);
+}
+
+fn patience(first: Duration) -> Patience {
+    Patience {
+        first_head: Instant::now() + first,
+        head: Duration::from_secs(10),
+        idle: Duration::from_secs(3600),
+        body: Duration::from_secs(60),
+    }
+}
+
+#[tokio::test]
+async fn the_offending_octet_and_all_behind_it_never_arrive() {
+    let (mut client, server) = duplex(1024);
+    client
+        .write_all(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nGET /admin")
+        .await
+        .unwrap();
+    drop(client);
+    let mut read = Vec::new();
+    Strict::new(server, patience(Duration::from_secs(10))).read_to_end(&mut read).await.unwrap();
+    assert!(read.ends_with(b"chunked\r\n\r\0\r\n\r\n"), "{}", String::from_utf8_lossy(&read));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_misses_its_deadline() {
+    let (mut client, server) = duplex(1024);
+    let mut strict = Strict::new(server, patience(Duration::from_secs(10)));
+    let drip = async {
+        loop {
+            client.write_all(b"G").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let before = Instant::now();
+    let mut read = Vec::new();
+    let ended =
+        tokio::select! { () = drip => unreachable!(), ended = strict.read_to_end(&mut read) => ended };
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(before.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_ends_quietly_after_its_own_patience() {
+    let (mut client, server) = duplex(1024);
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let before = Instant::now();
+    let mut read = Vec::new();
+    Strict::new(server, patience(Duration::from_secs(10))).read_to_end(&mut read).await.unwrap();
+    assert_eq!(before.elapsed(), Duration::from_secs(3600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_may_pause_for_a_minute() {
+    let (mut client, server) = duplex(1024);
+    client.write_all(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc").await.unwrap();
+    let before = Instant::now();
+    let mut read = Vec::new();
+    let ended = Strict::new(server, patience(Duration::from_secs(10))).read_to_end(&mut read).await;
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(before.elapsed(), Duration::from_secs(60));
+}

@@ -1,0 +1,336 @@
+//! Which headers may pass: hop-by-hop ones never, ours only from us, in any spelling.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
+};
+use postern_identity::{Peer, SpiffeId};
+use std::net::IpAddr;
+
+/// `x-forwarded-client-cert`, as Envoy writes it (reference 4.5).
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// `x-request-id`.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Hop-by-hop (RFC 9110 section 7.6.1), and what only makes sense between two neighbours.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+
+/// Names whose meaning policy, framing or identity rest on. `Connection` cannot remove them, and a name that becomes one of
+/// them when `_` is read as `-` (as CGI and its heirs do) does not pass.
+const CONTROLLED: [&str; 20] = [
+    "host",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "te",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+];
+
+/// What a request wants beyond an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Just an answer.
+    Answer,
+    /// `Upgrade: websocket`: the one upgrade that is passed on.
+    WebSocket,
+}
+
+/// Cleans the headers of a request before anyone judges them: hop-by-hop headers, identity headers from outside and aliases
+/// of controlled names are gone. Returns what the client wished.
+pub fn clean_request(headers: &mut HeaderMap) -> Wish {
+    let wish = wish(headers);
+    let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    drop_named_in_connection(headers);
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove(TE);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    drop_forged(headers);
+    wish
+}
+
+/// Cleans the headers of an answer. `tunnel`: it is the 101 that was asked for.
+pub fn clean_response(headers: &mut HeaderMap, tunnel: bool) {
+    // A length beside chunked framing is the seed of smuggling; the framing that hyper used is the chunked one.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    } else if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+        && let Some(first) = headers.get(CONTENT_LENGTH).cloned()
+    {
+        // hyper has checked that they are equal.
+        headers.insert(CONTENT_LENGTH, first);
+    }
+    let upgrade = if tunnel { headers.get(UPGRADE).cloned() } else { None };
+    drop_named_in_connection(headers);
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    drop_forged(headers);
+    if let Some(upgrade) = upgrade {
+        ask_upgrade(headers, upgrade);
+    }
+}
+
+/// Sets `Connection: Upgrade` and `Upgrade`.
+pub fn ask_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}
+
+fn wish(headers: &HeaderMap) -> Wish {
+    let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    let mut protocols = tokens(headers, &UPGRADE);
+    match (protocols.next(), protocols.next()) {
+        (Some(protocol), None) if asked && protocol.eq_ignore_ascii_case(b"websocket") => Wish::WebSocket,
+        _ => Wish::Answer,
+    }
+}
+
+fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
+}
+
+fn drop_named_in_connection(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .filter(|name| !CONTROLLED.contains(&name.as_str()))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// Removes what only we may say, and what could be taken for a controlled name.
+fn drop_forged(headers: &mut HeaderMap) {
+    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str())).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+}
+
+fn is_forged(name: &str) -> bool {
+    if name.contains('_') {
+        let alias = name.replace('_', "-");
+        return CONTROLLED.contains(&alias.as_str()) || alias.starts_with("x-postern-");
+    }
+    name == CLIENT_CERT.as_str() || name.starts_with("x-postern-")
+}
+
+/// Tells the app who called. Both IDs are canonical SPIFFE IDs, which contain none of `,;="`.
+pub fn set_client_cert(headers: &mut HeaderMap, own: &SpiffeId, peer: &Peer) {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(200);
+    let _ = write!(text, "By={own};Hash=");
+    for byte in peer.sha256() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    let _ = write!(text, ";Subject=\"\";URI={}", peer.id());
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(CLIENT_CERT, value);
+    }
+}
+
+/// Sets a random `x-request-id` (UUID version 4) when there is none.
+pub fn ensure_request_id(headers: &mut HeaderMap) {
+    if headers.contains_key(REQUEST_ID) {
+        return;
+    }
+    let random = (rand::random::<u128>() & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
+    let hex = format!("{random:032x}");
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default());
+    if let Ok(value) = HeaderValue::try_from(parts.join("-")) {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
+/// The address that policy calls `remoteIp`: the last entry of X-Forwarded-For when it is an address, else the socket's.
+pub fn remote_ip(headers: &HeaderMap, socket: IpAddr) -> IpAddr {
+    let Some(last) = headers.get_all(FORWARDED_FOR).iter().next_back() else { return socket };
+    let last = last.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
+    std::str::from_utf8(last)
+        .ok()
+        .and_then(|text| text.parse::<IpAddr>().ok())
+        .map_or(socket, |ip| ip.to_canonical())
+}
+
+/// Trailers that may pass: never framing, routing, credentials, content or identity (RFC 9110 section 6.5.1).
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    let refused: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            CONTROLLED.contains(&name)
+                || name.starts_with("content-")
+                || name == "set-cookie"
+                || is_forged(name)
+        })
+        .cloned()
+        .collect();
+    for name in refused {
+        trailers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap()))
+            .collect()
+    }
+
+    fn check(lines: &[(&str, &str)], left: &[&str]) {
+        let mut headers = map(lines);
+        clean_request(&mut headers);
+        let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, left, "{lines:?}");
+    }
+
+    #[test]
+    fn identity_headers_from_outside_never_pass_in_any_spelling() {
+        for name in [
+            "X-Forwarded-Client-Cert",
+            "x-forwarded-client-cert",
+            "X_Forwarded_Client_Cert",
+            "x-forwarded_client-cert",
+            "x-postern-peer",
+            "X_Postern_Peer",
+            "x-postern-",
+        ] {
+            check(&[(name, "By=evil"), ("x-mine", "1")], &["x-mine"]);
+        }
+        check(&[("connection", "x-forwarded-client-cert"), ("x-forwarded-client-cert", "a")], &[]);
+        check(&[("connection", "x_forwarded_client_cert"), ("x_forwarded_client_cert", "a")], &[]);
+    }
+
+    #[test]
+    fn aliases_of_controlled_names_are_dropped_and_other_underscores_pass() {
+        check(
+            &[
+                ("content_length", "5"),
+                ("transfer_encoding", "chunked"),
+                ("x_request_id", "a"),
+                ("x_role", "b"),
+            ],
+            &["x_role"],
+        );
+    }
+
+    #[test]
+    fn hop_by_hop_headers_do_not_travel() {
+        check(
+            &[
+                ("connection", "close, x-temp, authorization, host, content-length"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-connection", "keep-alive"),
+                ("http2-settings", "AAMAAABk"),
+                ("upgrade", "h2c"),
+                ("te", "gzip"),
+                ("x-temp", "1"),
+                ("authorization", "kept"),
+                ("content-length", "0"),
+            ],
+            &["authorization", "content-length"],
+        );
+        check(&[("te", "trailers"), ("trailer", "x")], &["te", "trailer"]);
+    }
+
+    #[test]
+    fn only_a_single_websocket_upgrade_is_a_wish() {
+        let wish = |connection, upgrade| {
+            clean_request(&mut map(&[("connection", connection), ("upgrade", upgrade)]))
+        };
+        assert_eq!(wish("Upgrade", "WebSocket"), Wish::WebSocket);
+        assert_eq!(wish("keep-alive, upgrade", "websocket"), Wish::WebSocket);
+        assert_eq!(wish("keep-alive", "websocket"), Wish::Answer);
+        assert_eq!(wish("upgrade", "h2c"), Wish::Answer);
+        assert_eq!(wish("upgrade", "websocket, h2c"), Wish::Answer);
+    }
+
+    #[test]
+    fn an_answer_never_has_a_length_beside_chunked_framing() {
+        let mut headers =
+            map(&[("content-length", "5"), ("transfer-encoding", "chunked"), ("x-postern-id", "forged")]);
+        clean_response(&mut headers, false);
+        assert!(headers.is_empty());
+        let mut headers = map(&[("content-length", "5"), ("content-length", "5")]);
+        clean_response(&mut headers, false);
+        assert_eq!(headers.get_all(CONTENT_LENGTH).iter().count(), 1);
+    }
+
+    #[test]
+    fn a_request_id_is_made_once_and_kept() {
+        let mut headers = HeaderMap::new();
+        ensure_request_id(&mut headers);
+        let made = headers[REQUEST_ID].to_str().unwrap().to_owned();
+        assert_eq!(made.len(), 36);
+        assert_eq!(&made[14..15], "4");
+        assert!("89ab".contains(&made[19..20]));
+        ensure_request_id(&mut headers);
+        assert_eq!(headers[REQUEST_ID].to_str().unwrap(), made);
+    }
+
+    #[test]
+    fn the_remote_address_is_the_last_one_that_was_forwarded() {
+        let socket: IpAddr = "10.0.0.9".parse().unwrap();
+        let remote = |value| remote_ip(&map(&[("x-forwarded-for", value)]), socket).to_string();
+        assert_eq!(remote("1.1.1.1, 2.2.2.2"), "2.2.2.2");
+        assert_eq!(remote("::ffff:3.3.3.3"), "3.3.3.3");
+        assert_eq!(remote("1.1.1.1, unknown"), "10.0.0.9");
+        assert_eq!(remote_ip(&HeaderMap::new(), socket), socket);
+    }
+
+    #[test]
+    fn trailers_carry_no_framing_credentials_or_identity() {
+        let mut trailers = map(&[
+            ("grpc-status", "0"),
+            ("x-checksum", "1"),
+            ("content-length", "1"),
+            ("authorization", "a"),
+            ("host", "a"),
+            ("x_forwarded_client_cert", "a"),
+        ]);
+        clean_trailers(&mut trailers);
+        let mut names: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["grpc-status", "x-checksum"]);
+    }
+}

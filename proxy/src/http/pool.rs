@@ -1,0 +1,421 @@
+//! Connections kept for the next request, one pool per worker.
+//!
+//! A connection is used again only for the same address, the same expected identity, the same name and protocol, and as long as
+//! the credentials it was made with are the current ones.
+
+use super::{
+    LocalExecutor,
+    body::{Exchange, Upload},
+};
+use crate::{error::ProxyError, net::Prefixed, state::Credentials, tls::Stream};
+use http::{Method, Request, Response};
+use hyper::{
+    body::{Body as _, Incoming},
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_identity::SpiffeId;
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// What makes two connections interchangeable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Where it leads.
+    pub address: SocketAddr,
+    /// Who must be there; `None`: plain.
+    pub identity: Option<SpiffeId>,
+    /// Server name sent in the handshake.
+    pub sni: Option<Rc<str>>,
+    /// HTTP/2, else HTTP/1.1.
+    pub http2: bool,
+}
+
+/// Streams we put on one HTTP/2 connection before we open another (what Envoy and ztunnel allow too).
+const MOST_STREAMS: usize = 100;
+/// Idle HTTP/1 connections kept per key.
+const MOST_IDLE: usize = 64;
+
+/// How long connections are kept without use.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    /// Plain ones: shorter than the keep-alive of common servers (5 s), so that they rarely close first.
+    pub plain: Duration,
+    /// Those between sidecars, which wait much longer.
+    pub mesh: Duration,
+}
+
+impl Idle {
+    fn of(self, mesh: bool) -> Duration {
+        if mesh { self.mesh } else { self.plain }
+    }
+}
+
+/// The pool of one worker.
+pub struct Pool {
+    idle: Idle,
+    slots: RefCell<HashMap<Key, Slot>>,
+    loads: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    http1: Vec<IdleConnection>,
+    http2: Vec<SharedConnection>,
+    // One dial at a time for HTTP/2, so that a burst shares one connection.
+    dialling: Rc<tokio::sync::Mutex<()>>,
+}
+
+struct IdleConnection {
+    sender: http1::SendRequest<Upload>,
+    made_with: Option<Arc<Credentials>>,
+    since: Instant,
+}
+
+struct SharedConnection {
+    sender: http2::SendRequest<Upload>,
+    made_with: Option<Arc<Credentials>>,
+    streams: Rc<Cell<usize>>,
+    since: Instant,
+}
+
+/// Something under way to an address; ends when dropped.
+#[derive(Debug)]
+pub struct InFlight(Rc<Cell<usize>>);
+
+impl InFlight {
+    fn enter(counter: &Rc<Cell<usize>>) -> Self {
+        counter.set(counter.get() + 1);
+        Self(counter.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// The use of a connection by one exchange.
+#[derive(Default)]
+pub struct Lease {
+    home: Option<Home>,
+    _stream: Option<InFlight>,
+    _load: Option<InFlight>,
+}
+
+struct Home {
+    pool: Weak<Pool>,
+    key: Key,
+    sender: http1::SendRequest<Upload>,
+    made_with: Option<Arc<Credentials>>,
+}
+
+impl Lease {
+    /// The exchange is complete: the connection may serve another one. Without this call it is closed.
+    pub fn give_back(mut self) {
+        if let Some(home) = self.home.take()
+            && !home.sender.is_closed()
+            && let Some(pool) = home.pool.upgrade()
+        {
+            pool.keep(home);
+        }
+    }
+}
+
+/// Why there is no answer, and the request when it is certain that nobody has seen it.
+pub struct Failure {
+    /// What happened.
+    pub error: ProxyError,
+    /// Never sent: may go elsewhere.
+    pub unsent: Option<Box<Request<Upload>>>,
+}
+
+enum Connection {
+    Http1(http1::SendRequest<Upload>),
+    Http2(http2::SendRequest<Upload>, InFlight),
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(idle: Idle) -> Rc<Self> {
+        Rc::new(Self { idle, slots: RefCell::default(), loads: RefCell::default() })
+    }
+
+    /// Requests and connections under way to an address, of this worker.
+    pub fn load(&self, address: &SocketAddr) -> usize {
+        self.loads.borrow().get(address).map_or(0, |count| count.get())
+    }
+
+    /// Counts something under way to an address.
+    pub fn enter(&self, address: SocketAddr) -> InFlight {
+        InFlight::enter(self.loads.borrow_mut().entry(address).or_default())
+    }
+
+    /// Sends a request on a kept connection or a new one that `dial` opens. A request that a kept connection lost unseen goes
+    /// once more on a new one; so does an idempotent one without a body when the connection closed without any answer, since a
+    /// server may close an idle connection in the very moment of its reuse.
+    pub async fn send<D, F>(
+        self: &Rc<Self>,
+        key: &Key,
+        credentials: Option<&Arc<Credentials>>,
+        mut request: Request<Upload>,
+        exchange: &Exchange,
+        dial: D,
+    ) -> Result<(Response<Incoming>, Lease), Failure>
+    where
+        D: Fn() -> F,
+        F: Future<Output = Result<Stream, ProxyError>>,
+    {
+        let load = self.enter(key.address);
+        let mut reuse = true;
+        loop {
+            let (connection, reused) = match self.connection(key, credentials, reuse, &dial).await {
+                Ok(connection) => connection,
+                Err(error) => return Err(Failure { error, unsent: Some(Box::new(request)) }),
+            };
+            let spare = if reused { copy_of(&request) } else { None };
+            let (sent, lease) = match connection {
+                Connection::Http1(mut sender) => {
+                    let sent = sender.try_send_request(request).await;
+                    let home = Home {
+                        pool: Rc::downgrade(self),
+                        key: key.clone(),
+                        sender,
+                        made_with: credentials.cloned(),
+                    };
+                    (sent, Lease { home: Some(home), ..Lease::default() })
+                }
+                Connection::Http2(mut sender, stream) => (
+                    sender.try_send_request(request).await,
+                    Lease { _stream: Some(stream), ..Lease::default() },
+                ),
+            };
+            let mut error = match sent {
+                Ok(response) => return Ok((response, Lease { _load: Some(load), ..lease })),
+                Err(error) => error,
+            };
+            let unsent = error.take_message();
+            let error = error.into_error();
+            request = match (unsent, spare) {
+                (Some(unsent), _) if reused => unsent,
+                (None, Some(spare)) if closed_without_answer(&error) => spare,
+                (unsent, _) => {
+                    return Err(Failure { error: blame(&error, exchange), unsent: unsent.map(Box::new) });
+                }
+            };
+            reuse = false;
+        }
+    }
+
+    async fn connection<D, F>(
+        self: &Rc<Self>,
+        key: &Key,
+        credentials: Option<&Arc<Credentials>>,
+        reuse: bool,
+        dial: &D,
+    ) -> Result<(Connection, bool), ProxyError>
+    where
+        D: Fn() -> F,
+        F: Future<Output = Result<Stream, ProxyError>>,
+    {
+        if reuse && let Some(kept) = self.kept(key, credentials) {
+            return Ok((kept, true));
+        }
+        if !key.http2 {
+            let stream = dial().await?;
+            return Ok((Connection::Http1(handshake_http1(stream, key.address).await?), false));
+        }
+        let dialling = self.slots.borrow_mut().entry(key.clone()).or_default().dialling.clone();
+        let _turn = match dialling.try_lock() {
+            Ok(turn) => Some(turn),
+            // Somebody dials already. Wait for that one; when it failed, all who waited dial at once and not one by one.
+            Err(_) => {
+                drop(dialling.lock().await);
+                if reuse && let Some(kept) = self.kept(key, credentials) {
+                    return Ok((kept, true));
+                }
+                None
+            }
+        };
+        let sender = handshake_http2(dial().await?, key.address).await?;
+        let streams = Rc::new(Cell::new(0));
+        let stream = InFlight::enter(&streams);
+        let shared = SharedConnection {
+            sender: sender.clone(),
+            made_with: credentials.cloned(),
+            streams,
+            since: Instant::now(),
+        };
+        self.slots.borrow_mut().entry(key.clone()).or_default().http2.push(shared);
+        Ok((Connection::Http2(sender, stream), false))
+    }
+
+    fn kept(&self, key: &Key, credentials: Option<&Arc<Credentials>>) -> Option<Connection> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get_mut(key)?;
+        let now = Instant::now();
+        if key.http2 {
+            slot.http2.retain(|shared| !shared.sender.is_closed());
+            let shared = slot
+                .http2
+                .iter_mut()
+                .find(|shared| same(&shared.made_with, credentials) && shared.streams.get() < MOST_STREAMS)?;
+            shared.since = now;
+            return Some(Connection::Http2(shared.sender.clone(), InFlight::enter(&shared.streams)));
+        }
+        while let Some(idle) = slot.http1.pop() {
+            let fresh = now - idle.since < self.idle.of(key.identity.is_some());
+            if fresh && !idle.sender.is_closed() && same(&idle.made_with, credentials) {
+                return Some(Connection::Http1(idle.sender));
+            }
+        }
+        None
+    }
+
+    fn keep(&self, home: Home) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.entry(home.key).or_default();
+        if slot.http1.len() >= MOST_IDLE {
+            slot.http1.remove(0);
+        }
+        slot.http1.push(IdleConnection {
+            sender: home.sender,
+            made_with: home.made_with,
+            since: Instant::now(),
+        });
+    }
+
+    /// Closes what has been idle for too long, or is of no more use.
+    pub fn sweep(&self, current: Option<&Arc<Credentials>>) {
+        let now = Instant::now();
+        self.slots.borrow_mut().retain(|key, slot| {
+            let patience = self.idle.of(key.identity.is_some());
+            let current = if key.identity.is_some() { current } else { None };
+            slot.http1.retain(|idle| {
+                now - idle.since < patience && !idle.sender.is_closed() && same(&idle.made_with, current)
+            });
+            slot.http2.retain(|shared| {
+                let is_busy = shared.streams.get() > 0;
+                let is_fresh = now - shared.since < patience && same(&shared.made_with, current);
+                !shared.sender.is_closed() && (is_busy || is_fresh)
+            });
+            !slot.http1.is_empty() || !slot.http2.is_empty() || Rc::strong_count(&slot.dialling) > 1
+        });
+        self.loads.borrow_mut().retain(|_, count| count.get() > 0 || Rc::strong_count(count) > 1);
+    }
+
+    /// Sweeps every second, for as long as the pool is in use.
+    pub fn keep_swept(self: &Rc<Self>, store: Arc<crate::state::Store>) {
+        let pool = Rc::downgrade(self);
+        drop(tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let Some(pool) = pool.upgrade() else { return };
+                pool.sweep(store.credentials().as_ref());
+            }
+        }));
+    }
+}
+
+fn same(made_with: &Option<Arc<Credentials>>, current: Option<&Arc<Credentials>>) -> bool {
+    match (made_with, current) {
+        (None, None) => true,
+        (Some(made_with), Some(current)) => Arc::ptr_eq(made_with, current),
+        _ => false,
+    }
+}
+
+async fn handshake_http1(
+    stream: Stream,
+    address: SocketAddr,
+) -> Result<http1::SendRequest<Upload>, ProxyError> {
+    let io = TokioIo::new(Prefixed::new(stream));
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(super::canonical::MAX_HEADERS)
+        .handshake(io)
+        .await
+        .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
+    drop(tokio::task::spawn_local(async move {
+        // Its errors reach the requests it carries.
+        let _ = connection.with_upgrades().await;
+    }));
+    Ok(sender)
+}
+
+async fn handshake_http2(
+    stream: Stream,
+    address: SocketAddr,
+) -> Result<http2::SendRequest<Upload>, ProxyError> {
+    let io = TokioIo::new(Prefixed::new(stream));
+    let (sender, connection) = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .max_header_list_size(64 * 1024)
+        .handshake(io)
+        .await
+        .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
+    drop(tokio::task::spawn_local(async move {
+        let _ = connection.await;
+    }));
+    Ok(sender)
+}
+
+/// A copy to send again, when that could never do something twice: an idempotent method without a body.
+fn copy_of(request: &Request<Upload>) -> Option<Request<Upload>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+        || !request.body().is_end_stream()
+        || request.headers().contains_key(http::header::UPGRADE)
+    {
+        return None;
+    }
+    let mut copy = Request::new(request.body().again()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+fn closed_without_answer(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+            return matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+        }
+        cause = inner.source();
+    }
+    false
+}
+
+fn blame(error: &hyper::Error, exchange: &Exchange) -> ProxyError {
+    if exchange.is_broken() {
+        ProxyError::DownstreamGone
+    } else if error.is_parse() {
+        ProxyError::UpstreamProtocol(describe(error))
+    } else {
+        ProxyError::UpstreamReset(describe(error))
+    }
+}
+
+fn describe(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

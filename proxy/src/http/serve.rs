@@ -1,0 +1,182 @@
+//! The server's side of HTTP: hyper with strict framing, limits, deadlines and drain.
+
+use super::{
+    Body, LocalExecutor, canonical,
+    framing::{Patience, Strict},
+};
+use crate::{drain, error::ProxyError, net::Prefixed, tls::Stream};
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{cell::Cell, pin::pin, rc::Rc, time::Duration};
+use tokio::time::Instant;
+
+/// The service wants this connection closed without (further) answer.
+#[derive(Debug, thiserror::Error)]
+#[error("connection closed by the proxy")]
+pub struct Close;
+
+/// Deadlines of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// The first request's head must be complete by then.
+    pub first: Instant,
+    /// Between two requests.
+    pub idle: Duration,
+}
+
+/// Serves one connection until it ends, is drained, or breaks the protocol; `http2` was sniffed, not negotiated.
+pub async fn serve<F, R>(
+    stream: Prefixed<Stream>,
+    is_http2: bool,
+    deadlines: Deadlines,
+    drain: &drain::Watch,
+    respond: F,
+) -> Result<(), ProxyError>
+where
+    F: Fn(Request<Incoming>) -> R + 'static,
+    R: Future<Output = Result<Response<Body>, Close>> + 'static,
+{
+    let seen = Rc::new(Cell::new(false));
+    let mark = seen.clone();
+    let service = service_fn(move |request| {
+        mark.set(true);
+        respond(request)
+    });
+    let result = if is_http2 {
+        serve_http2(stream, deadlines, drain, &seen, service).await
+    } else {
+        serve_http1(stream, deadlines, drain, service).await
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(End::Protocol(error)) => judge(&error, seen.get()),
+        Err(End::TooLate) => Err(ProxyError::DownstreamTimeout),
+        Err(End::Drained) => Err(ProxyError::Draining),
+    }
+}
+
+enum End {
+    Protocol(hyper::Error),
+    TooLate,
+    Drained,
+}
+
+async fn serve_http1<S>(
+    stream: Prefixed<Stream>,
+    deadlines: Deadlines,
+    drain: &drain::Watch,
+    service: S,
+) -> Result<(), End>
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Close> + 'static,
+    S::Future: 'static,
+{
+    let patience = Patience {
+        first_head: deadlines.first,
+        head: Duration::from_secs(10),
+        idle: deadlines.idle,
+        body: Duration::from_secs(60),
+    };
+    let io = TokioIo::new(Strict::new(stream, patience));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // The framing reader holds the deadlines: it knows an idle connection from a slow head.
+        .header_read_timeout(None)
+        .half_close(true)
+        .keep_alive(true)
+        .max_headers(canonical::MAX_HEADERS)
+        .max_buf_size(canonical::MAX_HEADER_BYTES + 16 * 1024)
+        // No pipeline_flush: with unread octets in its buffer hyper would never send the 400 for them.
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended.map_err(End::Protocol),
+        () = drain.started() => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        ended = connection => ended.map_err(End::Protocol),
+        () = drain.over() => Err(End::Drained),
+    }
+}
+
+async fn serve_http2<S>(
+    stream: Prefixed<Stream>,
+    deadlines: Deadlines,
+    drain: &drain::Watch,
+    seen: &Cell<bool>,
+    service: S,
+) -> Result<(), End>
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Close> + 'static,
+    S::Future: 'static,
+{
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(64 * 1024)
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(1 << 20)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut late = pin!(tokio::time::sleep_until(deadlines.first));
+    let mut waiting = true;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(End::Protocol),
+            () = drain.started() => break,
+            () = late.as_mut(), if waiting => {
+                if !seen.get() {
+                    return Err(End::TooLate);
+                }
+                waiting = false;
+            }
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection => ended.map_err(End::Protocol),
+        () = drain.over() => Err(End::Drained),
+    }
+}
+
+/// What hyper's error means for the connection's record.
+fn judge(error: &hyper::Error, served: bool) -> Result<(), ProxyError> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<Close>() {
+            // The service has written its own record.
+            return Ok(());
+        }
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::TimedOut => Err(ProxyError::DownstreamTimeout),
+                // A client that goes between requests, or during one: that one's record says so.
+                _ if served => Ok(()),
+                _ => Err(ProxyError::DownstreamGone),
+            };
+        }
+        cause = inner.source();
+    }
+    if error.is_parse_too_large() {
+        Err(ProxyError::HeadersTooLarge("the head is too large"))
+    } else if error.is_parse() {
+        Err(ProxyError::BadRequest("not a well-formed HTTP/1.1 request"))
+    } else if error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || error.is_body_write_aborted()
+        || served
+    {
+        if served { Ok(()) } else { Err(ProxyError::DownstreamGone) }
+    } else {
+        Err(ProxyError::BadRequest("HTTP/2 protocol error"))
+    }
+}

@@ -1,0 +1,48 @@
+//! The tunnel behind a 101: bytes, until either side ends or policy changes its mind.
+
+use crate::{
+    error::ProxyError,
+    net::copy::{Counts, Ended, both_ways},
+    telemetry::Record,
+};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use std::time::Duration;
+
+/// Carries bytes between two upgraded connections, then writes the record. `revoked` resolves when policy withdraws the right.
+pub async fn tunnel(
+    downstream: OnUpgrade,
+    upstream: OnUpgrade,
+    half_closed: Duration,
+    mut record: Record,
+    revoked: impl Future<Output = ProxyError>,
+) {
+    let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
+        Ok(both) => both,
+        Err(error) => {
+            record.set_error(&ProxyError::UpstreamReset(format!("upgrade not completed: {error}")));
+            return;
+        }
+    };
+    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
+    let mut counts = Counts::default();
+    let ended = tokio::select! {
+        ended = both_ways(&mut downstream, &mut upstream, half_closed, &mut counts) => ended_as(ended),
+        error = revoked => Some(error),
+    };
+    if let Some(error) = ended {
+        record.set_error(&error);
+    }
+    record.add_received(counts.received);
+    record.add_sent(counts.sent);
+}
+
+/// How the end of a conversation of bytes reads in the record.
+pub fn ended_as(ended: Ended) -> Option<ProxyError> {
+    match ended {
+        Ended::Cleanly => None,
+        Ended::Downstream(_) => Some(ProxyError::DownstreamGone),
+        Ended::Upstream(error) => Some(ProxyError::UpstreamReset(error.to_string())),
+        Ended::HalfClosedTooLong => Some(ProxyError::DownstreamTimeout),
+    }
+}

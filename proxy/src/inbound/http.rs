@@ -1,0 +1,234 @@
+//! Inbound HTTP: every request is read in one way, judged on the policy of this moment, and only then reaches the app.
+
+use super::{Caller, tcp::connect_app};
+use crate::{
+    error::ProxyError,
+    http::{
+        Body,
+        body::Upload,
+        canonical::{Target, canonical},
+        headers::{self, Wish},
+        is_grpc,
+        pool::Key,
+        protocol_name,
+        serve::{self, Close, Deadlines},
+    },
+    net::Prefixed,
+    state::Inbound,
+    telemetry::Record,
+    tls::Stream,
+    traffic::{
+        Worker,
+        forward::{self, Asked},
+    },
+};
+use ::http::{Request, Response, request::Parts};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use postern_config::{
+    HttpFacts, Verdict,
+    authorize::authorize,
+    path::Normalization,
+    snapshot::{Protocol, Snapshot},
+};
+use std::{cell::RefCell, rc::Rc};
+use tokio::time::Instant;
+
+/// One connection and all its requests.
+struct Connection {
+    worker: Rc<Worker>,
+    caller: Caller,
+    http2: bool,
+    record: RefCell<Record>,
+}
+
+/// Serves one connection.
+pub async fn serve(
+    worker: Rc<Worker>,
+    caller: Caller,
+    stream: Prefixed<Stream>,
+    http2: bool,
+    deadline: Instant,
+    mut record: Record,
+) {
+    record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
+    let drain = worker.shared.drain.clone();
+    let deadlines = Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request };
+    let connection = Rc::new(Connection { worker, caller, http2, record: RefCell::new(record) });
+    let serving = connection.clone();
+    let result = serve::serve(stream, http2, deadlines, &drain, move |request| {
+        let connection = serving.clone();
+        async move { connection.request(request).await }
+    })
+    .await;
+    if let Err(error) = result {
+        // A malformed head never became a request of ours; it still gets its own line.
+        let mut record = connection.record.borrow_mut();
+        if matches!(error, ProxyError::BadRequest(_) | ProxyError::HeadersTooLarge(_)) {
+            let mut malformed = record.request();
+            malformed.set_status(error.http_status());
+            malformed.set_error(&error);
+        } else {
+            record.set_error(&error);
+        }
+    }
+}
+
+impl Connection {
+    async fn request(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Close> {
+        let mut record = self.record.borrow_mut().request();
+        let (mut parts, incoming) = request.into_parts();
+        let grpc = is_grpc(&parts.headers);
+        record.set_protocol(protocol_name(&parts, grpc));
+
+        let wish = headers::clean_request(&mut parts.headers);
+        let Some(policy) = self.worker.shared.store.inbound() else {
+            return Ok(self.refuse(&ProxyError::NoSnapshot, &parts, incoming, record, grpc).await);
+        };
+        if let Some(objection) = self.caller.objection(&policy.snapshot) {
+            note_raw(&mut record, &parts);
+            record.set_error(&objection);
+            return Err(Close);
+        }
+        let mode = policy.snapshot.spec().mesh.path_normalization;
+        let target = match self.target(&mut parts, mode) {
+            Ok(target) => target,
+            Err(error) => {
+                note_raw(&mut record, &parts);
+                let mut response = self.refuse(&error, &parts, incoming, record, grpc).await;
+                forward::close_after(&mut response, self.http2);
+                return Ok(response);
+            }
+        };
+        record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
+
+        if self.judge(&policy, &parts, &target, Some(&mut record)) == Verdict::Deny {
+            return Ok(self.refuse(&ProxyError::Denied, &parts, incoming, record, grpc).await);
+        }
+        self.tell_app(&mut parts, &record);
+        Ok(self.forward(&policy.snapshot, parts, target, incoming, wish, grpc, record).await)
+    }
+
+    fn target(&self, parts: &mut Parts, mode: Normalization) -> Result<Target, ProxyError> {
+        canonical(parts, mode, self.caller.destination)
+    }
+
+    /// One decision on one snapshot, about exactly what the app will get.
+    fn judge(
+        &self,
+        policy: &Inbound,
+        parts: &Parts,
+        target: &Target,
+        record: Option<&mut Record>,
+    ) -> Verdict {
+        let http = HttpFacts {
+            method: parts.method.as_str(),
+            path: target.path(),
+            host: target.host(),
+            headers: &parts.headers,
+        };
+        let remote_ip = headers::remote_ip(&parts.headers, self.caller.downstream.ip());
+        let facts = self.caller.facts(remote_ip, Some(http));
+        let decision = authorize(&policy.snapshot, &facts);
+        if let Some(record) = record {
+            record.set_decision(&decision, &facts, &policy.version);
+        }
+        decision.verdict
+    }
+
+    /// What only we may say: who called, and where this belongs in the trace.
+    fn tell_app(&self, parts: &mut Parts, record: &Record) {
+        if let Some(peer) = &self.caller.peer
+            && let Some(credentials) = self.worker.shared.store.credentials()
+        {
+            headers::set_client_cert(&mut parts.headers, &credentials.id, peer);
+        }
+        headers::ensure_request_id(&mut parts.headers);
+        if let Some(traceparent) = record.traceparent() {
+            parts.headers.insert("traceparent", traceparent);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn forward(
+        self: &Rc<Self>,
+        snapshot: &Snapshot,
+        mut parts: Parts,
+        target: Target,
+        incoming: Incoming,
+        wish: Wish,
+        grpc: bool,
+        mut record: Record,
+    ) -> Response<Body> {
+        let app = self.caller.destination;
+        let declared_http2 = snapshot.protocol(app.port()) == Protocol::Http2;
+        // gRPC needs HTTP/2 to the end; a WebSocket needs HTTP/1.1.
+        let http2 = wish == Wish::Answer && (declared_http2 || (self.http2 && grpc));
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let watched = (wish == Wish::WebSocket).then(|| (parts.clone(), target.clone()));
+        let (upload, exchange) = Upload::new(incoming);
+        let request = match forward::upstream_request(parts, target, upload, http2, wish) {
+            Ok(request) => request,
+            Err(error) => return forward::refuse(&error, record, grpc),
+        };
+        let settings = &self.worker.shared.settings;
+        let key = Key { address: app, identity: None, sni: None, http2 };
+        record.set_upstream(app, None);
+        record.upstream_started();
+        let dial = || async { Ok(Stream::Plain(Prefixed::new(connect_app(app, settings).await?))) };
+        match self.worker.pool.send(&key, None, request, &exchange, dial).await {
+            Ok((response, lease)) => {
+                let asked = Asked {
+                    wish,
+                    upgrade,
+                    grpc,
+                    half_closed: settings.limits.half_closed,
+                    tunnels: self.worker.tunnels.clone(),
+                };
+                let revoked = self.clone().revoked(watched);
+                forward::deliver(response, lease, exchange, record, asked, revoked)
+            }
+            Err(failure) => {
+                record.upstream_answered();
+                record.add_received(exchange.received());
+                forward::refuse(&failure.error, record, grpc)
+            }
+        }
+    }
+
+    /// Resolves when policy would not allow this tunnel any more, or the drain is over.
+    async fn revoked(self: Rc<Self>, watched: Option<(Parts, Target)>) -> ProxyError {
+        let Some((parts, target)) = watched else { return std::future::pending().await };
+        let judge = |policy: &Inbound| {
+            self.caller.objection(&policy.snapshot).or_else(|| {
+                (self.judge(policy, &parts, &target, None) == Verdict::Deny).then_some(ProxyError::Denied)
+            })
+        };
+        tokio::select! {
+            error = self.worker.revoked(judge) => error,
+            () = self.worker.shared.drain.over() => ProxyError::Draining,
+        }
+    }
+
+    /// Our own answer; the body of the refused request is read, up to a limit, or the connection closes.
+    async fn refuse(
+        &self,
+        error: &ProxyError,
+        parts: &Parts,
+        incoming: Incoming,
+        record: Record,
+        grpc: bool,
+    ) -> Response<Body> {
+        let is_drained = self.http2 || forward::drain(parts, incoming).await;
+        let mut response = forward::refuse(error, record, grpc);
+        if !is_drained {
+            forward::close_after(&mut response, self.http2);
+        }
+        response
+    }
+}
+
+/// Notes a request that was not understood, as it came.
+fn note_raw(record: &mut Record, parts: &Parts) {
+    let authority = parts.uri.authority().map_or("", |authority| authority.as_str());
+    record.set_request(&parts.method, authority, parts.uri.path(), &parts.headers);
+}

@@ -1,0 +1,77 @@
+//! Inbound TCP: one decision before the app is connected, then bytes both ways, judged again when policy changes.
+
+use super::Caller;
+use crate::{
+    error::ProxyError,
+    http::upgrade::ended_as,
+    net::{
+        Prefixed,
+        copy::{Counts, both_ways},
+        dial,
+    },
+    telemetry::Record,
+    tls::Stream,
+    traffic::{Settings, Worker},
+};
+use postern_config::Verdict;
+use std::net::{IpAddr, SocketAddr};
+use tokio::net::TcpStream;
+
+/// Decides and carries one connection.
+pub async fn carry(worker: &Worker, caller: &Caller, mut stream: Prefixed<Stream>, record: &mut Record) {
+    record.set_protocol("tcp");
+    if let Err(error) = decide_and_carry(worker, caller, &mut stream, record).await {
+        // The other side must not take a refusal or a broken upstream for an orderly end.
+        stream.inner().reset_on_close();
+        record.set_error(&error);
+    }
+}
+
+async fn decide_and_carry(
+    worker: &Worker,
+    caller: &Caller,
+    stream: &mut Prefixed<Stream>,
+    record: &mut Record,
+) -> Result<(), ProxyError> {
+    {
+        let policy = worker.shared.store.inbound().ok_or(ProxyError::NoSnapshot)?;
+        let (decision, facts) = caller.authorize_connection(&policy.snapshot);
+        record.set_decision(&decision, &facts, &policy.version);
+        if decision.verdict == Verdict::Deny {
+            return Err(ProxyError::Denied);
+        }
+    }
+    let settings = &worker.shared.settings;
+    record.set_upstream(caller.destination, None);
+    record.upstream_started();
+    let app = connect_app(caller.destination, settings).await;
+    record.upstream_answered();
+    let mut app = app?;
+    let revoked = worker.revoked(|policy| {
+        caller.objection(&policy.snapshot).or_else(|| {
+            let (decision, _) = caller.authorize_connection(&policy.snapshot);
+            (decision.verdict == Verdict::Deny).then_some(ProxyError::Denied)
+        })
+    });
+    let mut counts = Counts::default();
+    let ended = tokio::select! {
+        ended = both_ways(stream, &mut app, settings.limits.half_closed, &mut counts) => ended_as(ended),
+        error = revoked => {
+            crate::net::reset_on_close(&app);
+            Some(error)
+        }
+        () = worker.shared.drain.over() => Some(ProxyError::Draining),
+    };
+    record.add_received(counts.received);
+    record.add_sent(counts.sent);
+    ended.map_or(Ok(()), Err)
+}
+
+/// Connects to the app, from the address that the redirect rules leave alone.
+pub async fn connect_app(address: SocketAddr, settings: &Settings) -> Result<TcpStream, ProxyError> {
+    let source =
+        settings.app_source.iter().copied().find(|source: &IpAddr| source.is_ipv4() == address.is_ipv4());
+    dial::connect(address, settings.mark, source, settings.limits.connect)
+        .await
+        .map_err(|cause| ProxyError::Connect { address, cause })
+}

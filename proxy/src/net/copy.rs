@@ -1,0 +1,204 @@
+//! Bytes both ways, with half-close, counted.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How a conversation of bytes ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Both sides closed in order.
+    Cleanly,
+    /// The downstream side failed.
+    Downstream(io::Error),
+    /// The upstream side failed.
+    Upstream(io::Error),
+    /// One side had closed and the other stayed silent for too long.
+    HalfClosedTooLong,
+}
+
+/// Bytes carried so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// From downstream to upstream.
+    pub received: u64,
+    /// From upstream to downstream.
+    pub sent: u64,
+}
+
+/// Carries bytes between two streams until both have ended. The end of one side is passed on at once (half-close); from
+/// then on the other may be silent for `half_closed` at most. `counts` is current at any time, also when this is dropped.
+pub async fn both_ways<D, U>(
+    downstream: &mut D,
+    upstream: &mut U,
+    half_closed: Duration,
+    counts: &mut Counts,
+) -> Ended
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut up = Pump::default();
+    let mut down = Pump::default();
+    let mut patience = pin!(tokio::time::sleep(half_closed));
+    let mut counting = false;
+    poll_fn(|cx| {
+        let before = (up.carried, down.carried);
+        let first = up.poll(cx, downstream, upstream);
+        let second = down.poll(cx, upstream, downstream);
+        *counts = Counts { received: up.carried, sent: down.carried };
+        match (first, second) {
+            (Poll::Ready(Err(Failed::Reading(error))), _) | (_, Poll::Ready(Err(Failed::Writing(error)))) => {
+                return Poll::Ready(Ended::Downstream(error));
+            }
+            (Poll::Ready(Err(Failed::Writing(error))), _) | (_, Poll::Ready(Err(Failed::Reading(error)))) => {
+                return Poll::Ready(Ended::Upstream(error));
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ended::Cleanly),
+            (Poll::Pending, Poll::Pending) => return Poll::Pending,
+            (Poll::Ready(Ok(())), Poll::Pending) | (Poll::Pending, Poll::Ready(Ok(()))) => {}
+        }
+        if !counting || before != (up.carried, down.carried) {
+            counting = true;
+            patience.as_mut().reset(tokio::time::Instant::now() + half_closed);
+        }
+        patience.as_mut().poll(cx).map(|()| Ended::HalfClosedTooLong)
+    })
+    .await
+}
+
+const FIRST_BUFFER: usize = 4 * 1024;
+const LARGEST_BUFFER: usize = 64 * 1024;
+
+/// One direction.
+#[derive(Default)]
+struct Pump {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    carried: u64,
+    ended: bool,
+    needs_flush: bool,
+    closed: bool,
+}
+
+enum Failed {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+impl Pump {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Failed>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        // A direction that always has bytes must not starve the other one and the rest of the worker.
+        let mut budget = 32;
+        loop {
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if self.start < self.end {
+                let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
+                let written = ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(Failed::Writing)?;
+                if written == 0 {
+                    return Poll::Ready(Err(Failed::Writing(io::ErrorKind::WriteZero.into())));
+                }
+                self.start += written;
+                self.carried += written as u64;
+                self.needs_flush = true;
+                continue;
+            }
+            if self.ended {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Failed::Writing)?;
+                self.closed = true;
+                self.buffer = Vec::new();
+                continue;
+            }
+            if budget == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            budget -= 1;
+            match self.poll_fill(cx, reader) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failed::Reading(error))),
+                Poll::Pending => {
+                    if self.needs_flush {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Failed::Writing)?;
+                        self.needs_flush = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+    ) -> Poll<io::Result<()>> {
+        if self.buffer.is_empty() {
+            self.buffer.resize(FIRST_BUFFER, 0);
+        } else if self.end == self.buffer.len() && self.buffer.len() < LARGEST_BUFFER {
+            // The last read filled it: a bulk transfer, which earns fewer system calls.
+            self.buffer.resize(self.buffer.len() * 4, 0);
+        }
+        let mut into = ReadBuf::new(&mut self.buffer);
+        ready!(Pin::new(reader).poll_read(cx, &mut into))?;
+        self.start = 0;
+        self.end = into.filled().len();
+        self.ended = self.end == 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_and_a_half_close_is_passed_on() {
+        let (mut client, mut near) = duplex(64);
+        let (mut far, mut app) = duplex(64);
+        let mut counts = Counts::default();
+        let talk = async {
+            client.write_all(&[7; 1000]).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let echo = async {
+            let mut question = Vec::new();
+            app.read_to_end(&mut question).await.unwrap();
+            app.write_all(&question[..500]).await.unwrap();
+            drop(app);
+        };
+        let (ended, answer, ()) =
+            tokio::join!(both_ways(&mut near, &mut far, Duration::from_secs(60), &mut counts), talk, echo);
+        assert!(matches!(ended, Ended::Cleanly));
+        assert_eq!(answer.len(), 500);
+        assert_eq!(counts, Counts { received: 1000, sent: 500 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_closed_conversation_ends_after_its_deadline() {
+        let (mut client, mut near) = duplex(64);
+        let (mut far, _app) = duplex(64);
+        client.shutdown().await.unwrap();
+        let before = tokio::time::Instant::now();
+        let ended = both_ways(&mut near, &mut far, Duration::from_secs(60), &mut Counts::default()).await;
+        assert!(matches!(ended, Ended::HalfClosedTooLong));
+        assert_eq!(before.elapsed(), Duration::from_secs(60));
+    }
+}

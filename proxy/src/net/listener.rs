@@ -1,0 +1,198 @@
+//! Listeners: bound once, infallible once they run.
+//!
+//! An accept loop that goes on at once after `EMFILE` burns a core and fills the log exactly when the process is short of
+//! everything; so ours pauses, and says so rarely.
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use tokio::{net::TcpStream, time::Instant};
+
+/// How a listener knows where its connections wanted to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// Redirect rules brought them: the kernel knows (`SO_ORIGINAL_DST`).
+    Redirected,
+    /// Every connection wanted to go to this address.
+    Fixed(SocketAddr),
+}
+
+/// A bound socket (`SO_REUSEPORT`, so that each worker has its own).
+#[derive(Debug)]
+pub struct Listener {
+    socket: std::net::TcpListener,
+    arrival: Arrival,
+}
+
+impl Listener {
+    /// Binds and listens. Needs no runtime. To give every worker its own: bind the first (port 0 is fine), then bind
+    /// the others to its [`Listener::local_addr`]. An IPv6 address takes IPv6 only.
+    pub fn bind(address: SocketAddr, arrival: Arrival) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(4096)?;
+        Ok(Self { socket: socket.into(), arrival })
+    }
+
+    /// The real address (port 0 resolved).
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Ready to accept, inside the runtime that calls this.
+    pub fn open(self) -> io::Result<Acceptor> {
+        let listener = tokio::net::TcpListener::from_std(self.socket)?;
+        Ok(Acceptor { listener, arrival: self.arrival, pause: MIN_PAUSE, resume: None, said: None })
+    }
+}
+
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// A running listener.
+#[derive(Debug)]
+pub struct Acceptor {
+    listener: tokio::net::TcpListener,
+    arrival: Arrival,
+    pause: Duration,
+    resume: Option<Instant>,
+    said: Option<Instant>,
+}
+
+/// A connection with the addresses that policy talks about, IPv4-mapped IPv6 addresses made plain IPv4.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, tuned.
+    pub stream: TcpStream,
+    /// Who called.
+    pub downstream: SocketAddr,
+    /// Where it wanted to go.
+    pub destination: SocketAddr,
+    /// How we know.
+    pub arrival: Arrival,
+    /// Our end of the socket.
+    pub local: SocketAddr,
+}
+
+impl Accepted {
+    /// Whether the connection was meant for the proxy itself. Redirected connections are compared with `own_ports` on every
+    /// address that is certainly ours; explicit ones with the listener that took them.
+    pub fn is_loop(&self, own_ports: &[u16], own_addresses: &[IpAddr]) -> bool {
+        match self.arrival {
+            Arrival::Fixed(_) => self.destination == self.local,
+            Arrival::Redirected => {
+                let ip = self.destination.ip();
+                let ours = ip.is_loopback() || ip.is_unspecified() || ip == self.local.ip();
+                own_ports.contains(&self.destination.port()) && (ours || own_addresses.contains(&ip))
+            }
+        }
+    }
+}
+
+impl Acceptor {
+    /// The next connection. Never fails: on `EMFILE` and its like it pauses (10 to 500 ms, doubling) and tries again.
+    /// Cancel safe; the pause survives cancellation.
+    pub async fn accept(&mut self) -> Accepted {
+        loop {
+            if let Some(resume) = self.resume {
+                tokio::time::sleep_until(resume).await;
+                self.resume = None;
+            }
+            match self.listener.accept().await {
+                Ok((stream, downstream)) => {
+                    self.pause = MIN_PAUSE;
+                    // Errors here mean that the client has gone already; nobody is left to tell.
+                    if let Ok(accepted) = self.complete(stream, downstream) {
+                        return accepted;
+                    }
+                }
+                Err(error) if concerns_one_connection(&error) => {}
+                Err(error) => {
+                    let now = Instant::now();
+                    if self.said.is_none_or(|said| now - said >= SAY_EVERY) {
+                        self.said = Some(now);
+                        tracing::warn!(%error, pause = ?self.pause, "cannot accept connections; pausing. Is the limit of open files too low?");
+                    }
+                    self.resume = Some(now + self.pause);
+                    self.pause = (self.pause * 2).min(MAX_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn complete(&self, stream: TcpStream, downstream: SocketAddr) -> io::Result<Accepted> {
+        super::tune(&stream)?;
+        let local = canonical(stream.local_addr()?);
+        let destination = match self.arrival {
+            Arrival::Fixed(destination) => destination,
+            // Without a redirect rule the kernel knows of no other destination than our own address, which is a loop.
+            Arrival::Redirected => original_destination(&stream).map_or(local, canonical),
+        };
+        Ok(Accepted { stream, downstream: canonical(downstream), destination, arrival: self.arrival, local })
+    }
+}
+
+/// Where a redirected connection wanted to go: `SO_ORIGINAL_DST` / `IP6T_SO_ORIGINAL_DST` of netfilter's conntrack.
+fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let address = match stream.local_addr().ok()? {
+        SocketAddr::V6(local) if local.ip().to_ipv4_mapped().is_none() => socket.original_dst_v6(),
+        SocketAddr::V4(_) | SocketAddr::V6(_) => socket.original_dst_v4(),
+    };
+    address.ok()?.as_socket()
+}
+
+/// Plain IPv4 for `::ffff:a.b.c.d`; no scope or flow label, which would break comparisons.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[tokio::test]
+    async fn two_workers_share_one_port() {
+        let fixed = Arrival::Fixed("10.0.0.1:80".parse().unwrap());
+        let first = Listener::bind("127.0.0.1:0".parse().unwrap(), fixed).unwrap();
+        let second = Listener::bind(first.local_addr().unwrap(), fixed).unwrap();
+        let address = first.local_addr().unwrap();
+        assert_eq!(second.local_addr().unwrap(), address);
+        let (mut first, mut second) = (first.open().unwrap(), second.open().unwrap());
+        let client = TcpStream::connect(address).await.unwrap();
+        let accepted = tokio::select! { a = first.accept() => a, a = second.accept() => a };
+        assert_eq!(accepted.downstream, client.local_addr().unwrap());
+        assert_eq!(accepted.destination, "10.0.0.1:80".parse().unwrap());
+        assert!(!accepted.is_loop(&[80], &[]));
+    }
+
+    #[tokio::test]
+    async fn a_connection_made_straight_to_a_redirect_port_is_a_loop() {
+        for bind in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = Listener::bind(bind.parse().unwrap(), Arrival::Redirected) else { continue };
+            let address = listener.local_addr().unwrap();
+            let mut acceptor = listener.open().unwrap();
+            let _client = TcpStream::connect(address).await.unwrap();
+            let accepted = acceptor.accept().await;
+            assert_eq!(accepted.destination, address);
+            assert!(accepted.is_loop(&[address.port()], &[]));
+            assert!(!accepted.is_loop(&[1], &[]));
+        }
+    }
+}

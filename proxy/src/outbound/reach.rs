@@ -1,0 +1,116 @@
+//! From an original destination to a connection: which endpoints there are, and how one is reached.
+
+use crate::{
+    error::ProxyError,
+    net::{Prefixed, dial},
+    state::{Credentials, Destination, DestinationHandle, Endpoint},
+    telemetry::Record,
+    tls::{Carries, Stream, TlsFacts},
+    traffic::Worker,
+};
+use postern_identity::Peer;
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+/// Where one outbound connection wants to go.
+pub struct Route {
+    /// What the app dialled.
+    pub original: SocketAddr,
+    /// What that means, always fresh.
+    pub handle: DestinationHandle,
+}
+
+/// Attempts on different endpoints, as long as nothing was sent.
+pub const MOST_TRIES: usize = 3;
+
+impl Route {
+    /// The endpoints of this moment, with the name they go by. The error says why there are none.
+    pub fn endpoints(
+        destination: &Destination,
+        original: SocketAddr,
+    ) -> Result<(&[Endpoint], Name<'_>), ProxyError> {
+        match destination {
+            Destination::Service(service) if service.endpoints.is_empty() => {
+                Err(ProxyError::NoEndpoint(format!("{}:{}", service.host, service.port)))
+            }
+            Destination::Service(service) => {
+                Ok((&service.endpoints, Name { host: &service.host, namespace: None, port: service.port }))
+            }
+            Destination::Workload(endpoint) => {
+                let (namespace, pod) = endpoint.workload.split_once('/').unwrap_or(("", &endpoint.workload));
+                let name = Name { host: pod, namespace: Some(namespace), port: endpoint.port };
+                Ok((std::slice::from_ref(endpoint), name))
+            }
+            Destination::Outside { blocked: true } => Err(ProxyError::Blocked(original)),
+            Destination::Outside { blocked: false } => {
+                // It was a service or workload when the connection began, and is not any more.
+                Err(ProxyError::NoEndpoint(original.to_string()))
+            }
+        }
+    }
+}
+
+/// What the handshake calls the other end: a label, never a proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name<'d> {
+    host: &'d str,
+    namespace: Option<&'d str>,
+    port: u16,
+}
+
+impl Name<'_> {
+    /// `outbound_.<port>_._.<host>` (reference 4.4).
+    pub fn sni(&self) -> Rc<str> {
+        let Self { host, namespace, port } = self;
+        match namespace {
+            None => format!("outbound_.{port}_._.{host}").into(),
+            Some(namespace) => format!("outbound_.{port}_._.{host}.{namespace}").into(),
+        }
+    }
+}
+
+/// The credentials that a call to `endpoint` needs: none when it is plain.
+pub fn credentials_for(worker: &Worker, endpoint: &Endpoint) -> Result<Option<Arc<Credentials>>, ProxyError> {
+    match endpoint.identity {
+        None => Ok(None),
+        Some(_) => worker.shared.store.credentials().map(Some).ok_or(ProxyError::NoCertificate),
+    }
+}
+
+/// Connects to an endpoint: mutual TLS to exactly its identity, or plain when it has none.
+pub async fn open(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    credentials: Option<&Credentials>,
+    sni: &str,
+    carries: Carries,
+) -> Result<(Stream, Option<(Peer, TlsFacts)>), ProxyError> {
+    let address = endpoint.dial;
+    let stream = plain(worker, address).await?;
+    let Some(expected) = &endpoint.identity else {
+        return Ok((Stream::Plain(Prefixed::new(stream)), None));
+    };
+    // An endpoint with an identity is never called without one of our own.
+    let credentials = credentials.ok_or(ProxyError::NoCertificate)?;
+    let handshake = credentials.tls.connect(stream, address, expected, sni, carries);
+    let patience = worker.shared.settings.limits.handshake;
+    let (stream, peer, facts) = tokio::time::timeout(patience, handshake).await.map_err(|_| {
+        ProxyError::UpstreamTls { address, cause: format!("no handshake within {patience:?}") }
+    })??;
+    Ok((stream, Some((peer, facts))))
+}
+
+/// Connects to an address, as it is.
+pub async fn plain(worker: &Worker, address: SocketAddr) -> Result<tokio::net::TcpStream, ProxyError> {
+    let settings = &worker.shared.settings;
+    dial::connect(address, settings.mark, None, settings.limits.connect)
+        .await
+        .map_err(|cause| ProxyError::Connect { address, cause })
+}
+
+/// Notes who answered.
+pub fn note_peer(record: &mut Record, met: Option<&(Peer, TlsFacts)>) {
+    if let Some((peer, facts)) = met {
+        record.set_peer(peer);
+        record.set_tls(facts);
+    }
+}

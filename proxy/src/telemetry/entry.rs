@@ -1,0 +1,159 @@
+//! A finished record: the facts of one request or connection, owned, ready to be told.
+
+use super::trace_context::Trace;
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// Which journey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the network to our app.
+    Inbound,
+    /// From our app to the network.
+    Outbound,
+}
+
+impl Direction {
+    /// As the access log writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+
+    /// Istio's `reporter` label.
+    pub fn reporter(self) -> &'static str {
+        match self {
+            Self::Inbound => "destination",
+            Self::Outbound => "source",
+        }
+    }
+}
+
+/// How policy decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Allowed or denied.
+    pub is_allowed: bool,
+    /// Made for denials only; key of `/decisions/<id>`.
+    pub id: Option<String>,
+    /// `namespace/name`.
+    pub policy: Option<String>,
+    /// Index of the rule in its policy.
+    pub rule: Option<usize>,
+    /// In words.
+    pub reason: &'static str,
+    /// Version of the policy that decided.
+    pub version: String,
+}
+
+/// Method, authority and path as decided on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// As sent.
+    pub method: http::Method,
+    /// Host and port as the client named them.
+    pub authority: String,
+    /// Normalized, without query.
+    pub path: String,
+    /// `x-request-id`, when the client sent one.
+    pub id: Option<String>,
+}
+
+/// Everything that is told about one request or connection.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Which journey.
+    pub direction: Direction,
+    /// When it began.
+    pub began: SystemTime,
+    /// From beginning to end.
+    pub duration: Duration,
+    /// The part of it spent in the proxy itself.
+    pub proxy: Duration,
+    /// `http/1.1`, `http/2`, `grpc`, `tcp`.
+    pub protocol: Option<&'static str>,
+    /// `None` for a connection.
+    pub request: Option<Request>,
+    /// HTTP status sent to downstream.
+    pub status: Option<u16>,
+    /// gRPC status sent to downstream.
+    pub grpc_status: Option<u16>,
+    /// Envoy's short code, `-` when all is well.
+    pub flag: &'static str,
+    /// How it ended, when not well.
+    pub reason: Option<String>,
+    /// SPIFFE ID of the caller, when verified.
+    pub source_principal: Option<Arc<str>>,
+    /// SPIFFE ID of the called, when verified.
+    pub destination_principal: Option<Arc<str>>,
+    /// Direct peer of the socket.
+    pub source_address: SocketAddr,
+    /// Original destination.
+    pub destination_address: SocketAddr,
+    /// Host of the destination service.
+    pub destination_service: Option<Arc<str>>,
+    /// Where we connected to.
+    pub upstream_address: Option<SocketAddr>,
+    /// Policy's decision.
+    pub decided: Option<Decided>,
+    /// From downstream.
+    pub bytes_received: u64,
+    /// To downstream.
+    pub bytes_sent: u64,
+    /// Trace, span and parent.
+    pub trace: Option<Trace>,
+    /// E.g. `TLSv1.3`; of the mesh side.
+    pub tls_version: Option<&'static str>,
+    /// Server name asked for.
+    pub sni: Option<Arc<str>>,
+}
+
+impl Entry {
+    /// A new one with nothing known but its addresses.
+    pub fn new(
+        direction: Direction,
+        began: SystemTime,
+        source_address: SocketAddr,
+        destination_address: SocketAddr,
+    ) -> Self {
+        Self {
+            direction,
+            began,
+            duration: Duration::ZERO,
+            proxy: Duration::ZERO,
+            protocol: None,
+            request: None,
+            status: None,
+            grpc_status: None,
+            flag: "-",
+            reason: None,
+            source_principal: None,
+            destination_principal: None,
+            source_address,
+            destination_address,
+            destination_service: None,
+            upstream_address: None,
+            decided: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            trace: None,
+            tls_version: None,
+            sni: None,
+        }
+    }
+
+    /// Istio's `request_protocol`: `http`, `grpc` or `tcp`.
+    pub fn request_protocol(&self) -> &'static str {
+        match self.protocol {
+            Some("grpc") => "grpc",
+            Some(protocol) if protocol.starts_with("http") => "http",
+            _ if self.request.is_some() => "http",
+            _ => "tcp",
+        }
+    }
+}

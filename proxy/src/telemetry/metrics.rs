@@ -1,0 +1,416 @@
+//! Counters, gauges and histograms, as text for Prometheus.
+//!
+//! Labels come from configuration and from verified identities, never from a request, and the number of series is
+//! bounded: what comes after the bound is counted under `other`.
+
+use super::{Direction, Entry};
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Series of `istio_requests_total` at most.
+pub const SERIES: usize = 2000;
+const OTHER: &str = "other";
+const UNKNOWN: &str = "unknown";
+/// Seconds; the OpenTelemetry advice for request durations.
+const REQUEST_SECONDS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Seconds; a hop adds far less than a millisecond.
+const PROXY_SECONDS: [f64; 11] =
+    [25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 51.2e-3];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    reporter: &'static str,
+    source_principal: Arc<str>,
+    destination_service: Arc<str>,
+    request_protocol: &'static str,
+    response_code: u16,
+    response_flags: &'static str,
+    connection_security_policy: &'static str,
+    decision: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProtocolLabels {
+    reporter: &'static str,
+    request_protocol: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReporterLabels {
+    reporter: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
+type Histograms = Family<ProtocolLabels, Histogram, fn() -> Histogram>;
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// All metrics of one sidecar.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    // How many there are; held while a new one is made, so that the bound is exact.
+    series: Mutex<usize>,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Histograms,
+    proxy_seconds: Histograms,
+    tcp_received: Family<ReporterLabels, Counter>,
+    tcp_sent: Family<ReporterLabels, Counter>,
+    connections_opened: Family<ReporterLabels, Counter>,
+    connections_open: Family<ReporterLabels, Gauge>,
+    certificate_expiry: Gauge<i64, AtomicI64>,
+    renewals: Family<ResultLabels, Counter>,
+    clock_skew: Seconds,
+    policy_version: Family<VersionLabels, Gauge>,
+    updates: Family<ResultLabels, Counter>,
+    connected: Gauge,
+    control_age: Seconds,
+    heard_unix_millis: AtomicU64,
+    destinations: Gauge,
+    log_dropped: Counter,
+    spans_dropped: Counter,
+    span_export_failures: Counter,
+    panics: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let request_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS));
+        let proxy_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(PROXY_SECONDS));
+        let mut metrics = Self {
+            registry: Registry::default(),
+            series: Mutex::new(0),
+            requests: Family::default(),
+            request_seconds,
+            proxy_seconds,
+            tcp_received: Family::default(),
+            tcp_sent: Family::default(),
+            connections_opened: Family::default(),
+            connections_open: Family::default(),
+            certificate_expiry: Gauge::default(),
+            renewals: Family::default(),
+            clock_skew: Gauge::default(),
+            policy_version: Family::default(),
+            updates: Family::default(),
+            connected: Gauge::default(),
+            control_age: Gauge::default(),
+            heard_unix_millis: AtomicU64::new(0),
+            destinations: Gauge::default(),
+            log_dropped: Counter::default(),
+            spans_dropped: Counter::default(),
+            span_export_failures: Counter::default(),
+            panics: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts a finished request or connection.
+    pub fn observe(&self, entry: &Entry) {
+        let reporter = entry.direction.reporter();
+        let request_protocol = entry.request_protocol();
+        let labels = RequestLabels {
+            reporter,
+            source_principal: entry.source_principal.clone().unwrap_or_else(|| Arc::from(UNKNOWN)),
+            destination_service: entry.destination_service.clone().unwrap_or_else(|| Arc::from(UNKNOWN)),
+            request_protocol,
+            response_code: entry.status.filter(|status| (100..=599).contains(status)).unwrap_or(0),
+            response_flags: entry.flag,
+            connection_security_policy: security(entry),
+            decision: match &entry.decided {
+                None => "none",
+                Some(decided) if decided.is_allowed => "allow",
+                Some(_) => "deny",
+            },
+        };
+        self.count_request(labels);
+        let labels = ProtocolLabels { reporter, request_protocol };
+        if entry.request.is_some() {
+            self.request_seconds.get_or_create(&labels).observe(entry.duration.as_secs_f64());
+        } else {
+            let labels = ReporterLabels { reporter };
+            self.tcp_received.get_or_create(&labels).inc_by(entry.bytes_received);
+            self.tcp_sent.get_or_create(&labels).inc_by(entry.bytes_sent);
+        }
+        self.proxy_seconds.get_or_create(&labels).observe(entry.proxy.as_secs_f64());
+    }
+
+    fn count_request(&self, labels: RequestLabels) {
+        if let Some(counter) = self.requests.get(&labels) {
+            counter.inc();
+            return;
+        }
+        let mut series = self.series.lock();
+        let is_there = self.requests.get(&labels).is_some();
+        if is_there || *series < SERIES {
+            *series += usize::from(!is_there);
+            self.requests.get_or_create(&labels).inc();
+            return;
+        }
+        let labels = RequestLabels {
+            source_principal: Arc::from(OTHER),
+            destination_service: Arc::from(OTHER),
+            response_code: 0,
+            response_flags: OTHER,
+            ..labels
+        };
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// A connection was accepted.
+    pub fn connection_opened(&self, direction: Direction) {
+        let labels = ReporterLabels { reporter: direction.reporter() };
+        self.connections_opened.get_or_create(&labels).inc();
+        self.connections_open.get_or_create(&labels).inc();
+    }
+
+    /// A connection has ended.
+    pub fn connection_closed(&self, direction: Direction) {
+        self.connections_open.get_or_create(&ReporterLabels { reporter: direction.reporter() }).dec();
+    }
+
+    /// A certificate was published, or renewing it failed.
+    pub fn certificate_renewed(&self, not_after: Option<SystemTime>) {
+        let result = if not_after.is_some() { "success" } else { "failure" };
+        self.renewals.get_or_create(&ResultLabels { result }).inc();
+        if let Some(not_after) = not_after {
+            self.certificate_expiry.set(unix_millis(not_after).div_euclid(1000));
+        }
+    }
+
+    /// The authority's clock minus ours.
+    pub fn set_clock_skew(&self, seconds: f64) {
+        self.clock_skew.set(seconds);
+    }
+
+    /// The policy now in force.
+    pub fn set_policy_version(&self, version: &str) {
+        self.policy_version.clear();
+        self.policy_version.get_or_create(&VersionLabels { version: version.to_owned() }).set(1);
+    }
+
+    /// An update was acknowledged or refused.
+    pub fn update_answered(&self, is_accepted: bool) {
+        let result = if is_accepted { "ack" } else { "nack" };
+        self.updates.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Whether the stream to the control plane stands.
+    pub fn set_connected(&self, is_connected: bool) {
+        self.connected.set(i64::from(is_connected));
+    }
+
+    /// The control plane was heard at this moment: what we know is as fresh as that.
+    pub fn control_plane_heard(&self, at: SystemTime) {
+        self.heard_unix_millis.store(unix_millis(at).try_into().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Destinations held.
+    pub fn set_destinations(&self, count: usize) {
+        self.destinations.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Lines of the access log that were dropped. True at the first one, then at every thousandth: worth a warning.
+    pub fn access_log_dropped(&self, count: u64) -> bool {
+        let before = self.log_dropped.inc_by(count);
+        before == 0 || before / 1000 != (before + count) / 1000
+    }
+
+    /// Spans dropped because the queue was full or the collector did not take them.
+    pub fn spans_dropped(&self, count: u64) {
+        self.spans_dropped.inc_by(count);
+    }
+
+    /// A batch of spans could not be delivered.
+    pub fn span_export_failed(&self) {
+        self.span_export_failures.inc();
+    }
+
+    /// A request or connection ended by a panic of ours.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// OpenMetrics text. `now` gives the age of what we know.
+    pub fn encode(&self, now: SystemTime) -> String {
+        let heard = self.heard_unix_millis.load(Ordering::Relaxed);
+        if heard > 0 {
+            let heard = i64::try_from(heard).unwrap_or(i64::MAX);
+            self.control_age.set((unix_millis(now) - heard).max(0) as f64 / 1000.0);
+        }
+        let mut out = String::new();
+        // Writing into a String does not fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "istio_requests",
+            "Requests, and connections that carried none",
+            self.requests.clone(),
+        );
+        registry.register(
+            "postern_request_duration_seconds",
+            "From the request's head to its end",
+            self.request_seconds.clone(),
+        );
+        registry.register(
+            "postern_proxy_seconds",
+            "The part of a request or connection spent in the proxy itself",
+            self.proxy_seconds.clone(),
+        );
+        registry.register(
+            "istio_tcp_received_bytes",
+            "Bytes from downstream on connections without requests",
+            self.tcp_received.clone(),
+        );
+        registry.register(
+            "istio_tcp_sent_bytes",
+            "Bytes to downstream on connections without requests",
+            self.tcp_sent.clone(),
+        );
+        registry.register(
+            "istio_tcp_connections_opened",
+            "Connections accepted",
+            self.connections_opened.clone(),
+        );
+        registry.register("postern_connections_open", "Connections open now", self.connections_open.clone());
+        registry.register(
+            "postern_certificate_expiry_timestamp_seconds",
+            "End of the current certificate, Unix time; 0 = no certificate yet",
+            self.certificate_expiry.clone(),
+        );
+        registry.register("postern_certificate_renewals", "Certificates asked for", self.renewals.clone());
+        registry.register(
+            "postern_clock_skew_seconds",
+            "The authority's clock minus ours, at the last certificate",
+            self.clock_skew.clone(),
+        );
+        registry.register(
+            "postern_policy_version_info",
+            "Version of the inbound policy in force",
+            self.policy_version.clone(),
+        );
+        registry.register("postern_updates", "Updates from the control plane", self.updates.clone());
+        registry.register(
+            "postern_control_plane_connected",
+            "1 while the stream to the control plane stands",
+            self.connected.clone(),
+        );
+        registry.register(
+            "postern_control_plane_age_seconds",
+            "Time since the control plane was last heard",
+            self.control_age.clone(),
+        );
+        registry.register("postern_destinations", "Destinations held", self.destinations.clone());
+        registry.register(
+            "postern_access_log_dropped",
+            "Lines of the access log dropped",
+            self.log_dropped.clone(),
+        );
+        registry.register("postern_spans_dropped", "Spans dropped", self.spans_dropped.clone());
+        registry.register(
+            "postern_span_export_failures",
+            "Batches of spans that the collector did not take",
+            self.span_export_failures.clone(),
+        );
+        registry.register("postern_panics", "Requests and connections ended by a panic", self.panics.clone());
+    }
+}
+
+fn security(entry: &Entry) -> &'static str {
+    let verified = match entry.direction {
+        Direction::Inbound => entry.source_principal.is_some(),
+        Direction::Outbound => entry.destination_principal.is_some(),
+    };
+    if verified { "mutual_tls" } else { "none" }
+}
+
+fn unix_millis(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use std::time::Duration;
+
+    fn entry(principal: &str) -> Entry {
+        let address = "10.0.0.1:1".parse().unwrap();
+        let mut entry = Entry::new(Direction::Inbound, SystemTime::now(), address, address);
+        entry.source_principal = Some(Arc::from(principal));
+        entry
+    }
+
+    #[test]
+    fn the_number_of_series_is_bounded_and_nothing_is_lost() {
+        let metrics = Metrics::default();
+        for number in 0..SERIES + 500 {
+            metrics.observe(&entry(&format!("spiffe://td/ns/n/sa/{number}")));
+        }
+        let text = metrics.encode(SystemTime::now());
+        let series = text.lines().filter(|line| line.starts_with("istio_requests_total{")).count();
+        assert_eq!(series, SERIES + 1);
+        let other = text.lines().find(|line| line.contains("source_principal=\"other\"")).unwrap();
+        assert!(other.ends_with(" 500"), "{other}");
+    }
+
+    #[test]
+    fn the_age_of_what_we_know_grows_until_the_control_plane_is_heard_again() {
+        let metrics = Metrics::default();
+        let at = UNIX_EPOCH + Duration::from_secs(1000);
+        metrics.control_plane_heard(at);
+        let text = metrics.encode(at + Duration::from_millis(2500));
+        assert!(text.contains("postern_control_plane_age_seconds 2.5"), "{text}");
+        metrics.control_plane_heard(at + Duration::from_secs(2));
+        assert!(
+            metrics.encode(at + Duration::from_secs(2)).contains("postern_control_plane_age_seconds 0.0")
+        );
+    }
+
+    #[test]
+    fn names_of_series_are_what_users_know() {
+        let metrics = Metrics::default();
+        metrics.observe(&entry("spiffe://td/ns/n/sa/s"));
+        metrics.set_policy_version("v1");
+        metrics.set_policy_version("v2");
+        metrics.certificate_renewed(Some(UNIX_EPOCH + Duration::from_secs(77)));
+        let text = metrics.encode(SystemTime::now());
+        for wanted in [
+            "istio_requests_total{reporter=\"destination\",source_principal=\"spiffe://td/ns/n/sa/s\"",
+            "connection_security_policy=\"mutual_tls\"",
+            "postern_proxy_seconds_bucket{le=\"0.000025\"",
+            "postern_policy_version_info{version=\"v2\"} 1",
+            "postern_certificate_expiry_timestamp_seconds 77",
+            "postern_access_log_dropped_total 0",
+        ] {
+            assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
+        }
+        assert!(!text.contains("version=\"v1\""));
+    }
+}

@@ -1,0 +1,179 @@
+//! One record, one line, whichever way it ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+use super::*;
+use crate::{
+    bootstrap::AccessLogSink,
+    telemetry::{Options, Writers},
+};
+use http::{HeaderMap, Method};
+use tokio::sync::mpsc;
+
+fn address() -> SocketAddr {
+    "10.0.0.1:4000".parse().unwrap()
+}
+
+fn telemetry() -> (Telemetry, Writers, mpsc::Receiver<String>) {
+    let (sender, lines) = mpsc::channel(4096);
+    let options =
+        Options { access_log: AccessLogSink::Channel(sender), otlp_endpoint: None, service: "shop".into() };
+    let (telemetry, writers) = Telemetry::start(options).unwrap();
+    (telemetry, writers, lines)
+}
+
+async fn lines_of(act: impl FnOnce(&Telemetry)) -> Vec<serde_json::Value> {
+    let (telemetry, writers, mut lines) = telemetry();
+    act(&telemetry);
+    writers.finish().await;
+    let mut seen = Vec::new();
+    while let Ok(line) = lines.try_recv() {
+        seen.push(serde_json::from_str(&line).unwrap());
+    }
+    seen
+}
+
+/// Every way in which a connection with `requests` requests can end: (how many exits there were, lines written).
+#[tokio::test]
+async fn every_connection_and_request_writes_exactly_one_line_whichever_way_it_ends() {
+    let endings: [fn(Record); 5] = [
+        drop,
+        |mut record| record.set_status(200),
+        |mut record| record.set_error(&ProxyError::NoSnapshot),
+        |mut record| {
+            record.set_error(&ProxyError::DownstreamGone);
+            record.set_error(&ProxyError::Draining);
+        },
+        |record| {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                let _record = record;
+                std::panic::resume_unwind(Box::new("a bug"));
+            }));
+            assert!(caught.is_err());
+        },
+    ];
+    for requests in 0..4usize {
+        for ending in endings {
+            let lines = lines_of(|telemetry| {
+                let mut connection = telemetry.connection(Direction::Inbound, address(), address());
+                for _ in 0..requests {
+                    let mut request = connection.request();
+                    request.set_request(&Method::GET, "shop", "/", &HeaderMap::new());
+                    ending(request);
+                }
+                ending(connection);
+            })
+            .await;
+            assert_eq!(lines.len(), requests.max(1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_inherits_addresses_and_tls_but_neither_decision_nor_bytes() {
+    let lines = lines_of(|telemetry| {
+        let mut connection = telemetry.connection(Direction::Inbound, address(), address());
+        connection.set_own_identity("spiffe://td/ns/shop/sa/web");
+        connection.set_tls(&crate::tls::TlsFacts {
+            version: Some("TLSv1.3"),
+            sni: Some("shop".into()),
+            alpn: None,
+        });
+        connection.add_received(77);
+        let mut request = connection.request();
+        request.set_protocol("http/1.1");
+        request.set_request(&Method::PUT, "shop", "/a", &HeaderMap::new());
+        request.set_status(204);
+        request.add_sent(5);
+    })
+    .await;
+    let line = &lines[0];
+    assert_eq!(line["tls_version"], "TLSv1.3");
+    assert_eq!(line["sni"], "shop");
+    assert_eq!(line["destination_principal"], "spiffe://td/ns/shop/sa/web");
+    assert_eq!(line["source_address"], "10.0.0.1:4000");
+    assert_eq!((line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()), (Some(0), Some(5)));
+    assert_eq!((line["status"].as_u64(), line["flags"].as_str()), (Some(204), Some("-")));
+    assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
+    assert!(line.get("decision").is_none());
+}
+
+#[tokio::test]
+async fn a_request_that_got_no_answer_says_that_downstream_went_away() {
+    let lines = lines_of(|telemetry| {
+        let mut connection = telemetry.connection(Direction::Inbound, address(), address());
+        drop(connection.request());
+    })
+    .await;
+    assert_eq!(lines[0]["flags"], "DC");
+}
+
+#[tokio::test]
+async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
+    for verdict in [Verdict::Deny, Verdict::Allow] {
+        let mut remembered = 0;
+        let lines = lines_of(|telemetry| {
+            let mut record = telemetry.connection(Direction::Inbound, address(), address());
+            let ip = address().ip();
+            let facts = Facts {
+                peer: None,
+                source_ip: ip,
+                remote_ip: ip,
+                destination_ip: ip,
+                destination_port: 80,
+                sni: None,
+                http: None,
+            };
+            let reason = if verdict == Verdict::Deny { Reason::DefaultDeny } else { Reason::NoPolicy };
+            record.set_decision(&Decision { verdict, reason }, &facts, "v7");
+            let id = record.decision_id().map(str::to_owned);
+            assert_eq!(id.is_some(), verdict == Verdict::Deny);
+            if let Some(id) = id {
+                assert_eq!(id.len(), 16);
+                assert_eq!(telemetry.denials().find(&id).unwrap().policy_version, "v7");
+            }
+            remembered = telemetry.denials().newest(9).len();
+        })
+        .await;
+        let is_denied = verdict == Verdict::Deny;
+        assert_eq!(remembered, usize::from(is_denied));
+        assert_eq!(lines[0]["decision"], if is_denied { "deny" } else { "allow" });
+        assert_eq!(lines[0]["policy_version"], "v7");
+        assert_eq!(lines[0].get("decision_id").is_some(), is_denied);
+    }
+}
+
+#[test]
+fn our_share_of_the_time_leaves_out_the_waiting_and_the_streaming() {
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    let check = |act: &dyn Fn(&mut Stopwatch), total, ours| {
+        let mut clock = Stopwatch::started(start);
+        act(&mut clock);
+        let (saw_total, saw_ours) = clock.read(at(total));
+        assert_eq!((saw_total, saw_ours), (Duration::from_millis(total), Duration::from_millis(ours)));
+    };
+    check(&|_| {}, 10, 10);
+    check(&|clock| clock.wait(at(2)), 10, 2);
+    let answered = |clock: &mut Stopwatch| {
+        clock.wait(at(2));
+        clock.resume(at(7));
+    };
+    check(&answered, 10, 5);
+    check(
+        &|clock| {
+            answered(clock);
+            clock.stop(at(8));
+        },
+        1000,
+        3,
+    );
+    // A retry waits twice.
+    check(
+        &|clock| {
+            answered(clock);
+            clock.wait(at(8));
+            clock.resume(at(9));
+        },
+        10,
+        4,
+    );
+}

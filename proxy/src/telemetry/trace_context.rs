@@ -1,0 +1,179 @@
+//! W3C Trace Context: `traceparent`, read strictly, and the IDs of our own spans.
+//!
+//! Source: W3C Recommendation "Trace Context" (level 1), section 3.2. What is not exactly right starts a new trace.
+
+use http::{HeaderMap, HeaderValue};
+use std::fmt::Write;
+
+/// Name of the header.
+pub const TRACEPARENT: &str = "traceparent";
+const SAMPLED: u8 = 1;
+
+/// One span of ours: its trace, its ID, its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// 16 bytes, not zero.
+    pub trace_id: u128,
+    /// ID of our span, not zero.
+    pub span_id: u64,
+    /// The caller's span, when it sent one.
+    pub parent: Option<u64>,
+    /// The caller's flags; a new trace is sampled.
+    pub flags: u8,
+}
+
+impl Trace {
+    /// Continues the caller's trace with a new span, or starts a trace.
+    pub fn continued_from(headers: &HeaderMap) -> Self {
+        let mut values = headers.get_all(TRACEPARENT).iter();
+        // Two headers are as bad as none (section 3.2.1: the field occurs once).
+        let parent = match (values.next(), values.next()) {
+            (Some(value), None) => value.to_str().ok().and_then(parse),
+            _ => None,
+        };
+        let span_id = rand::random::<u64>().max(1);
+        match parent {
+            Some(Parent { trace_id, span_id: parent, flags }) => {
+                Self { trace_id, span_id, parent: Some(parent), flags }
+            }
+            None => Self { trace_id: rand::random::<u128>().max(1), span_id, parent: None, flags: SAMPLED },
+        }
+    }
+
+    /// Whether the caller wants this trace recorded.
+    pub fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    /// The header to send on: our span is the parent of what follows.
+    pub fn header(&self) -> Option<HeaderValue> {
+        // Only the flag that we understand is passed on (section 3.2.2.5.2).
+        let text = format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags & SAMPLED);
+        HeaderValue::from_str(&text).ok()
+    }
+
+    /// 32 lower-case hex digits.
+    pub fn trace_id_hex(&self) -> String {
+        hex(format_args!("{:032x}", self.trace_id))
+    }
+
+    /// 16 lower-case hex digits.
+    pub fn span_id_hex(&self) -> String {
+        hex(format_args!("{:016x}", self.span_id))
+    }
+}
+
+fn hex(arguments: std::fmt::Arguments<'_>) -> String {
+    let mut text = String::with_capacity(32);
+    let _ = text.write_fmt(arguments);
+    text
+}
+
+/// What a valid `traceparent` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Not zero.
+    pub trace_id: u128,
+    /// Not zero.
+    pub span_id: u64,
+    /// All eight bits.
+    pub flags: u8,
+}
+
+/// Reads `version "-" trace-id "-" parent-id "-" flags`; `None` for anything that is not exactly that.
+pub fn parse(value: &str) -> Option<Parent> {
+    let bytes = value.as_bytes();
+    let version = digits(bytes.get(0..2)?)?;
+    // ff is forbidden; version 00 ends here; a higher version may go on after a dash.
+    if version == 0xff || (version == 0 && bytes.len() != 55) {
+        return None;
+    }
+    if bytes.len() > 55 && bytes.get(55) != Some(&b'-') {
+        return None;
+    }
+    if bytes.get(2) != Some(&b'-') || bytes.get(35) != Some(&b'-') || bytes.get(52) != Some(&b'-') {
+        return None;
+    }
+    let trace_id = digits(bytes.get(3..35)?)?;
+    let span_id = u64::try_from(digits(bytes.get(36..52)?)?).ok()?;
+    let flags = u8::try_from(digits(bytes.get(53..55)?)?).ok()?;
+    (trace_id != 0 && span_id != 0).then_some(Parent { trace_id, span_id, flags })
+}
+
+/// Lower-case hex only, as the specification demands.
+fn digits(bytes: &[u8]) -> Option<u128> {
+    bytes.iter().try_fold(0u128, |value, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        Some(value << 4 | u128::from(digit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_valid_only_when_it_is_exactly_right() {
+        let good = Some(Parent {
+            trace_id: 0x4bf92f3577b34da6a3ce929d0e0e4736,
+            span_id: 0xf067aa0ba902b7,
+            flags: 1,
+        });
+        let table: &[(&str, Option<Parent>)] = &[
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", good),
+            (
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00",
+                good.map(|p| Parent { flags: 0, ..p }),
+            ),
+            (
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-ff",
+                good.map(|p| Parent { flags: 255, ..p }),
+            ),
+            ("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", good),
+            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-comes", good),
+            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01.what", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", None),
+            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None),
+            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", None),
+            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01", None),
+            ("00_4bf92f3577b34da6a3ce929d0e0e4736_00f067aa0ba902b7_01", None),
+            (" 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None),
+            ("+0-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", None),
+            ("00-4bf92f3577b34da6a3ce929d0e0e47é6-00f067aa0ba902b7-01", None),
+            ("", None),
+        ];
+        for (input, expected) in table {
+            assert_eq!(parse(input), *expected, "{input}");
+        }
+    }
+
+    #[test]
+    fn a_valid_parent_is_continued_and_anything_else_starts_a_trace() {
+        let mut headers = HeaderMap::new();
+        let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
+        headers.insert(TRACEPARENT, value.clone());
+        let ours = Trace::continued_from(&headers);
+        assert_eq!(ours.trace_id_hex(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(ours.parent, Some(0xf067aa0ba902b7));
+        assert!(!ours.is_sampled());
+        let sent = ours.header().unwrap();
+        assert_eq!(sent.to_str().unwrap(), format!("00-{}-{}-00", ours.trace_id_hex(), ours.span_id_hex()));
+
+        headers.append(TRACEPARENT, value);
+        let new = Trace::continued_from(&headers);
+        assert_eq!(new.parent, None);
+        assert_ne!(new.trace_id, ours.trace_id);
+        assert!(new.is_sampled());
+        assert!(parse(new.header().unwrap().to_str().unwrap()).is_some());
+    }
+}

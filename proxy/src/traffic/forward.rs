@@ -1,0 +1,172 @@
+//! The way of one exchange: the request as it goes on, the answer as it comes back, or our own answer instead.
+
+use crate::{
+    error::ProxyError,
+    http::{
+        Body,
+        body::{Download, Exchange, Upload},
+        canonical::Target,
+        headers::{self, Wish},
+        pool::Lease,
+        reply, upgrade,
+    },
+    telemetry::Record,
+};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{CONNECTION, HOST, UPGRADE},
+    request::Parts,
+};
+use http_body_util::BodyExt;
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
+use std::{rc::Rc, time::Duration};
+use tokio_util::task::TaskTracker;
+
+/// The request as the upstream gets it: exactly the target that was judged.
+pub fn upstream_request(
+    mut parts: Parts,
+    target: Target,
+    upload: Upload,
+    http2: bool,
+    wish: Wish,
+) -> Result<Request<Upload>, ProxyError> {
+    const BAD: ProxyError = ProxyError::BadRequest("the target cannot be sent on");
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(target.path_and_query);
+    if http2 {
+        uri.scheme = Some(http::uri::Scheme::HTTP);
+        uri.authority = Some(target.authority.as_bytes().try_into().map_err(|_| BAD)?);
+    } else {
+        parts.headers.insert(HOST, target.authority);
+    }
+    if wish == Wish::WebSocket {
+        headers::ask_upgrade(&mut parts.headers, HeaderValue::from_static("websocket"));
+    }
+    parts.uri = Uri::from_parts(uri).map_err(|_| BAD)?;
+    parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    // Nothing of the downstream connection travels on.
+    parts.extensions.clear();
+    Ok(Request::from_parts(parts, upload))
+}
+
+/// What the answer needs to know about its request.
+pub struct Asked {
+    /// What the client wished.
+    pub wish: Wish,
+    /// The downstream connection's side of an upgrade.
+    pub upgrade: Option<OnUpgrade>,
+    /// `application/grpc*`.
+    pub grpc: bool,
+    /// How long a half-closed tunnel may be silent.
+    pub half_closed: Duration,
+    /// Who waits for tunnels on the way down.
+    pub tunnels: TaskTracker,
+}
+
+/// The upstream's answer, cleaned, with a body that carries the record to its end. `revoked` watches over a tunnel.
+pub fn deliver(
+    response: Response<Incoming>,
+    lease: Lease,
+    exchange: Rc<Exchange>,
+    mut record: Record,
+    asked: Asked,
+    revoked: impl Future<Output = ProxyError> + 'static,
+) -> Response<Body> {
+    record.upstream_answered();
+    let (mut parts, incoming) = response.into_parts();
+    let is_tunnel = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    if is_tunnel || parts.status.as_u16() >= 600 {
+        let spoken = parts
+            .headers
+            .get(UPGRADE)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let (true, Wish::WebSocket, true, Some(downstream)) = (is_tunnel, asked.wish, spoken, asked.upgrade)
+        else {
+            let error = ProxyError::UpstreamProtocol(format!(
+                "status {} that nobody asked for",
+                parts.status.as_u16()
+            ));
+            return refuse(&error, record, asked.grpc);
+        };
+        headers::clean_response(&mut parts.headers, true);
+        parts.version = Version::HTTP_11;
+        record.set_status(101);
+        record.answer_handed_over();
+        let upstream = hyper::upgrade::on(Response::from_parts(parts_for_upgrade(&mut parts), incoming));
+        let tunnel = upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked);
+        drop(tokio::task::spawn_local(asked.tunnels.track_future(tunnel)));
+        return Response::from_parts(parts, Body::empty());
+    }
+    headers::clean_response(&mut parts.headers, false);
+    if asked.wish == Wish::WebSocket {
+        // Bytes behind the refused upgrade were not read by the framing reader: nobody may take them for a request.
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    parts.version = Version::HTTP_11;
+    record.set_status(parts.status.as_u16());
+    if asked.grpc
+        && let Some(status) = reply::grpc_status_of(&parts.headers)
+    {
+        record.set_grpc_status(status);
+    }
+    record.answer_handed_over();
+    let body = Body::Upstream(Box::new(Download::new(incoming, exchange, record, lease)));
+    Response::from_parts(parts, body)
+}
+
+/// The extensions hold hyper's half of the upgrade; the rest of the head stays with the answer.
+fn parts_for_upgrade(parts: &mut http::response::Parts) -> http::response::Parts {
+    let (mut own, ()) = Response::new(()).into_parts();
+    own.extensions = std::mem::take(&mut parts.extensions);
+    own
+}
+
+/// Our own answer, noted in the record.
+pub fn refuse(error: &ProxyError, mut record: Record, grpc: bool) -> Response<Body> {
+    record.set_error(error);
+    let response = reply::failure(error, record.decision_id(), grpc);
+    record.set_status(response.status().as_u16());
+    if grpc {
+        record.set_grpc_status(error.grpc_status());
+    }
+    record.add_sent(response.body().size_hint().exact().unwrap_or(0));
+    record.answer_handed_over();
+    response
+}
+
+/// What we read of a body that nobody wants, before we answer and close instead.
+const DRAIN_BYTES: usize = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// Reads the rest of a refused request, so that the client can read our answer on a connection that stays usable; `false`:
+/// it was too much, the connection must close. A client that waits for `100 Continue` has not sent it, and is not asked to.
+pub async fn drain(parts: &Parts, mut incoming: Incoming) -> bool {
+    if incoming.is_end_stream() {
+        return true;
+    }
+    if parts.headers.contains_key(http::header::EXPECT) {
+        return false;
+    }
+    let reading = async {
+        let mut read = 0;
+        while let Some(frame) = incoming.frame().await {
+            let Ok(frame) = frame else { return false };
+            read += frame.data_ref().map_or(0, bytes::Bytes::len);
+            if read > DRAIN_BYTES {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(DRAIN_TIME, reading).await.unwrap_or(false)
+}
+
+/// Asks the server to close an HTTP/1 connection after this answer.
+pub fn close_after(response: &mut Response<Body>, http2: bool) {
+    if !http2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}

@@ -1,0 +1,75 @@
+//! The surroundings of every connection: one value, shared by all workers.
+
+use crate::{control::Destinations, drain, state::Store, telemetry::Telemetry};
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+/// Everything a journey needs besides its own connection.
+pub struct Shared {
+    /// Policy and credentials in force.
+    pub store: Arc<Store>,
+    /// Where original destinations lead.
+    pub destinations: Destinations,
+    /// Where records go.
+    pub telemetry: Telemetry,
+    /// What was decided at the start and never changes.
+    pub settings: Settings,
+    /// The way down.
+    pub drain: drain::Watch,
+}
+
+/// Settings of the data path, fixed at the start.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// `SO_MARK` on every socket we open; needs `CAP_NET_ADMIN`.
+    pub mark: Option<u32>,
+    /// Source addresses of the connection from the inbound side to the app (Istio: 127.0.0.6 and ::6), which the redirect
+    /// rules leave alone. Empty in explicit mode. At most one per address family.
+    pub app_source: Vec<IpAddr>,
+    /// Our own listening ports on local addresses: a connection whose original destination is one of them is a loop.
+    pub own_ports: Vec<u16>,
+    /// Bounds on what anyone may make us hold or wait for.
+    pub limits: Limits,
+}
+
+impl Settings {
+    /// The source addresses of redirect mode.
+    pub fn redirect_sources() -> Vec<IpAddr> {
+        vec![IpAddr::from([127, 0, 0, 6]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 6])]
+    }
+}
+
+/// Bounds on what anyone may make us hold or wait for. Tests shorten them.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// From accept to the first complete request head, or to the TLS handshake's end on TCP.
+    pub first_request: Duration,
+    /// How long an idle HTTP/1.1 connection may wait for its next request head.
+    pub next_request: Duration,
+    /// How long a port of unknown protocol waits for the client to speak before it is taken for server-first TCP.
+    pub server_first: Duration,
+    /// TCP connect to an app or an endpoint.
+    pub connect: Duration,
+    /// TLS handshake with an endpoint.
+    pub handshake: Duration,
+    /// How long one direction of a TCP connection may stay open after the other has ended.
+    pub half_closed: Duration,
+    /// How long pooled connections may stay idle.
+    pub idle: crate::http::pool::Idle,
+    /// Open downstream connections per worker and listener.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            first_request: Duration::from_secs(10),
+            next_request: Duration::from_secs(3600),
+            server_first: Duration::from_millis(200),
+            connect: Duration::from_secs(5),
+            handshake: Duration::from_secs(5),
+            half_closed: Duration::from_secs(60),
+            idle: crate::http::pool::Idle { plain: Duration::from_secs(4), mesh: Duration::from_secs(60) },
+            connections: 10_000,
+        }
+    }
+}
