@@ -1,1 +1,13 @@
-//! x
+//! The one binary people install, as a library: `up`, `exec`, `check`, `redirect`, `demo`, `app`.
+//!
+//! `up` is the largest room: it turns a folder of YAML into a running mesh of processes. `interception` writes the
+//! redirect rules. The rest are commands and the words that they share.
+
+pub mod app;
+pub mod check;
+pub mod demo;
+pub mod failure;
+pub mod folder;
+pub mod interception;
+pub mod tools;
+pub mod up;

@@ -20,7 +20,7 @@ pub enum Action {
 
 /// The document.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicy {
     /// `metadata`.
     pub metadata: Metadata,
@@ -40,7 +40,7 @@ pub struct AuthorizationPolicy {
 
 /// One rule: (any `from`) and (any `to`) and (all `when`); an empty list is true.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Rule {
     /// `from`.
     pub from: Vec<From>,

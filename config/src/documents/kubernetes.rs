@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 /// `metadata`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// `name`; a pod template has its Deployment's.
     pub name: String,

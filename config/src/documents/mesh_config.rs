@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 
 /// Mesh-wide settings, with Istio's defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshConfig {
     /// `trustDomain`, `cluster.local` when unset.
     pub trust_domain: String,

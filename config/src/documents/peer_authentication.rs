@@ -20,7 +20,7 @@ pub enum MtlsMode {
 
 /// The document (reference 1.1). Absent `mtls` is `Unset`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PeerAuthentication {
     /// `metadata`.
     pub metadata: Metadata,

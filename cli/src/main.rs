@@ -1,0 +1,120 @@
+//! `postern`: the command line. Every command is a room of the library; here is only who asked for which.
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use postern::{
+    app, check, demo,
+    failure::{OK, USAGE},
+    interception::command as redirect,
+    up,
+};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
+
+// The data path allocates small and often; so does everything else in this binary, then.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A service mesh: mutual TLS, identity and policy for every call, from a folder of YAML.
+///
+/// Exit codes: 0 ok or yes, 1 an error, 2 a negative answer (findings, denied), 64 a wrong command line.
+#[derive(Parser)]
+#[command(name = "postern", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the whole mesh at work: an example, with every claim tried on real traffic
+    Demo(DemoArgs),
+    /// Run a folder of Kubernetes YAML as a mesh on this machine
+    Up(UpArgs),
+    /// Run a command in a pod of a running mesh
+    Exec(up::attach::ExecArgs),
+    /// Show everything that is wrong with a folder of YAML
+    Check(check::CheckArgs),
+    /// Run a sidecar
+    Proxy(Box<postern_proxy::bootstrap::Flags>),
+    /// Run the control plane alone
+    ControlPlane(postern_control_plane::run::Flags),
+    /// Print, apply or remove the rules that bring a pod's traffic to its sidecar
+    Redirect(redirect::RedirectArgs),
+    /// Small servers and clients to try a mesh with
+    App(app::AppArgs),
+    #[command(hide = true)]
+    InternalStage(up::StageArgs),
+    #[command(hide = true)]
+    InternalLaunch(up::launch::LaunchArgs),
+}
+
+#[derive(Args)]
+struct UpArgs {
+    /// The folder of YAML files
+    dir: PathBuf,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// Do not print what apps and sidecars say
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// The folder of YAML files that the story is about
+    #[arg(default_value = "manifests/examples/payments")]
+    dir: PathBuf,
+    #[command(flatten)]
+    mesh: MeshArgs,
+    /// End after the story instead of staying up (also when standard input is no terminal)
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Args)]
+struct MeshArgs {
+    /// Do without network namespaces: loopback addresses with explicit ports
+    #[arg(long)]
+    no_namespaces: bool,
+    /// Lifetime of workload certificates, at most one hour
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    certificate_lifetime: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return ExitCode::from(if asked { OK } else { USAGE });
+        }
+    };
+    match cli.command {
+        Command::Demo(args) => {
+            let once = args.once || !std::io::stdin().is_terminal();
+            up::run(up::Options { story: true, once, ..options(args.dir, &args.mesh, false) })
+        }
+        Command::Up(args) => up::run(options(args.dir, &args.mesh, !args.quiet)),
+        Command::Exec(args) => up::attach::run(&args),
+        Command::Check(args) => ExitCode::from(check::run(&args)),
+        Command::Proxy(flags) => postern_proxy::bootstrap::run(*flags),
+        Command::ControlPlane(flags) => postern_control_plane::run::run(flags),
+        Command::Redirect(args) => ExitCode::from(redirect::run(&args)),
+        Command::App(args) => app::run(args),
+        Command::InternalStage(args) => up::run_stage(&args, Some(demo::story)),
+        Command::InternalLaunch(args) => up::launch::run(&args),
+    }
+}
+
+fn options(directory: PathBuf, mesh: &MeshArgs, echo: bool) -> up::Options {
+    up::Options {
+        directory,
+        loopback: mesh.no_namespaces,
+        echo,
+        story: false,
+        once: false,
+        certificate_lifetime: mesh.certificate_lifetime.map(Duration::from_secs),
+        telemetry_endpoint: std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|e| !e.is_empty()),
+        program: std::env::current_exe().unwrap_or_default(),
+    }
+}
