@@ -1,1 +1,17 @@
-//! x
+//! Whole meshes in one process: a real control plane, real sidecars and real apps on loopback addresses, without
+//! privileges and without a sleep. A test says what it wants to see; [`Mesh`] brings it up and takes it down.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+pub mod apps;
+pub mod certificates;
+pub mod client;
+pub mod log;
+pub mod mesh;
+pub mod ports;
+pub mod scenario;
+pub mod tree;
+
+pub use apps::{App, Received};
+pub use client::{Answer, Broken, Request};
+pub use log::AccessLog;
+pub use mesh::{Mesh, within};

@@ -1,0 +1,169 @@
+//! What can be carried: HTTP/1.1, HTTP/2, gRPC, upgrades, bytes, bytes where the server speaks first; IPv4 and IPv6.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use bytes::Bytes;
+use postern_tests::{
+    Mesh, client,
+    mesh::Settings,
+    scenario::{mode, namespace, payments},
+};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_versions_of_http_carry_method_path_headers_and_body_unchanged() {
+    let mesh = Mesh::start(&payments(&mode("payments", "STRICT"))).await;
+    let body = Bytes::from(vec![7_u8; 300_000]);
+    for (service, http2) in [
+        ("payments-api:80", false),
+        ("payments-api:80", true),
+        ("payments-api:81", false),
+        ("payments-api:81", true),
+    ] {
+        let mut request = mesh.request("checkout-api", service).method("PUT").path("/a%20b/c?x=1&x=2");
+        request = request.header("x-one", "1").header("x-one", "2").body(body.clone());
+        let answer = if http2 { request.http2() } else { request }.send().await.unwrap();
+        assert_eq!((answer.status, &answer.body), (200, &body), "{service} {http2}");
+        let seen = mesh.app("payments-api").last();
+        assert_eq!(
+            (seen.method.as_str(), seen.path.as_str()),
+            ("PUT", "/a%20b/c?x=1&x=2"),
+            "{service} {http2}"
+        );
+        assert_eq!(seen.header("x-one"), ["1", "2"]);
+        assert_eq!(seen.body, body);
+        assert!(seen.authority.starts_with("payments-api"), "{}", seen.authority);
+    }
+    // The app's own answers come back as they are.
+    for status in [204, 302, 404, 500, 503] {
+        let answer =
+            mesh.call("checkout-api", "payments-api", "GET", &format!("/status/{status}")).await.unwrap();
+        assert_eq!(answer.status, status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_keeps_its_trailers() {
+    let mesh = Mesh::start(&payments(&mode("payments", "STRICT"))).await;
+    let answer = mesh
+        .request("checkout-api", "payments-api")
+        .method("POST")
+        .path("/pay.Charges/Create")
+        .http2()
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Bytes::from_static(&[0, 0, 0, 0, 0]))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.trailers.get("grpc-status").unwrap(), "0");
+    mesh.access_log("payments-api").next_with(&[("grpc_status", json!(0))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgraded_connection_carries_bytes_both_ways() {
+    let mesh = Mesh::start(&payments(&mode("payments", "STRICT"))).await;
+    let (entry, host) = mesh.entry("checkout-api", "payments-api");
+    let mut stream = TcpStream::connect(entry).await.unwrap();
+    let head = format!(
+        "GET /socket HTTP/1.1\r\nhost: {host}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    let answer = client::exchange_until(&mut stream, head.as_bytes(), b"\r\n\r\n").await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
+    for word in [&b"one"[..], b"two and three"] {
+        assert_eq!(client::exchange_until(&mut stream, word, word).await.unwrap(), word);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_go_through_whoever_speaks_first() {
+    let mesh = Mesh::start(&payments(&mode("payments", "STRICT"))).await;
+    let (echo, _) = mesh.entry("checkout-api", "payments-api:9000");
+    let long: Vec<u8> = (0..500_000_u32).map(|n| n as u8).collect();
+    let answer = client::exchange_bytes(echo, &long).await.unwrap();
+    assert!(answer == long, "{} of {} bytes came back", answer.len(), long.len());
+
+    let (greets, _) = mesh.entry("checkout-api", "payments-api:9001");
+    let mut stream = TcpStream::connect(greets).await.unwrap();
+    assert_eq!(client::exchange_until(&mut stream, b"", b"\r\n").await.unwrap(), b"220 ready\r\n");
+    assert_eq!(client::exchange_until(&mut stream, b"QUIT", b"QUIT").await.unwrap(), b"QUIT");
+    let line = mesh.access_log("payments-api").next_with(&[("protocol", json!("tcp"))]).await;
+    assert_eq!(line["source_principal"], "spiffe://cluster.local/ns/checkout/sa/checkout-api", "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ipv6_is_a_first_class_citizen() {
+    let pod = |ns: &str, name: &str, port: u16| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {ns}, labels: {{app: {name}}}, \
+             annotations: {{tests.postern.dev/family: ipv6}}}}\nspec:\n  serviceAccountName: {name}\n  containers:\n  \
+             - name: app\n    command: [none]\n    ports: [{{name: http, containerPort: {port}}}]\n"
+        )
+    };
+    // All pods share ::1, so their ports must be free ones.
+    let free = || std::net::TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap().port();
+    let (one, two, three) = (free(), free(), free());
+    let yaml = [
+        namespace("payments", true),
+        namespace("checkout", true),
+        pod("payments", "payments-api", one),
+        pod("checkout", "checkout-api", two),
+        pod("checkout", "reports", three),
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: payments-api, namespace: payments}}\n\
+             spec: {{selector: {{app: payments-api}}, ports: [{{name: http, port: 80, targetPort: {one}}}]}}\n"
+        ),
+        mode("payments", "STRICT"),
+        postern_tests::scenario::policy(
+            "v6",
+            "action: ALLOW, rules: [{from: [{source: {ipBlocks: ['::1/128'], principals: ['*/checkout-api']}}]}]",
+        ),
+    ]
+    .concat();
+    let mesh = Mesh::start(&yaml).await;
+    assert_eq!(mesh.call("reports", "payments-api", "GET", "/").await.unwrap().status, 403);
+    assert_eq!(mesh.app("payments-api").connections(), 0);
+    assert_eq!(mesh.call("checkout-api", "payments-api", "GET", "/").await.unwrap().status, 200);
+    let line = mesh.access_log("payments-api").next_with(&[("status", json!(200))]).await;
+    assert!(line["source_address"].as_str().unwrap().starts_with("[::1]:"), "{line}");
+    let plain = client::exchange_bytes(
+        mesh.workload("payments-api").inbound(one),
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    )
+    .await;
+    assert!(plain.is_err() || plain.as_ref().is_ok_and(Vec::is_empty), "{plain:?}");
+    assert_eq!(mesh.app("payments-api").received().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_mesh_does_not_know_is_called_plain_unless_it_is_blocked() {
+    let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = outside.local_addr().unwrap();
+    let app = postern_tests::App::default();
+    app.serve(outside, postern_tests::apps::Speech::Http);
+    let settings = Settings { outside: vec![("outside".into(), address)], ..Settings::default() };
+    let registry_only = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n\
+                         data: {mesh: \"outboundTrafficPolicy: {mode: REGISTRY_ONLY}\"}\n";
+    let mesh = Mesh::start_with(&payments(""), settings.clone()).await;
+    assert_eq!(mesh.call("checkout-api", "outside", "GET", "/").await.unwrap().status, 200);
+    assert_eq!(app.received().len(), 1);
+
+    let yaml = payments(&(namespace("istio-system", false) + registry_only));
+    let mesh = Mesh::start_with(&yaml, settings).await;
+    let refused = mesh.call("checkout-api", "outside", "GET", "/").await;
+    assert!(refused.as_ref().map_or(true, |answer| answer.status >= 500), "{refused:?}");
+    assert_eq!(app.received().len(), 1, "a blocked destination must not be called");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_endpoints_answers_503_and_says_so() {
+    let yaml = payments(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: empty, namespace: payments}\nspec: {selector: {app: nobody}, ports: [{name: http, port: 80}]}\n",
+    );
+    let mesh = Mesh::start(&yaml).await;
+    let answer = mesh.call("checkout-api", "empty", "GET", "/").await.unwrap();
+    assert_eq!(answer.status, 503);
+    let line = mesh.access_log("checkout-api").next_with(&[("status", json!(503))]).await;
+    assert_eq!(line["flags"], "UH", "{line}");
+}

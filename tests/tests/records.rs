@@ -1,0 +1,122 @@
+//! What a person sees: the body of a refusal, the access log, and the explanation behind a decision id.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use postern_tests::{
+    Mesh, Request,
+    scenario::{mode, payments, policy},
+};
+use serde_json::json;
+
+async fn strict() -> Mesh {
+    let rules = "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}], \
+                 to: [{operation: {methods: [POST], paths: [/v1/charges]}}]}]";
+    Mesh::start(&payments(&(mode("payments", "STRICT") + &policy("charges", rules)))).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_is_problem_json_with_a_decision_that_can_be_looked_up() {
+    let mesh = strict().await;
+    let answer = mesh.call("reports", "payments-api", "POST", "/v1/charges").await.unwrap();
+    assert_eq!(answer.status, 403);
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    let body = answer.json();
+    assert_eq!(body["title"], "RBAC: access denied");
+    assert_eq!((&body["code"], &body["status"]), (&json!("policy-denied"), &json!(403)));
+    let id = body["decision"].as_str().unwrap();
+    assert!(
+        !String::from_utf8_lossy(&answer.body).contains("charges"),
+        "the caller is not told what policy there is"
+    );
+
+    let line = mesh.access_log("payments-api").next_with(&[("decision_id", json!(id))]).await;
+    assert_eq!((&line["decision"], &line["status"]), (&json!("deny"), &json!(403)), "{line}");
+    assert!(line["decision_reason"].as_str().unwrap().contains("default deny"), "{line}");
+
+    let admin = mesh.workload("payments-api").admin();
+    let page = Request::new(admin, admin.to_string()).path(&format!("/decisions/{id}")).send().await.unwrap();
+    assert_eq!(page.status, 200, "{page:?}");
+    let text = String::from_utf8_lossy(&page.body).into_owned();
+    assert!(text.contains("charges") && text.contains("reports") && text.contains("principals"), "{text}");
+    let unknown =
+        Request::new(admin, admin.to_string()).path("/decisions/no-such-thing").send().await.unwrap();
+    assert_eq!(unknown.status, 404);
+    assert_eq!(mesh.app("payments-api").connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denied_grpc_call_gets_a_grpc_status() {
+    let mesh = strict().await;
+    let call = mesh.request("reports", "payments-api").method("POST").path("/pay.Charges/Create").http2();
+    let answer =
+        call.header("content-type", "application/grpc").header("te", "trailers").send().await.unwrap();
+    assert_eq!(answer.status, 200);
+    let said =
+        |name: &str| answer.headers.get(name).or(answer.trailers.get(name)).and_then(|v| v.to_str().ok());
+    assert_eq!(said("grpc-status"), Some("7"), "{answer:?}");
+    assert!(said("grpc-message").unwrap().contains("RBAC"), "{answer:?}");
+    assert_eq!(mesh.app("payments-api").connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_line_for_each_request_names_both_ends_the_decision_and_the_times() {
+    let mesh = strict().await;
+    let call = mesh.request("checkout-api", "payments-api").method("POST").path("/v1/charges?secret=1");
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    call.header("traceparent", traceparent).header("x-request-id", "r-1").body("12345").send().await.unwrap();
+    let inbound = mesh.access_log("payments-api").next_with(&[("direction", json!("inbound"))]).await;
+    let outbound = mesh.access_log("checkout-api").next_with(&[("direction", json!("outbound"))]).await;
+    for line in [&inbound, &outbound] {
+        for (field, value) in [
+            ("protocol", json!("http/1.1")),
+            ("method", json!("POST")),
+            ("path", json!("/v1/charges")),
+            ("status", json!(200)),
+            ("flags", json!("-")),
+            ("destination_principal", json!("spiffe://cluster.local/ns/payments/sa/payments-api")),
+            ("source_principal", json!("spiffe://cluster.local/ns/checkout/sa/checkout-api")),
+            ("bytes_received", json!(5)),
+            ("bytes_sent", json!(5)),
+            ("trace_id", json!("0af7651916cd43dd8448eb211c80319c")),
+            ("request_id", json!("r-1")),
+        ] {
+            assert_eq!(line[field], value, "{field}: {line}");
+        }
+        assert!(line["duration_us"].as_u64().unwrap() >= line["proxy_us"].as_u64().unwrap(), "{line}");
+        assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
+        assert!(!line.to_string().contains("secret"), "queries may hold secrets: {line}");
+    }
+    assert_eq!(
+        (&inbound["decision"], &inbound["policy"], &inbound["rule"]),
+        (&json!("allow"), &json!("payments/charges"), &json!(0))
+    );
+    assert_eq!(outbound["destination_service"], "payments-api.payments.svc.cluster.local");
+    assert_ne!(inbound["span_id"], outbound["span_id"]);
+    // The app is told of the sidecar's span, in the same trace.
+    let seen = mesh.app("payments-api").last().header("traceparent").join(",");
+    assert!(seen.contains("0af7651916cd43dd8448eb211c80319c") && seen != traceparent, "{seen}");
+    assert!(seen.contains(inbound["span_id"].as_str().unwrap()), "{seen} {inbound}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_way_of_ending_writes_exactly_one_line() {
+    let mesh = strict().await;
+    let plain = mesh.call("legacy", "payments-api", "GET", "/").await;
+    assert!(plain.is_err());
+    for (from, path) in
+        [("checkout-api", "/v1/charges"), ("reports", "/v1/charges"), ("checkout-api", "/other")]
+    {
+        mesh.call(from, "payments-api", "POST", path).await.unwrap();
+    }
+    let log = mesh.access_log("payments-api");
+    log.at_least(4).await;
+    // A fifth would follow the fourth at once; the next call's line shows that none did.
+    mesh.request("checkout-api", "payments-api")
+        .method("POST")
+        .path("/v1/charges")
+        .header("x-request-id", "last")
+        .send()
+        .await
+        .unwrap();
+    log.next_with(&[("request_id", json!("last"))]).await;
+    assert_eq!(log.lines().len(), 5, "{:#?}", log.lines());
+}
