@@ -179,6 +179,25 @@ impl Mesh {
         Ok(())
     }
 
+    /// Why the mesh is not ready: the first pod that is not, and the last thing that it said.
+    pub fn what_is_missing(&self) -> Failure {
+        let waiting = self
+            .0
+            .pods
+            .lock()
+            .iter()
+            .find(|(_, running)| *running.state().borrow() != State::Ready)
+            .map(|(key, _)| key.clone());
+        let Some(key) = waiting else { return Failure::new("the mesh is ready only now.", "Start it again.") };
+        let name = self.log_name(&key);
+        let said = |source| self.journal().lines(&name, source).last().map(|l| l.to_string());
+        let last = said(Source::Proxy).or_else(|| said(Source::App)).unwrap_or_else(|| "nothing".into());
+        Failure::new(
+            format!("pod {key} is not ready; the last that it said was: {last}"),
+            format!("Look at all that it says with `postern up {}`.", self.options().directory.display()),
+        )
+    }
+
     /// Stops every pod in order.
     pub async fn stop(&self) {
         let _turn = self.0.turn.lock().await;
@@ -197,7 +216,12 @@ impl Mesh {
 
     /// The address of a pod's app (IPv4 with namespaces); see [`Plan::pod`] for what `pod` may be.
     pub fn address(&self, pod: &str) -> Option<IpAddr> {
-        self.plan().pod(pod).ok().and_then(|pod| self.view(pod).addresses.first().copied())
+        self.addresses(pod).first().copied()
+    }
+
+    /// All addresses of a pod's app, IPv4 first; traffic between pods may use either family.
+    pub fn addresses(&self, pod: &str) -> Vec<IpAddr> {
+        self.plan().pod(pod).map(|pod| self.view(pod).addresses).unwrap_or_default()
     }
 
     /// Virtual addresses of a service, IPv4 first.

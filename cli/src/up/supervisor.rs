@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The port of the control plane.
 const CONTROL_PLANE_PORT: u16 = 15012;
+/// How long a mesh with a story may take to be ready.
+const STORY_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest that workload certificates live.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -134,9 +136,12 @@ async fn attend(
     began: Instant,
 ) -> Result<ExitCode, Failure> {
     mesh.apply(&first.documents).await?;
+    // A person who runs `up` reads what is missing and may repair it; a story is not told to somebody who waits for ever.
+    let patience = if tell.is_some() { STORY_PATIENCE } else { Duration::MAX };
     tokio::select! {
         ready = mesh.ready() => ready?,
         () = stop.cancelled() => return Ok(ExitCode::from(OK)),
+        () = tokio::time::sleep(patience) => return Err(mesh.what_is_missing()),
     }
     summary::print(mesh, began.elapsed());
     let once = mesh.options().once;

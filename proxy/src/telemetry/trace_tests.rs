@@ -1,3 +1,4 @@
+//! What a collector receives, from a scripted one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
 use crate::{

@@ -1,0 +1,67 @@
+//! gRPC through both sidecars: HTTP/2 to the end, trailers, and denials as a gRPC status.
+use super::*;
+
+/// A gRPC-like app: answers with a message and trailers.
+async fn grpc_app() -> App {
+    use http_body_util::{BodyExt, Full};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let noted = seen.clone();
+    spawn_local(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let noted = noted.clone();
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let noted = noted.clone();
+                async move {
+                    noted.borrow_mut().push(format!("{} {:?}", request.uri(), request.headers()));
+                    let data = request.into_body().collect().await.unwrap().to_bytes();
+                    let trailers =
+                        http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+                    let data = Full::new(data).with_trailers(async move { Some(Ok(trailers)) });
+                    Ok::<_, std::convert::Infallible>(http::Response::new(data))
+                }
+            });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            spawn_local(
+                hyper::server::conn::http2::Builder::new(crate::http::LocalExecutor)
+                    .serve_connection(io, service),
+            );
+        }
+    });
+    App { address, seen }
+}
+
+#[tokio::test]
+async fn grpc_travels_as_http2_with_its_trailers_and_a_denial_is_a_grpc_status() {
+    use http_body_util::{BodyExt, Full};
+    LocalSet::new()
+        .run_until(async {
+            let pair =
+                pair_to(grpc_app().await, Protocol::Http2, MtlsMode::Strict, vec![allow(CLIENT)], PAYMENTS)
+                    .await;
+            let stream = TcpStream::connect(pair.outbound).await.unwrap();
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
+            spawn_local(connection);
+            for (path, status) in [("/v1/charges", "0"), ("/v1/refunds", "7")] {
+                let request = http::Request::post(format!("http://payments-api{path}"))
+                    .header("content-type", "application/grpc")
+                    .header("te", "trailers")
+                    .body(Full::new(bytes::Bytes::from_static(b"message")))
+                    .unwrap();
+                let response = sender.send_request(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                let mut told = response.headers().clone();
+                let body = response.into_body().collect().await.unwrap();
+                told.extend(body.trailers().cloned().unwrap_or_default());
+                assert_eq!(told["grpc-status"], status, "{path}: {told:?}");
+            }
+            assert_eq!(pair.app.seen.borrow().len(), 1, "the app received nothing of the denied call");
+            let seen = pair.app.seen.borrow()[0].clone();
+            assert!(seen.contains("http://payments-api/v1/charges") && seen.contains(CHECKOUT), "{seen}");
+        })
+        .await;
+}
