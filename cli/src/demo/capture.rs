@@ -46,9 +46,8 @@ impl Capture {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let reader = std::thread::Builder::new()
-            .name("capture".into())
-            .spawn(move || read_until(socket, &stopped))?;
+        let reader =
+            std::thread::Builder::new().name("capture".into()).spawn(move || read_until(socket, &stopped))?;
         Ok(Self { stop, reader })
     }
 
@@ -115,7 +114,11 @@ fn parse(packet: &[u8]) -> Option<Segment> {
     let port = |at: usize| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?));
     let header = usize::from(tcp.get(12)? >> 4) * 4;
     let payload = tcp.get(header..)?.to_vec();
-    (!payload.is_empty()).then_some(Segment { from: (source, port(0)?), to: (destination, port(2)?), payload })
+    (!payload.is_empty()).then_some(Segment {
+        from: (source, port(0)?),
+        to: (destination, port(2)?),
+        payload,
+    })
 }
 
 /// What the bytes look like from outside.

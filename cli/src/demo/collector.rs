@@ -69,7 +69,12 @@ impl Collector {
     }
 
     /// All spans of one trace, in order of their start, as soon as `enough` says so or the deadline passes.
-    pub async fn trace(&self, trace_id: &str, enough: impl Fn(&[Span]) -> bool, deadline: Duration) -> Vec<Span> {
+    pub async fn trace(
+        &self,
+        trace_id: &str,
+        enough: impl Fn(&[Span]) -> bool,
+        deadline: Duration,
+    ) -> Vec<Span> {
         let mut spans = self.spans.clone();
         let collect = |all: &VecDeque<Span>| {
             let mut of_trace: Vec<Span> = all.iter().filter(|s| s.trace_id == trace_id).cloned().collect();

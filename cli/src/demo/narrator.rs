@@ -36,12 +36,7 @@ impl Narrator {
                 (cross(), Style::new().red().bold(), why, Vec::new())
             }
         };
-        say(format_args!(
-            "{:>2} {} {}",
-            self.step,
-            mark.style(style),
-            title.bold(),
-        ));
+        say(format_args!("{:>2} {} {}", self.step, mark.style(style), title.bold(),));
         say(format_args!("     {headline}"));
         for line in evidence {
             say(format_args!("     {}", line.dimmed()));
