@@ -144,7 +144,7 @@ impl Story<'_> {
         expect(told.contains("checkout-api"), || format!("the closest rule is not named: {told}"))?;
         Ok(Shown::new(
             format!("403 RBAC: access denied ({reason}); the app received nothing"),
-            [format!("decision {decision}: {told}")],
+            told_lines(&decision, &told),
         ))
     }
 
@@ -155,7 +155,7 @@ impl Story<'_> {
         self.nothing_received_since(before).await?;
         let told = self.explain(&decision).await?;
         expect(told.contains("methods"), || format!("the method is not named as the reason: {told}"))?;
-        Ok(Shown::new("403; the app received nothing", [format!("decision {decision}: {told}")]))
+        Ok(Shown::new("403; the app received nothing", told_lines(&decision, &told)))
     }
 
     async fn plaintext(&self) -> Result<Shown, String> {
@@ -213,20 +213,24 @@ impl Story<'_> {
 
     async fn log_line(&self) -> Result<Shown, String> {
         let line = self.inbound_line(|l| is(l, "decision", "deny") && is(l, "method", "POST")).await?;
+        let mut evidence = Vec::new();
         for field in [
             "source_principal",
             "destination_principal",
+            "method",
+            "path",
+            "decision",
             "decision_reason",
             "decision_id",
-            "trace_id",
             "tls_version",
+            "trace_id",
         ] {
-            text(&line, field)?;
+            evidence.push(format!("{field:<22} {}", text(&line, field)?));
         }
         for field in ["status", "bytes_sent", "duration_us", "proxy_us"] {
-            number(&line, field)?;
+            evidence.push(format!("{field:<22} {}", number(&line, field)?));
         }
-        Ok(Shown::new("the refused call, as payments-api's sidecar wrote it:", [line.to_string()]))
+        Ok(Shown::new("the refused call in payments-api's JSON log (some of its fields):", evidence))
     }
 
     async fn trace(&self, trace_id: Option<&str>) -> Result<Shown, String> {
@@ -339,6 +343,12 @@ fn denied(answer: &Answer) -> Result<String, String> {
     })?;
     let problem: Value = serde_json::from_str(&answer.body).map_err(|e| format!("odd problem: {e}"))?;
     text(&problem, "decision")
+}
+
+/// The explanation, with its second sentence (the closest rule) on a line of its own.
+fn told_lines(decision: &str, told: &str) -> Vec<String> {
+    let told = format!("decision {decision}: {told}");
+    told.split_inclusive(". ").map(|sentence| sentence.trim_end().to_owned()).collect()
 }
 
 fn expect(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
