@@ -34,7 +34,7 @@ enum Command {
     /// Show everything that is wrong with a folder of YAML
     Check(check::CheckArgs),
     /// Run a sidecar
-    Proxy(Box<postern_proxy::bootstrap::Flags>),
+    Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
     ControlPlane(postern_control_plane::run::Flags),
     /// Print, apply or remove the rules that bring a pod's traffic to its sidecar
@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(options(args.dir, &args.mesh, !args.quiet)),
         Command::Exec(args) => up::attach::run(&args),
         Command::Check(args) => ExitCode::from(check::run(&args)),
-        Command::Proxy(flags) => postern_proxy::bootstrap::run(*flags),
+        Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),
         Command::App(args) => app::run(args),

@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod id;
 pub mod refusal;
+mod provider;
 pub mod svid;
 pub mod tls;
 pub mod verify;

@@ -15,8 +15,13 @@ pub enum Refusal {
     #[error("no certificate was presented")]
     NoCertificate,
     /// More certificates than any sound chain has; nothing was parsed.
-    #[error("the chain has {0} certificates, the limit is {limit}", limit = crate::verify::MAX_CHAIN)]
-    ChainTooLong(usize),
+    #[error("the chain has {length} certificates, the limit is {limit}")]
+    ChainTooLong {
+        /// Certificates presented.
+        length: usize,
+        /// The most we read.
+        limit: usize,
+    },
     /// Not an X.509 v3 certificate, or one of its extensions cannot be read (RFC 5280 section 4).
     #[error("malformed certificate: {0}")]
     Malformed(String),
@@ -173,7 +178,7 @@ impl Refusal {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoCertificate => "no-certificate",
-            Self::ChainTooLong(_) => "chain-too-long",
+            Self::ChainTooLong { .. } => "chain-too-long",
             Self::Malformed(_) => "malformed",
             Self::NameNotAscii(_) => "name-not-ascii",
             Self::NoUriSan => "no-uri-san",

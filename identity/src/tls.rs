@@ -3,7 +3,7 @@
 //! A resumed TLS session skips the certificate verifier (expiry, removed authority and all), so mesh connections never
 //! resume: the server sends no ticket and stores no session, the client keeps none.
 
-use crate::{Accept, Peer, Refusal, TrustBundles, svid, verify};
+use crate::{Accept, Peer, Refusal, TrustBundles, provider::provider_ref, svid, verify};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
     ServerConfig, SignatureScheme,
@@ -11,7 +11,7 @@ use rustls::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
+    crypto::verify_tls13_signature,
     server::{
         ClientHello, NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -20,27 +20,9 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
-    Arc::new(CryptoProvider {
-        kx_groups: vec![
-            aws_lc_rs::kx_group::X25519MLKEM768,
-            aws_lc_rs::kx_group::X25519,
-            aws_lc_rs::kx_group::SECP256R1,
-        ],
-        ..aws_lc_rs::default_provider()
-    })
-});
-
-/// The one provider: aws-lc-rs, X25519MLKEM768 preferred, X25519 and P-256 accepted. Always passed explicitly.
-pub fn provider() -> Arc<CryptoProvider> {
-    PROVIDER.clone()
-}
-
-pub(crate) fn provider_ref() -> &'static CryptoProvider {
-    &PROVIDER
-}
+pub use crate::provider::provider;
 
 /// A key that fits its chain, checked.
 ///

@@ -5,9 +5,9 @@
 
 use crate::{
     Refusal, SpiffeId, TrustBundles, TrustDomain,
+    provider::provider_ref,
     refusal::{Validity, seconds},
     svid::{self, Leaf},
-    tls,
 };
 use aws_lc_rs::digest;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -119,7 +119,7 @@ pub fn verify(
 ) -> Result<Peer, Refusal> {
     let Some((leaf_der, intermediates)) = chain.split_first() else { return Err(Refusal::NoCertificate) };
     if chain.len() > MAX_CHAIN {
-        return Err(Refusal::ChainTooLong(chain.len()));
+        return Err(Refusal::ChainTooLong { length: chain.len(), limit: MAX_CHAIN });
     }
     let leaf = svid::check_leaf(leaf_der)?;
     let Some(bundle) = trust.get(leaf.id.trust_domain()) else {
@@ -180,7 +180,7 @@ fn check_path(
         Ok(())
     };
     let usage = if server { KeyUsage::server_auth() } else { KeyUsage::client_auth() };
-    let algorithms = tls::provider_ref().signature_verification_algorithms.all;
+    let algorithms = provider_ref().signature_verification_algorithms.all;
     end_entity
         .verify_for_usage(algorithms, anchors, intermediates, now, usage, None, Some(&check_intermediates))
         .map(|_| ())

@@ -1,10 +1,8 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
-use anyhow::Context;
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::PathBuf,
-    process::ExitCode,
     time::Duration,
 };
 
@@ -212,50 +210,8 @@ impl Bootstrap {
     }
 }
 
-/// Runs a sidecar until a signal ends it: SIGTERM or SIGINT drains, a second one ends at once. Exit code 1 when it could
-/// not start, with cause and remedy on standard error.
-pub fn run(flags: Flags) -> ExitCode {
-    log_to_stderr();
-    match start_and_wait(flags) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            match error.downcast_ref::<Failure>() {
-                Some(failure) => eprintln!("error: {}\nhelp: {}", failure.cause, failure.remedy),
-                None => eprintln!("error: {error:#}"),
-            }
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start_and_wait(flags: Flags) -> anyhow::Result<()> {
-    let bootstrap = Bootstrap::from_flags(flags)?;
-    harden();
-    // Apart from the data plane: no scrape and no push delays a request.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()
-        .context("the runtime cannot be started")?;
-    runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let sidecar = crate::app::start(bootstrap).await?;
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("draining; a second signal ends at once");
-        tokio::select! {
-            () = sidecar.drain() => tracing::info!("drained"),
-            _ = terminate.recv() => tracing::warn!("second signal: ending at once"),
-            _ = interrupt.recv() => tracing::warn!("second signal: ending at once"),
-        }
-        Ok(())
-    })
-}
-
 /// JSON for machines, text for a terminal. `POSTERN_LOG` filters, e.g. `info,postern_proxy::control=debug`.
-fn log_to_stderr() {
+pub(crate) fn log_to_stderr() {
     use std::io::IsTerminal;
     let filter = std::env::var("POSTERN_LOG").unwrap_or_default();
     let filter = tracing_subscriber::EnvFilter::builder()
@@ -272,7 +228,7 @@ fn log_to_stderr() {
 
 /// As many descriptors as we may have; no core dump with keys in it, and no debugger of an equal user. Best effort: a
 /// platform that refuses one of these is no reason not to serve.
-fn harden() {
+pub(crate) fn harden() {
     use nix::sys::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},

@@ -1,6 +1,6 @@
 //! The sidecar: takes over a workload's TCP traffic, proves both ends, decides, forwards, and records.
 //!
-//! Layers, nothing points up: app > admin > inbound | outbound > traffic > http > workload_identity > control >
+//! Layers, nothing points up: run > app > admin > inbound | outbound > traffic > http > workload_identity > control >
 //! tls | state > net; telemetry, error, drain and ready are words that all use.
 
 pub mod admin;
@@ -14,6 +14,7 @@ pub mod inbound;
 pub mod net;
 pub mod outbound;
 pub mod ready;
+pub mod run;
 pub mod state;
 pub mod telemetry;
 pub mod tls;
@@ -21,4 +22,5 @@ pub mod traffic;
 pub mod workload_identity;
 
 pub use app::{Sidecar, start};
-pub use bootstrap::{Bootstrap, Flags, Interception, run};
+pub use bootstrap::{Bootstrap, Flags, Interception};
+pub use run::run;

@@ -1,7 +1,7 @@
 //! The slim binary that the sidecar image ships: the same as `postern proxy`.
 
 use clap::Parser;
-use postern_proxy::bootstrap::{self, Flags};
+use postern_proxy::Flags;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -20,7 +20,7 @@ const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     match Cli::try_parse() {
-        Ok(cli) => bootstrap::run(cli.flags),
+        Ok(cli) => postern_proxy::run(cli.flags),
         Err(error) => {
             let is_wrong = error.use_stderr();
             // When even that cannot be printed there is nobody to tell.

@@ -41,9 +41,6 @@ const PROXY_LAYERS: &[&[&str]] = &[
 /// Arrows that point the wrong way, each with what keeps it. The list may only get shorter.
 const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
     ("proxy", "telemetry", "tls", "the record notes TLS facts, a plain struct"),
-    ("proxy", "bootstrap", "app", "`run` reads flags and starts; everything else of bootstrap is data"),
-    ("identity", "refusal", "verify", "the message of a refusal names the limit that was broken"),
-    ("identity", "verify", "tls", "the verifier takes the provider's signature algorithms"),
     (
         "config",
         "snapshot",
