@@ -30,6 +30,10 @@ impl Folder {
         }
     }
 
+    fn sort(&mut self) {
+        self.problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    }
+
     /// `2 errors, 1 warning`.
     pub fn tally(&self) -> String {
         let errors = self.problems.iter().filter(|p| p.severity == Severity::Error).count();
@@ -71,13 +75,23 @@ pub fn locate(directory: &Path) -> Result<PathBuf, Failure> {
 /// # Errors
 /// The folder or a file cannot be read, or there is no YAML file in it.
 pub fn examine(directory: &Path) -> Result<Folder, Failure> {
-    let files = sources(directory)?;
-    let (documents, mut problems) = read(&files);
-    if !problems.iter().any(|p| p.severity == Severity::Error) {
-        problems.extend(validate::runnable(&documents));
+    let mut folder = study(directory)?;
+    if !folder.has_errors() {
+        folder.problems.extend(validate::runnable(&folder.documents));
+        folder.sort();
     }
-    problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    Ok(Folder { documents, problems })
+    Ok(folder)
+}
+
+/// As [`examine`], without what only `postern up` asks for: the folder may be meant for a cluster.
+///
+/// # Errors
+/// As for [`examine`].
+pub fn study(directory: &Path) -> Result<Folder, Failure> {
+    let (documents, problems) = read(&sources(directory)?);
+    let mut folder = Folder { documents, problems };
+    folder.sort();
+    Ok(folder)
 }
 
 fn sources(directory: &Path) -> Result<Vec<SourceFile>, Failure> {

@@ -7,7 +7,8 @@ use std::{
 };
 
 /// Where administrators' programs live, which ordinary users often do not have in their `PATH`.
-const SYSTEM_FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
+const SYSTEM_FOLDERS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
 
 /// Which program sets the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,10 @@ impl Tools {
     /// packages when it may not install them.
     pub fn from_environment() -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        Self::new(std::env::var_os("POSTERN_TOOLS").map(PathBuf::from).as_deref(), std::env::split_paths(&path))
+        Self::new(
+            std::env::var_os("POSTERN_TOOLS").map(PathBuf::from).as_deref(),
+            std::env::split_paths(&path),
+        )
     }
 
     /// The same from given values.

@@ -30,6 +30,9 @@ pub struct RedirectArgs {
     /// Destinations that do not go through the sidecar
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     exclude_outbound_ranges: Vec<IpNet>,
+    /// Apply even in the machine's own network, whose whole TCP traffic then goes to the sidecar's ports
+    #[arg(long, requires = "apply")]
+    host_network: bool,
     /// Which tool to use
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     backend: Choice,
@@ -85,11 +88,62 @@ fn redirect(args: &RedirectArgs) -> Result<(), Failure> {
         }
         return Ok(());
     }
+    if args.action.apply && !args.host_network && is_host_network() {
+        return Err(Failure::new(
+            "this is the machine's own network, and the rules would send all its TCP traffic to ports where no sidecar listens.",
+            "Run it inside the pod's network (`nsenter --net=…`, an init container); --host-network insists.",
+        ));
+    }
     let tools = Tools::from_environment();
     let backend = match args.backend {
         Choice::Nft => Backend::Nft,
         Choice::Iptables => Backend::Iptables,
         Choice::Auto => tools.backend()?,
     };
-    if args.action.apply { apply::install(&tools, backend, &redirect) } else { apply::remove(&tools, backend) }
+    if args.action.apply {
+        apply::install(&tools, backend, &redirect)
+    } else {
+        apply::remove(&tools, backend)
+    }
+}
+
+fn is_host_network() -> bool {
+    is_first_network(|process, kind| {
+        let link = std::fs::read_link(format!("/proc/{process}/ns/{kind}")).ok()?;
+        Some(link.to_string_lossy().into_owned())
+    })
+}
+
+/// Whether this is the network that the machine started with: by its number, fixed since Linux 6.17 (`NET_NS_INIT_INO`), else
+/// by the first process being in it, as far as that is the machine's own (`PROC_PID_INIT_INO`) and may be looked at.
+fn is_first_network(space: impl Fn(&str, &str) -> Option<String>) -> bool {
+    let Some(own) = space("self", "net") else { return false };
+    let outside = space("self", "pid").is_some_and(|link| link == "pid:[4026531836]");
+    own == "net:[4026531833]" || (outside && space("1", "net").is_some_and(|first| first == own))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    fn check(own_net: &str, own_pid: &str, first_net: Option<&str>, expected: bool) {
+        let known = is_first_network(|process, kind| match (process, kind) {
+            ("self", "net") => Some(own_net.to_owned()),
+            ("self", "pid") => Some(own_pid.to_owned()),
+            _ => first_net.map(str::to_owned),
+        });
+        assert_eq!(known, expected, "{own_net} {own_pid} {first_net:?}");
+    }
+
+    #[test]
+    fn the_machines_own_network_is_recognised() {
+        let (machine, container) = ("pid:[4026531836]", "pid:[4026532300]");
+        check("net:[4026531833]", container, None, true);
+        check("net:[4026531840]", machine, Some("net:[4026531840]"), true);
+        check("net:[4026532200]", machine, Some("net:[4026531840]"), false);
+        check("net:[4026532200]", machine, None, false);
+        // In a container the first process is the container's own, and shares its network.
+        check("net:[4026532200]", container, Some("net:[4026532200]"), false);
+    }
 }

@@ -257,7 +257,9 @@ table inet postern {
         let text = nft(&redirect);
         assert!(text.contains("tcp dport { 22, 15008, 15020, 15021, 15090 } return"), "{text}");
         let redirected = text.find("redirect to :15001").unwrap();
-        for free in ["tcp dport { 3306, 6379 } return", "ip daddr 10.0.0.0/8 return", "ip6 daddr fd01::/16 return"] {
+        for free in
+            ["tcp dport { 3306, 6379 } return", "ip daddr 10.0.0.0/8 return", "ip6 daddr fd01::/16 return"]
+        {
             assert!(text.find(free).unwrap() < redirected, "{free} in {text}");
         }
         let (v4, v6) = (iptables(&redirect, Family::V4), iptables(&redirect, Family::V6));

@@ -108,7 +108,11 @@ mod tests {
                 udp: false,
                 endpoints: vec![at("10.244.0.2:8080"), at("10.244.0.3:8080"), at("[fd00:244::2]:8080")],
             },
-            VirtualAddress { address: at("[fd00:96::1]:80"), udp: false, endpoints: vec![at("[fd00:244::2]:8080")] },
+            VirtualAddress {
+                address: at("[fd00:96::1]:80"),
+                udp: false,
+                endpoints: vec![at("[fd00:244::2]:8080")],
+            },
             VirtualAddress { address: at("10.96.0.2:53"), udp: true, endpoints: vec![at("10.244.0.4:53")] },
             VirtualAddress { address: at("10.96.0.3:80"), udp: false, endpoints: vec![] },
         ]
@@ -145,7 +149,10 @@ COMMIT
 ";
         assert_eq!(iptables(&sample(), true, true), expected);
         let v6 = iptables(&sample(), false, false);
-        assert!(v6.contains("-d fd00:96::1/128 -p tcp --dport 80 -j DNAT --to-destination [fd00:244::2]:8080"), "{v6}");
+        assert!(
+            v6.contains("-d fd00:96::1/128 -p tcp --dport 80 -j DNAT --to-destination [fd00:244::2]:8080"),
+            "{v6}"
+        );
         assert!(!v6.contains("-A OUTPUT"), "{v6}");
     }
 }

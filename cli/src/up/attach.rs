@@ -101,8 +101,7 @@ fn pass_signals(mut stream: UnixStream) -> Result<(), Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let broken = |e: io::Error| Failure::new(format!("signals cannot be passed on: {e}."), "Try again.");
     let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(broken)?;
-    let kinds =
-        [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
     let mut listeners = Vec::new();
     {
         let _inside = threads.enter();

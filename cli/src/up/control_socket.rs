@@ -87,7 +87,10 @@ impl Drop for Socket {
 /// The socket cannot be made.
 pub fn listen(path: &Path, mesh: Mesh, user_namespace: bool) -> Result<Socket, Failure> {
     let broken = |e: io::Error| {
-        Failure::new(format!("the control socket `{}` cannot be made: {e}.", path.display()), "Free the place.")
+        Failure::new(
+            format!("the control socket `{}` cannot be made: {e}.", path.display()),
+            "Free the place.",
+        )
     };
     let listener = UnixListener::bind(path).map_err(broken)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(broken)?;
@@ -118,11 +121,12 @@ fn serve(mut stream: UnixStream, mesh: &Mesh, user_namespace: bool) {
         return;
     }
     let reply = match receive(&mut stream) {
-        Ok((request, descriptors)) => run(&stream, mesh, request, descriptors).unwrap_or_else(|f| Reply::Refused {
-            cause: f.cause,
-            remedy: f.remedy,
-        }),
-        Err(e) => Reply::Refused { cause: format!("the request was not understood: {e}."), remedy: "Use `postern exec`.".into() },
+        Ok((request, descriptors)) => run(&stream, mesh, request, descriptors)
+            .unwrap_or_else(|f| Reply::Refused { cause: f.cause, remedy: f.remedy }),
+        Err(e) => Reply::Refused {
+            cause: format!("the request was not understood: {e}."),
+            remedy: "Use `postern exec`.".into(),
+        },
     };
     if let Ok(text) = serde_json::to_string(&reply) {
         let _ = writeln!(stream, "{text}");
@@ -172,7 +176,10 @@ fn run(
     descriptors: Vec<OwnedFd>,
 ) -> Result<Reply, Failure> {
     let Ok([input, output, error]) = <[OwnedFd; 3]>::try_from(descriptors) else {
-        return Err(Failure::new("standard input, output and error did not come along.", "Use `postern exec`."));
+        return Err(Failure::new(
+            "standard input, output and error did not come along.",
+            "Use `postern exec`.",
+        ));
     };
     let broken = |e: io::Error| Failure::new(format!("the program cannot be run: {e}."), "Try again.");
     let mut command = mesh.command_in(&request.pod, request.argv, request.variables)?;
@@ -197,10 +204,9 @@ fn pass_signals(stream: UnixStream, group: Pid, over: &AtomicBool) {
         if over.load(Ordering::Acquire) {
             return;
         }
-        if let Ok(Notice::Signal(number)) = serde_json::from_str(&line) {
-            if let Ok(signal) = Signal::try_from(number) {
-                let _ = killpg(group, signal);
-            }
+        let Ok(Notice::Signal(number)) = serde_json::from_str(&line) else { continue };
+        if let Ok(signal) = Signal::try_from(number) {
+            let _ = killpg(group, signal);
         }
     }
     if !over.load(Ordering::Acquire) {

@@ -1,6 +1,21 @@
 //! Names inside a pod: the `/etc/hosts` that answers as Kubernetes' search rules would. Pure.
-use super::plan::{Plan, Pod};
+use super::plan::{Key, Plan, Pod};
 use std::{fmt::Write, net::IpAddr};
+
+/// RFC 6724, section 2.1, ranks unique local IPv6 addresses (`fc00::/7`, which pods and services have) below IPv4; the table that
+/// glibc has built in is an older one without them. So IPv4 is tried first, and apps that listen on IPv4 alone are reached.
+pub const ADDRESS_ORDER: &str = "\
+precedence ::1/128 50
+precedence ::/0 40
+precedence ::ffff:0:0/96 35
+precedence 2002::/16 30
+precedence 2001::/32 5
+precedence fc00::/7 3
+";
+
+/// No name server: none can be reached from a pod, and an unknown name shall fail at once instead of after its deadline.
+/// (Without a line of its own glibc asks the pod's loopback, where nobody answers.)
+pub const RESOLVER: &str = "# Written by postern: every name that a pod can use is in /etc/hosts.\n";
 
 /// The file for one pod. A service is known by `name.ns.svc.cluster.local`, `name.ns.svc`, `name.ns`, and in its own
 /// namespace by `name`; a headless one by the addresses of its pods.
@@ -11,16 +26,32 @@ pub fn hosts(plan: &Plan, pod: &Pod) -> String {
     let _ = writeln!(text, "{v4}\t{name}\n{v6}\t{name}", name = pod.key.name);
     for service in plan.services.values() {
         let (name, namespace) = (&service.key.name, &service.key.namespace);
-        let mut names = format!("{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}");
+        let mut names =
+            format!("{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}");
         if *namespace == pod.key.namespace {
             let _ = write!(names, " {name}");
         }
-        let addresses = if service.addresses.is_empty() { pod_addresses(plan, service) } else { service.addresses.clone() };
+        let addresses = if service.addresses.is_empty() {
+            pod_addresses(plan, service)
+        } else {
+            service.addresses.clone()
+        };
         for address in addresses {
             let _ = writeln!(text, "{address}\t{names}");
         }
     }
     text
+}
+
+/// All names of a service that resolve in a pod of `namespace`.
+pub fn names(service: &Key, namespace: &str) -> Vec<String> {
+    let Key { namespace: of, name } = service;
+    let mut names =
+        vec![format!("{name}.{of}.svc.cluster.local"), format!("{name}.{of}.svc"), format!("{name}.{of}")];
+    if of == namespace {
+        names.push(name.clone());
+    }
+    names
 }
 
 fn pod_addresses(plan: &Plan, service: &super::plan::Service) -> Vec<IpAddr> {
@@ -43,7 +74,7 @@ fn pod_addresses(plan: &Plan, service: &super::plan::Service) -> Vec<IpAddr> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::{
-        super::plan::{Exclusions, Key, Service, ServicePort},
+        super::plan::{Exclusions, Service, ServicePort},
         *,
     };
 
@@ -68,7 +99,8 @@ mod tests {
         let addresses = vec!["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()];
         plan.services.insert(key.clone(), Service { key, addresses, number: 1, ports: vec![] });
         let key = Key::new("pay", "db");
-        let ports = vec![ServicePort { port: 5432, udp: false, endpoints: vec![(Key::new("pay", "api-0"), 5432)] }];
+        let ports =
+            vec![ServicePort { port: 5432, udp: false, endpoints: vec![(Key::new("pay", "api-0"), 5432)] }];
         plan.services.insert(key.clone(), Service { key, addresses: vec![], number: 2, ports });
         plan
     }
@@ -76,8 +108,11 @@ mod tests {
     fn check(namespace: &str, name: &str, expected: &str) {
         let plan = sample();
         let text = hosts(&plan, &plan.pods[&Key::new(namespace, name)]);
-        let services: String =
-            text.lines().filter(|l| l.contains(".svc")).map(|l| format!("{}\n", l.replace('\t', " "))).collect();
+        let services: String = text
+            .lines()
+            .filter(|l| l.contains(".svc"))
+            .map(|l| format!("{}\n", l.replace('\t', " ")))
+            .collect();
         assert_eq!(services, expected);
     }
 

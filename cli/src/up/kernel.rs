@@ -47,6 +47,8 @@ pub fn bound_capabilities(keep: &[i32]) -> nix::Result<()> {
         }
     }
     // SAFETY: as above. Ambient capabilities would survive a change of user.
-    Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0) })
-        .map(|_| ())
+    Errno::result(unsafe {
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0, 0, 0)
+    })
+    .map(|_| ())
 }

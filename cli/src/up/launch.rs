@@ -64,9 +64,12 @@ impl LaunchArgs {
     pub fn command(&self, executable: &Path) -> Command {
         let mut command = Command::new(executable);
         command.args(["internal-launch"]);
-        for (flag, value) in
-            [("--network", &self.network), ("--mounts", &self.mounts), ("--names", &self.names), ("--directory", &self.directory)]
-        {
+        for (flag, value) in [
+            ("--network", &self.network),
+            ("--mounts", &self.mounts),
+            ("--names", &self.names),
+            ("--directory", &self.directory),
+        ] {
             if let Some(value) = value {
                 command.arg(flag).arg(value);
             }

@@ -1,5 +1,8 @@
 //! Without namespaces: every pod is a loopback address, and every way in or out of it is a listener of its own. Pure.
-use super::plan::{Plan, Pod, Service};
+use super::{
+    hosts,
+    plan::{Plan, Pod, Service, ServicePort},
+};
 use crate::failure::Failure;
 use std::{
     collections::BTreeMap,
@@ -95,25 +98,33 @@ impl Layout {
         [(postern_control_plane::registry::interception::ANNOTATION.to_owned(), listeners.join(","))].into()
     }
 
-    /// What stands in for names: `<NAME>_<NAMESPACE>_URL` of every service, as this pod reaches it.
+    /// What stands in for names: `<NAME>_<NAMESPACE>_URL` of every service, as this pod reaches it, an `_ADDRESS` for each
+    /// of its ports, and `POSTERN_HOSTS` (`name:port=address,…`) for programs that heed it, as `postern app` does.
     pub fn variables(self, pod: &Pod, plan: &Plan) -> Vec<(String, String)> {
         let mut all = Vec::new();
+        let mut named = Vec::new();
         for service in plan.services.values() {
             for (n, port) in service.ports.iter().filter(|p| !p.udp).enumerate() {
-                let reached = if pod.injected && !service.addresses.is_empty() {
-                    Some(SocketAddr::new(self.door(pod, service).into(), raised(port.port)))
-                } else {
-                    port.endpoints.first().and_then(|(key, target)| Some(self.entrance(plan.pods.get(key)?, *target)))
-                };
-                let Some(reached) = reached else { continue };
+                let Some(reached) = self.reached(pod, plan, service, port) else { continue };
                 let name = variable(&service.key.name, &service.key.namespace);
                 if n == 0 {
                     all.push((format!("{name}_URL"), format!("http://{reached}")));
                 }
                 all.push((format!("{name}_{}_ADDRESS", port.port), reached.to_string()));
+                let names = hosts::names(&service.key, &pod.key.namespace);
+                named.extend(names.iter().map(|name| format!("{name}:{}={reached}", port.port)));
             }
         }
+        all.push(("POSTERN_HOSTS".to_owned(), named.join(",")));
         all
+    }
+
+    fn reached(self, pod: &Pod, plan: &Plan, service: &Service, port: &ServicePort) -> Option<SocketAddr> {
+        if pod.injected && !service.addresses.is_empty() {
+            return Some(SocketAddr::new(self.door(pod, service).into(), raised(port.port)));
+        }
+        let (key, target) = port.endpoints.first()?;
+        Some(self.entrance(plan.pods.get(key)?, *target))
     }
 
     /// All addresses that the mesh will listen on, to look whether they are free.
@@ -160,7 +171,7 @@ fn variable(name: &str, namespace: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::{
-        super::plan::{Exclusions, Key, ServicePort},
+        super::plan::{Exclusions, Key},
         *,
     };
     use postern_config::documents::kubernetes::{Container, ContainerPort};
@@ -184,7 +195,8 @@ mod tests {
             plan.pods.insert(p.key.clone(), p);
         }
         let key = Key::new("pay", "my-api");
-        let ports = vec![ServicePort { port: 80, udp: false, endpoints: vec![(Key::new("pay", "api-0"), 8080)] }];
+        let ports =
+            vec![ServicePort { port: 80, udp: false, endpoints: vec![(Key::new("pay", "api-0"), 8080)] }];
         let addresses = vec!["10.96.0.1".parse().unwrap()];
         plan.services.insert(key.clone(), Service { key, addresses, number: 1, ports });
         plan
@@ -205,7 +217,10 @@ mod tests {
             [Listener { bind: at("127.18.2.1:20080"), destination: at("10.96.0.1:80") }]
         );
         assert_eq!(layout.annotations(api)["postern.dev/inbound"], "8080=127.17.0.2:8080");
-        assert_eq!(layout.variables(api, &plan)[0], ("MY_API_PAY_URL".into(), "http://127.18.2.1:20080".into()));
+        assert_eq!(
+            layout.variables(api, &plan)[0],
+            ("MY_API_PAY_URL".into(), "http://127.18.2.1:20080".into())
+        );
     }
 
     #[test]
@@ -213,7 +228,10 @@ mod tests {
         let (layout, plan) = (Layout::new(0), sample());
         let old = &plan.pods[&Key::new("pay", "old-0")];
         assert!(layout.annotations(old).is_empty());
-        assert_eq!(layout.variables(old, &plan)[0], ("MY_API_PAY_URL".into(), "http://127.17.0.2:8080".into()));
+        assert_eq!(
+            layout.variables(old, &plan)[0],
+            ("MY_API_PAY_URL".into(), "http://127.17.0.2:8080".into())
+        );
     }
 
     #[test]

@@ -188,7 +188,9 @@ impl Mesh {
             .iter()
             .find(|(_, running)| *running.state().borrow() != State::Ready)
             .map(|(key, _)| key.clone());
-        let Some(key) = waiting else { return Failure::new("the mesh is ready only now.", "Start it again.") };
+        let Some(key) = waiting else {
+            return Failure::new("the mesh is ready only now.", "Start it again.");
+        };
         let name = self.log_name(&key);
         let said = |source| self.journal().lines(&name, source).last().map(|l| l.to_string());
         let last = said(Source::Proxy).or_else(|| said(Source::App)).unwrap_or_else(|| "nothing".into());
@@ -421,7 +423,12 @@ impl Mesh {
         });
         PodView {
             identity: pod.injected.then(|| {
-                format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain(), pod.key.namespace, pod.service_account)
+                format!(
+                    "spiffe://{}/ns/{}/sa/{}",
+                    self.trust_domain(),
+                    pod.key.namespace,
+                    pod.service_account
+                )
             }),
             addresses: self.located(pod).0,
             cable,
@@ -467,7 +474,10 @@ pub fn hub(ground: &Ground) -> Ipv4Addr {
 }
 
 fn starting(key: &Key) -> Failure {
-    Failure::new(format!("pod {key} is not there yet."), "Try again in a moment; its log says what it waits for.")
+    Failure::new(
+        format!("pod {key} is not there yet."),
+        "Try again in a moment; its log says what it waits for.",
+    )
 }
 
 impl From<Failure> for io::Error {

@@ -25,6 +25,7 @@ pub mod sidecar;
 pub mod stage;
 pub mod summary;
 pub mod supervisor;
+pub mod telemetry_relay;
 
 pub use mesh::{AdminAnswer, Mesh};
 pub use outer::run;

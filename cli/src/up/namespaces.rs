@@ -13,6 +13,10 @@ use std::{
     time::Duration,
 };
 
+/// glibc's table of address preferences.
+const ADDRESS_ORDER: &str = "/etc/gai.conf";
+const RESOLVER: &str = "/etc/resolv.conf";
+
 /// One pod's namespaces. Dropping it gives them up; the kernel removes them with their last process.
 #[derive(Debug)]
 pub struct Namespaces {
@@ -28,6 +32,10 @@ pub struct Dressing {
     pub host_name: String,
     /// Stands in for `/etc/hosts`.
     pub hosts: PathBuf,
+    /// Stands in for `/etc/gai.conf`, where the host has one.
+    pub address_order: PathBuf,
+    /// Stands in for `/etc/resolv.conf`, where the host has one.
+    pub resolver: PathBuf,
     /// Not to be seen by the app.
     pub hidden: PathBuf,
 }
@@ -47,10 +55,18 @@ impl Namespaces {
             nix::unistd::sethostname(&dressing.host_name).map_err(|e| refused("naming the pod", &e))?;
             mount(Some(&dressing.hosts), "/etc/hosts", None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .map_err(|e| refused("mounting the pod's /etc/hosts", &e))?;
+            for (file, place) in [(&dressing.address_order, ADDRESS_ORDER), (&dressing.resolver, RESOLVER)] {
+                if Path::new(place).is_file() {
+                    mount(Some(file), place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                        .map_err(|e| refused(&format!("mounting the pod's {place}"), &e))?;
+                }
+            }
             furnish()?;
-            umount2(&dressing.hidden, MntFlags::MNT_DETACH).map_err(|e| refused("hiding the run folder", &e))?;
+            umount2(&dressing.hidden, MntFlags::MNT_DETACH)
+                .map_err(|e| refused("hiding the run folder", &e))?;
             let open = |kind: &str| {
-                File::open(format!("/proc/thread-self/ns/{kind}")).map_err(|e| refused("keeping the namespace", &e))
+                File::open(format!("/proc/thread-self/ns/{kind}"))
+                    .map_err(|e| refused("keeping the namespace", &e))
             };
             Ok(Self { network: open("net")?, mounts: open("mnt")?, names: open("uts")? })
         });

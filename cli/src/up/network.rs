@@ -15,6 +15,16 @@ use std::{
 
 /// The bridge in the hub; what crosses between pods crosses here.
 pub const BRIDGE: &str = "postern0";
+/// The bridge's own hardware address. Without one it takes the lowest of its cables, and changes it as pods come and go:
+/// then what pods send to the hub is lost until their neighbour tables notice, seconds later.
+const HUB_HARDWARE: &str = "02:00:0a:f4:00:01";
+
+/// The names of a pod, in its folder.
+pub const HOSTS: &str = "hosts";
+/// Which family a pod's programs try first, in its folder.
+pub const ADDRESS_ORDER: &str = "gai.conf";
+/// The name of the file with the name servers.
+pub const RESOLVER: &str = "resolv.conf";
 
 /// The network of one mesh.
 #[derive(Debug)]
@@ -45,7 +55,8 @@ impl Network {
         let ipv6 = Path::new("/proc/sys/net/ipv6").is_dir();
         // The hub routes nothing to anywhere, but as a router it tells senders so at once, instead of silence.
         set("net/ipv4/ip_forward", "1");
-        let mut batch = format!("link set lo up\nlink add {BRIDGE} type bridge\naddr add {HUB_V4}/16 dev {BRIDGE}\n");
+        let mut batch =
+            format!("link set lo up\nlink add {BRIDGE} address {HUB_HARDWARE} type bridge\naddr add {HUB_V4}/16 dev {BRIDGE}\n");
         if ipv6 {
             prepare_ipv6();
             set("net/ipv6/conf/all/forwarding", "1");
@@ -57,13 +68,14 @@ impl Network {
     }
 
     /// Makes a pod's namespaces with addresses, routes and all rules in place, so that no program of the pod ever runs without them.
+    /// `folder` is the pod's own, with `HOSTS`, `ADDRESS_ORDER` and `RESOLVER` in it.
     ///
     /// # Errors
     /// A tool or the kernel refuses; the pod's namespaces are gone then.
     pub fn wire(
         &self,
         pod: &Pod,
-        hosts: &Path,
+        folder: &Path,
         hidden: &Path,
         services: Vec<VirtualAddress>,
     ) -> Result<Wired, Failure> {
@@ -72,7 +84,9 @@ impl Network {
         let batch = self.batch(pod, &cable);
         let dressing = Dressing {
             host_name: pod.key.name.chars().take(63).collect(),
-            hosts: hosts.to_owned(),
+            hosts: folder.join(HOSTS),
+            address_order: folder.join(ADDRESS_ORDER),
+            resolver: folder.join(RESOLVER),
             hidden: hidden.to_owned(),
         };
         let redirect = pod.injected.then(|| Redirect {
@@ -104,11 +118,12 @@ impl Network {
     /// The tool refuses; the old rules stay.
     pub fn update_services(&self, wired: &Wired, services: Vec<VirtualAddress>) -> Result<(), Failure> {
         let (tools, backend) = (self.tools.clone(), self.backend);
-        let result = wired
+        wired
             .namespaces
             .within(move || Ok(apply::install_services(&tools, backend, &services, false)))
-            .map_err(|e| Failure::new(format!("the pod's network cannot be entered: {e}."), "Restart the mesh."))?;
-        result
+            .map_err(|e| {
+                Failure::new(format!("the pod's network cannot be entered: {e}."), "Restart the mesh.")
+            })?
     }
 
     /// Pulls a pod's cable, so that its address is free before the kernel has tidied up.

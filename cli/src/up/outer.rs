@@ -3,7 +3,7 @@ use super::{
     Options,
     plan::Plan,
     runtime_dir::{self, RuntimeDir},
-    stage,
+    stage, telemetry_relay,
 };
 use crate::{
     failure::{ERROR, Failure},
@@ -29,9 +29,16 @@ fn attempt(mut options: Options) -> Result<ExitCode, Failure> {
     folder.print_problems();
     if folder.has_errors() {
         eprintln!("error: {} in `{}`; nothing was started.", folder.tally(), options.directory.display());
-        eprintln!("help:  Correct them and start again; `postern check {}` looks without starting.", options.directory.display());
+        eprintln!(
+            "help:  Correct them and start again; `postern check {}` looks without starting.",
+            options.directory.display()
+        );
         return Ok(ExitCode::from(ERROR));
     }
+    let collector = match &options.telemetry_endpoint {
+        Some(endpoint) if !options.story => Some(telemetry_relay::authority(endpoint)?),
+        _ => None,
+    };
     let plan = Plan::make(&folder.documents, &Plan::default())?;
     let tools = Tools::from_environment();
     let executable = stage::executable()?;
@@ -53,18 +60,23 @@ fn attempt(mut options: Options) -> Result<ExitCode, Failure> {
         }
     }
     let command = stage::mesh_command(&executable, runtime.path(), &options)?;
-    let runtime_threads = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(format!("no event loop: {e}."), "Check the limits of this process (ulimit -n)."))?;
-    let status = runtime_threads.block_on(attend(command))?;
+    let runtime_threads =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
+            Failure::new(format!("no event loop: {e}."), "Check the limits of this process (ulimit -n).")
+        })?;
+    let relay = collector.filter(|_| !options.loopback).map(|c| (runtime.path(), c));
+    let status = runtime_threads.block_on(attend(command, relay))?;
     drop(runtime);
     Ok(exit_code(status))
 }
 
 /// Waits for the mesh. The first signal asks it to stop (its standard input ends), the second ends it at once.
-async fn attend(command: Command) -> Result<ExitStatus, Failure> {
+/// Meanwhile it takes spans to the collector in `relay`.
+async fn attend(command: Command, relay: Option<(&Path, String)>) -> Result<ExitStatus, Failure> {
     let broken = |e: std::io::Error| Failure::new(format!("the mesh cannot be started: {e}."), "Try again.");
+    if let Some((runtime, collector)) = relay {
+        telemetry_relay::serve_outside(runtime, collector).map_err(broken)?;
+    }
     let mut signals = Vec::new();
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         signals.push(signal(kind).map_err(broken)?);
@@ -121,7 +133,8 @@ fn find_commands(plan: &Plan, directory: &Path, executable: &Path, tools: &Tools
     for pod in plan.pods.values() {
         for container in &pod.containers {
             let Some(program) = container.command.first().or(container.args.first()) else { continue };
-            let from = container.working_dir.as_ref().map_or_else(|| directory.to_owned(), |w| directory.join(w));
+            let from =
+                container.working_dir.as_ref().map_or_else(|| directory.to_owned(), |w| directory.join(w));
             let found = if program.contains('/') {
                 from.join(program).is_file()
             } else {
@@ -130,7 +143,10 @@ fn find_commands(plan: &Plan, directory: &Path, executable: &Path, tools: &Tools
             // What an environment variable names is known only in the pod.
             if !found && !program.contains("$(") {
                 return Err(Failure::new(
-                    format!("the command `{program}` of container `{}` in pod {} was not found.", container.name, pod.key),
+                    format!(
+                        "the command `{program}` of container `{}` in pod {} was not found.",
+                        container.name, pod.key
+                    ),
                     "Install the program, or write its full path (relative paths start at the folder of the YAML files).",
                 ));
             }

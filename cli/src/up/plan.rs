@@ -63,15 +63,13 @@ impl Pod {
     /// Its addresses with namespaces.
     pub fn addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
         let [high, low] = self.number.to_be_bytes();
-        (
-            Ipv4Addr::new(10, 244, high, low),
-            Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, self.number),
-        )
+        (Ipv4Addr::new(10, 244, high, low), Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, self.number))
     }
 
     /// Ports that its containers declare.
     pub fn ports(&self) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.containers.iter().flat_map(|c| c.ports.iter().map(|p| p.port)).collect();
+        let mut ports: Vec<u16> =
+            self.containers.iter().flat_map(|c| c.ports.iter().map(|p| p.port)).collect();
         ports.sort_unstable();
         ports.dedup();
         ports
@@ -306,7 +304,10 @@ fn services(
         for address in &service.cluster_ips {
             if let Some(other) = claimed.insert(*address, key_of(&service.metadata)) {
                 return Err(Failure::new(
-                    format!("services {other} and {} both claim the address {address}.", key_of(&service.metadata)),
+                    format!(
+                        "services {other} and {} both claim the address {address}.",
+                        key_of(&service.metadata)
+                    ),
                     "Give one of them another clusterIP, or leave it out.",
                 ));
             }
@@ -328,7 +329,9 @@ fn services(
         let behind: Vec<&kubernetes::Pod> = replicas
             .iter()
             .map(|(pod, _)| &pod.value)
-            .filter(|p| p.metadata.namespace == key.namespace && selects(&service.selector, &p.metadata.labels))
+            .filter(|p| {
+                p.metadata.namespace == key.namespace && selects(&service.selector, &p.metadata.labels)
+            })
             .collect();
         let ports = service
             .ports
@@ -396,8 +399,16 @@ fn assign(
 
 fn exclusions(metadata: &Metadata) -> Result<Exclusions, Failure> {
     Ok(Exclusions {
-        inbound_ports: list(metadata, "traffic.sidecar.istio.io/excludeInboundPorts", "ports, such as `22,9100`")?,
-        outbound_ports: list(metadata, "traffic.sidecar.istio.io/excludeOutboundPorts", "ports, such as `3306`")?,
+        inbound_ports: list(
+            metadata,
+            "traffic.sidecar.istio.io/excludeInboundPorts",
+            "ports, such as `22,9100`",
+        )?,
+        outbound_ports: list(
+            metadata,
+            "traffic.sidecar.istio.io/excludeOutboundPorts",
+            "ports, such as `3306`",
+        )?,
         outbound_ranges: list(
             metadata,
             "traffic.sidecar.istio.io/excludeOutboundIPRanges",
@@ -414,7 +425,10 @@ fn list<T: std::str::FromStr>(metadata: &Metadata, annotation: &str, form: &str)
         .map(|part| {
             part.parse().map_err(|_| {
                 Failure::new(
-                    format!("the annotation {annotation} of {} has `{part}`, which it cannot.", key_of(metadata)),
+                    format!(
+                        "the annotation {annotation} of {} has `{part}`, which it cannot.",
+                        key_of(metadata)
+                    ),
                     format!("Write a comma separated list of {form}."),
                 )
             })

@@ -54,10 +54,7 @@ fn addresses(plan: &Plan) -> Vec<String> {
 #[test]
 fn replicas_become_numbered_pods_in_sorted_order() {
     let plan = make(&sample(), &Plan::default());
-    assert_eq!(
-        addresses(&plan),
-        ["pay/api-0 10.244.0.2", "shop/web-0 10.244.0.3", "shop/web-1 10.244.0.4"]
-    );
+    assert_eq!(addresses(&plan), ["pay/api-0 10.244.0.2", "shop/web-0 10.244.0.3", "shop/web-1 10.244.0.4"]);
     assert_eq!(plan.pods.values().next().unwrap().service_account, "default");
     assert_eq!(plan.documents.pods.len(), 3);
     assert!(plan.documents.deployments.is_empty());
@@ -72,7 +69,12 @@ fn whoever_stays_keeps_the_address() {
     let second = make(&documents, &first);
     assert_eq!(
         addresses(&second),
-        ["alpha/new-0 10.244.0.2", "alpha/new-1 10.244.0.5", "shop/web-0 10.244.0.3", "shop/web-1 10.244.0.4"]
+        [
+            "alpha/new-0 10.244.0.2",
+            "alpha/new-1 10.244.0.5",
+            "shop/web-0 10.244.0.3",
+            "shop/web-1 10.244.0.4"
+        ]
     );
 }
 
@@ -89,7 +91,10 @@ fn the_last_octet_is_never_a_broadcast_look_alike() {
 fn services_get_both_families_and_their_endpoints() {
     let plan = make(&sample(), &Plan::default());
     let web = &plan.services[&Key::new("shop", "web")];
-    assert_eq!(web.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.2", "fd00:96::2"]);
+    assert_eq!(
+        web.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.96.0.2", "fd00:96::2"]
+    );
     assert_eq!(
         web.ports[0].endpoints,
         [(Key::new("shop", "web-0"), 8080), (Key::new("shop", "web-1"), 8080)]
@@ -235,6 +240,8 @@ fn exclusions_are_read_from_istio_annotations() {
 fn published_pods_and_services_carry_their_addresses() {
     let plan = make(&sample(), &Plan::default());
     let documents = plan.published(|pod| (vec![pod.addresses().0.into()], [("a".into(), "b".into())].into()));
-    assert!(documents.pods.iter().all(|p| p.value.pod_ips.len() == 1 && p.value.metadata.annotations["a"] == "b"));
+    assert!(
+        documents.pods.iter().all(|p| p.value.pod_ips.len() == 1 && p.value.metadata.annotations["a"] == "b")
+    );
     assert!(documents.services.iter().all(|s| s.value.cluster_ips.len() == 2));
 }

@@ -5,6 +5,7 @@ use super::{
     kernel::capability,
     launch::{Bounds, LaunchArgs},
     mesh::{Ground, Home, Mesh},
+    network::{ADDRESS_ORDER, HOSTS, RESOLVER},
     plan::{Key, Pod},
     process::{self, Identity},
     sidecar,
@@ -108,7 +109,9 @@ async fn live(
         let (mesh, pod) = (mesh.clone(), pod.clone());
         tokio::task::spawn_blocking(move || settle(&mesh, &pod)).await
     };
-    match here.unwrap_or_else(|e| Err(Failure::new(format!("the pod could not be made: {e}."), "Report this."))) {
+    match here
+        .unwrap_or_else(|e| Err(Failure::new(format!("the pod could not be made: {e}."), "Report this.")))
+    {
         Ok(made) => drop(home.set(made)),
         Err(failure) => {
             state.send_replace(State::Failed(failure));
@@ -136,13 +139,13 @@ async fn live(
     let mut apps = Vec::new();
     for container in pod.containers.iter().filter(|_| !stop.is_cancelled()) {
         let what = if pod.containers.len() == 1 { "app".to_owned() } else { container.name.clone() };
-        let identity =
-            Identity { pod: mesh.log_name(&pod.key), source: Source::App, what, grace: APP_GRACE };
+        let identity = Identity { pod: mesh.log_name(&pod.key), source: Source::App, what, grace: APP_GRACE };
         let (of, pod, home, container) = (mesh.clone(), pod.clone(), home.clone(), container.clone());
         let make = move || {
             let home = home.get().ok_or_else(homeless)?;
             let variables = variables(&of, &pod, &container);
-            let argv = container.command.iter().chain(&container.args).map(|a| expand(a, &variables)).collect();
+            let argv =
+                container.command.iter().chain(&container.args).map(|a| expand(a, &variables)).collect();
             Ok(app_command(&of, home, &container, variables, argv))
         };
         apps.push(tokio::spawn(process::keep(identity, mesh.journal(), stop.clone(), make)));
@@ -186,10 +189,11 @@ fn settle(mesh: &Mesh, pod: &Pod) -> Result<Home, Failure> {
         Ground::Loopback(_) => Ok(Home::Loopback),
         Ground::Bridge { network, .. } => {
             let plan = mesh.plan();
-            let file = folder.join("hosts");
-            write_hosts(&file, &hosts::hosts(&plan, pod)).map_err(broken)?;
+            write_hosts(&folder.join(HOSTS), &hosts::hosts(&plan, pod)).map_err(broken)?;
+            write_hosts(&folder.join(ADDRESS_ORDER), hosts::ADDRESS_ORDER).map_err(broken)?;
+            write_hosts(&folder.join(RESOLVER), hosts::RESOLVER).map_err(broken)?;
             let services = plan.virtual_addresses(!pod.injected);
-            let wired = network.wire(pod, &file, mesh.folder(), services)?;
+            let wired = network.wire(pod, &folder, mesh.folder(), services)?;
             Ok(Home::Wired(wired))
         }
     }
@@ -202,9 +206,10 @@ fn settle(mesh: &Mesh, pod: &Pod) -> Result<Home, Failure> {
 pub fn refresh(mesh: &Mesh, pod: &Pod, home: &Home) -> Result<(), Failure> {
     let (Ground::Bridge { network, .. }, Home::Wired(wired)) = (mesh.ground(), home) else { return Ok(()) };
     let plan = mesh.plan();
-    let file = mesh.pod_folder(&pod.key).join("hosts");
-    write_hosts(&file, &hosts::hosts(&plan, pod))
-        .map_err(|e| Failure::new(format!("the names of {} are not renewed: {e}.", pod.key), "Free the place."))?;
+    let file = mesh.pod_folder(&pod.key).join(HOSTS);
+    write_hosts(&file, &hosts::hosts(&plan, pod)).map_err(|e| {
+        Failure::new(format!("the names of {} are not renewed: {e}.", pod.key), "Free the place.")
+    })?;
     network.update_services(wired, plan.virtual_addresses(!pod.injected))
 }
 
@@ -225,7 +230,10 @@ async fn sidecar_ready(mesh: &Mesh, pod: &Pod) {
         if !told && began.elapsed() > SLOW {
             told = true;
             let pod = mesh.log_name(&pod.key);
-            mesh.journal().note(&format!("{pod}: the sidecar is not ready after {} s; the app waits for it.", SLOW.as_secs()));
+            mesh.journal().note(&format!(
+                "{pod}: the sidecar is not ready after {} s; the app waits for it.",
+                SLOW.as_secs()
+            ));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -234,7 +242,9 @@ async fn sidecar_ready(mesh: &Mesh, pod: &Pod) {
 async fn answers_ready(probe: SocketAddr) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(probe).await?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: sidecar\r\nconnection: close\r\n\r\n").await?;
+        stream
+            .write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: sidecar\r\nconnection: close\r\n\r\n")
+            .await?;
         let mut head = [0_u8; 12];
         stream.read_exact(&mut head).await?;
         Ok::<bool, io::Error>(head.ends_with(b" 200"))
@@ -289,6 +299,8 @@ pub fn variables(mesh: &Mesh, pod: &Pod, container: &Container) -> BTreeMap<Stri
         }
         Ground::Loopback(layout) => {
             all.extend(layout.variables(pod, &mesh.plan()));
+            // Who listens on all addresses would take the port from every other pod; `postern app` heeds this.
+            all.insert("POSTERN_BIND_IP".to_owned(), layout.app(pod).to_string());
             (layout.app(pod), layout.app(pod).to_string())
         }
     };

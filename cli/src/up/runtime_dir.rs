@@ -6,6 +6,7 @@ use std::{
     io::{Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// The folder of one mesh, locked by this process. Dropping it removes the folder.
@@ -21,6 +22,7 @@ impl RuntimeDir {
     /// Another process runs this mesh, or the folder cannot be made or is not ours alone.
     pub fn take(base: &Path, directory: &Path) -> Result<Self, Failure> {
         make_private(base)?;
+        sweep(base);
         let path = base.join(folder_name(directory));
         // The one who gives the lock up removes the folder, so the file that we lock may be gone by then: look again.
         for _ in 0..16 {
@@ -74,7 +76,8 @@ pub const SOCKET: &str = "control.sock";
 /// Where this user's meshes are: `/run/postern` for root, else `$XDG_RUNTIME_DIR/postern`, else `/tmp/postern-<uid>`.
 pub fn base() -> PathBuf {
     let uid = nix::unistd::geteuid().as_raw();
-    if uid == 0 {
+    // In somebody's user namespace one is called root without owning /run.
+    if uid == 0 && fs::metadata("/run").is_ok_and(|m| m.uid() == 0) {
         return PathBuf::from("/run/postern");
     }
     std::env::var_os("XDG_RUNTIME_DIR")
@@ -117,17 +120,16 @@ fn owner(path: &Path) -> Option<Running> {
 
 fn lock(path: &Path, directory: &Path) -> Result<Option<Flock<File>>, Failure> {
     let at = path.join(LOCK);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&at)
-        .map_err(|e| unusable(&at, &e))?;
-    let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&at);
+    let file = match file {
+        Ok(file) => file,
+        // Its last owner has removed the folder between our two steps.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unusable(&at, &e)),
+    };
+    let mut lock = match take_patiently(file) {
         Ok(lock) => lock,
-        Err((mut file, _)) => {
+        Err(mut file) => {
             let mut text = String::new();
             let _ = file.read_to_string(&mut text);
             let pid = text.lines().next().unwrap_or("unknown").to_owned();
@@ -146,6 +148,30 @@ fn lock(path: &Path, directory: &Path) -> Result<Option<Flock<File>>, Failure> {
     let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(text.as_bytes()));
     written.map_err(|e| unusable(&at, &e))?;
     Ok(Some(lock))
+}
+
+/// Removes what killed runs of other folders have left.
+fn sweep(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for path in entries.flatten().map(|e| e.path()) {
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(path.join(LOCK)) else { continue };
+        // Removed while we hold its lock, so nobody starts there meanwhile.
+        if let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+/// Who only looks whether a mesh is alive (`running`) holds its lock for a moment; that is no mesh.
+fn take_patiently(mut file: File) -> Result<Flock<File>, File> {
+    for _ in 0..20 {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, _)) => file,
+        };
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err(file)
 }
 
 /// A folder that nobody else may write to. Root's may be passed through (not listed), for sidecars have a user of their own.
@@ -232,6 +258,11 @@ mod tests {
         let taken = RuntimeDir::take(base.path(), directory).unwrap();
         let names: Vec<_> = fs::read_dir(taken.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, [LOCK]);
+        // So does one of another folder.
+        fs::create_dir_all(base.path().join("other/mesh")).unwrap();
+        fs::write(base.path().join("other").join(LOCK), "1\n/other\n").unwrap();
+        RuntimeDir::take(base.path(), Path::new("/a/third")).unwrap();
+        assert!(!base.path().join("other").exists() && path.exists());
         drop(taken);
         assert!(!path.exists());
     }
@@ -241,12 +272,17 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let directory = Path::new("/some/payments");
         std::os::unix::fs::symlink("/tmp", base.path().join(folder_name(directory))).unwrap();
-        assert!(RuntimeDir::take(base.path(), directory).map(|_| ()).unwrap_err().cause.contains("somebody else"));
+        assert!(
+            RuntimeDir::take(base.path(), directory).map(|_| ()).unwrap_err().cause.contains("somebody else")
+        );
     }
 
     #[test]
     fn names_are_stable_and_readable() {
-        assert_eq!(folder_name(Path::new("/a/pay ments")), format!("payments-{:016x}", fingerprint(Path::new("/a/pay ments"))));
+        assert_eq!(
+            folder_name(Path::new("/a/pay ments")),
+            format!("payments-{:016x}", fingerprint(Path::new("/a/pay ments")))
+        );
         assert_eq!(fingerprint(Path::new("a")), 0xaf63_dc4c_8601_ec8c);
     }
 }

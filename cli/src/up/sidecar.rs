@@ -90,8 +90,11 @@ pub fn command(mesh: &Mesh, pod: &Pod, home: &Home) -> io::Result<Command> {
             launch.network = Some(network);
             launch.names = Some(names);
             launch.user = user;
-            launch.capabilities =
-                Some(Bounds(if user.is_some() { vec![] } else { vec![capability::NET_ADMIN, capability::NET_RAW] }));
+            launch.capabilities = Some(Bounds(if user.is_some() {
+                vec![]
+            } else {
+                vec![capability::NET_ADMIN, capability::NET_RAW]
+            }));
         }
         Home::Loopback => launch.die_with_parent = true,
     }

@@ -26,16 +26,18 @@ pub fn print_next_steps(mesh: &Mesh) {
     if let Some(pod) = pods.iter().find(|p| p.identity.is_some()).or(pods.first()) {
         let services = mesh.plan();
         let service = services.services.values().find(|s| s.ports.iter().any(|p| !p.udp));
-        match service {
-            Some(service) if mesh.captures() => println!(
-                "  postern exec {} -- curl -s http://{}.{}:{}/",
-                pod.key.name,
-                service.key.name,
-                service.key.namespace,
-                service.ports.iter().find(|p| !p.udp).map_or(80, |p| p.port)
-            ),
-            _ => println!("  postern exec {} -- env", pod.key.name),
-        }
+        let url = service.map(|service| {
+            let port = service.ports.iter().find(|p| !p.udp).map_or(80, |p| p.port);
+            let port = if port == 80 { String::new() } else { format!(":{port}") };
+            format!("http://{}.{}{port}/", service.key.name, service.key.namespace)
+        });
+        let command = match url {
+            Some(url) if mesh.captures() => format!("curl -si {url}"),
+            // Without names of its own, a pod needs a program that knows ours.
+            Some(url) => format!("postern app call {url}"),
+            None => "env".to_owned(),
+        };
+        println!("  postern exec {} -- {command}", pod.key.name);
     }
     println!("  edit a file in {} and see it applied", mesh.options().directory.display());
     println!("Ctrl-C stops everything and leaves nothing behind.");
@@ -66,7 +68,8 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_longest_cell() {
-        let rows = [["POD", "ID", "A", "S"], ["pay/api-0", "-", "10.244.0.2", "no"]].map(|r| r.map(str::to_owned));
+        let rows =
+            [["POD", "ID", "A", "S"], ["pay/api-0", "-", "10.244.0.2", "no"]].map(|r| r.map(str::to_owned));
         assert_eq!(table(&rows), "POD        ID  A           S\npay/api-0  -   10.244.0.2  no\n");
     }
 }

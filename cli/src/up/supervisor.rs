@@ -1,13 +1,12 @@
 //! The process that runs a mesh: control plane and pods up, changes applied as files change, everything down in order.
 use super::{
-    Opened, Options, Story,
-    control_socket,
+    Opened, Options, Story, control_socket,
     journal::Journal,
     loopback::Layout,
     mesh::{self, Ground, Mesh, Parts},
     network::Network,
     plan::Plan,
-    runtime_dir, stage, summary,
+    runtime_dir, stage, summary, telemetry_relay,
 };
 use crate::{
     failure::{ERROR, Failure, OK},
@@ -49,11 +48,10 @@ pub fn run(
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
-    let threads = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(format!("no event loop: {e}."), "Check the limits of this process (ulimit -n)."))?;
+    let threads =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|e| {
+            Failure::new(format!("no event loop: {e}."), "Check the limits of this process (ulimit -n).")
+        })?;
     let done = threads.block_on(bring_up(options, runtime, user_namespace, story));
     // A blocking thread may still sit in a read; nobody waits for it.
     threads.shutdown_background();
@@ -84,8 +82,7 @@ async fn bring_up(
         check_free(&layout.listeners(&plan))?;
         Ground::Loopback(layout)
     } else {
-        let exemption =
-            if user_namespace { Exemption::Mark(PROXY_MARK) } else { Exemption::default() };
+        let exemption = if user_namespace { Exemption::Mark(PROXY_MARK) } else { Exemption::default() };
         let network = Network::build(Tools::from_environment(), exemption)?;
         Ground::Bridge { network, user_namespace, ipv6: Path::new("/proc/sys/net/ipv6").is_dir() }
     };
@@ -96,13 +93,16 @@ async fn bring_up(
     };
     let (tell, telemetry_endpoint) = match opened {
         Some(Opened { telemetry_endpoint, tell }) => (Some(tell), telemetry_endpoint),
-        None => (None, options.telemetry_endpoint.clone()),
+        None => (None, telemetry_endpoint(&options, runtime, hub).await?),
     };
     let trust_domain = first.documents.mesh.trust_domain.clone();
     let control_plane = postern_control_plane::start(control_plane_options(&options, &ground, &trust_domain))
         .await
         .map_err(|e| {
-            Failure::new(format!("the control plane did not start: {e:#}."), "Free its port, or stop the other one.")
+            Failure::new(
+                format!("the control plane did not start: {e:#}."),
+                "Free its port, or stop the other one.",
+            )
         })?;
     let folder = runtime.join(stage::MESH);
     let parts = Parts {
@@ -181,10 +181,8 @@ async fn renew(mesh: &Mesh) {
     }
     match mesh.apply(&folder.documents).await {
         Ok(touched) => {
-            if touched {
-                if let Err(failure) = mesh.ready().await {
-                    eprintln!("{failure}");
-                }
+            if touched && let Err(failure) = mesh.ready().await {
+                eprintln!("{failure}");
             }
             mesh.journal().note(&format!("the change is in force after {} ms.", began.elapsed().as_millis()));
         }
@@ -192,7 +190,28 @@ async fn renew(mesh: &Mesh) {
     }
 }
 
-fn control_plane_options(options: &Options, ground: &Ground, trust_domain: &str) -> postern_control_plane::Options {
+/// What the person named, as the pods can reach it.
+async fn telemetry_endpoint(
+    options: &Options,
+    runtime: &Path,
+    hub: Ipv4Addr,
+) -> Result<Option<String>, Failure> {
+    match &options.telemetry_endpoint {
+        Some(_) if !options.loopback => {
+            let inside = telemetry_relay::serve_inside(runtime, hub.into())
+                .await
+                .map_err(|e| Failure::new(format!("spans cannot be taken in the hub: {e}."), "Try again."))?;
+            Ok(Some(format!("http://{inside}")))
+        }
+        as_named => Ok(as_named.clone()),
+    }
+}
+
+fn control_plane_options(
+    options: &Options,
+    ground: &Ground,
+    trust_domain: &str,
+) -> postern_control_plane::Options {
     let listen = match ground {
         Ground::Bridge { .. } => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), CONTROL_PLANE_PORT),
         Ground::Loopback(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
@@ -240,7 +259,10 @@ fn check_free(listeners: &[SocketAddr]) -> Result<(), Failure> {
         if let Err(e) = TcpListener::bind(address) {
             return Err(Failure::new(
                 format!("the mesh needs {address}, which cannot be listened on: {e}."),
-                format!("Find who has it (ss -ltnp 'sport = :{}') and stop that, or choose another port.", address.port()),
+                format!(
+                    "Find who has it (ss -ltnp 'sport = :{}') and stop that, or choose another port.",
+                    address.port()
+                ),
             ));
         }
     }
