@@ -2,6 +2,8 @@
 
 use crate::{documents::authorization_policy::Action, snapshot::Snapshot};
 use postern_identity::SpiffeId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::net::IpAddr;
 
 /// Input of a decision.
@@ -21,6 +23,8 @@ pub struct Facts<'a> {
     pub sni: Option<&'a str>,
     /// `None` on TCP.
     pub http: Option<HttpFacts<'a>>,
+    /// Payload of the verified token; `None` when there is no token, or none was validated. Counts on HTTP only.
+    pub claims: Option<&'a Claims>,
 }
 
 /// What HTTP adds.
@@ -36,6 +40,30 @@ pub struct HttpFacts<'a> {
     pub headers: &'a http::HeaderMap,
 }
 
+/// The payload of a verified token. Only its verifier, or a test of policy, makes one.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Claims(Map<String, Value>);
+
+impl Claims {
+    /// The payload, which has to be verified.
+    pub fn new(payload: Map<String, Value>) -> Self {
+        Self(payload)
+    }
+
+    /// All claims.
+    pub fn payload(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Claims {
+    /// Names only: the values are about a person.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
 /// Allowed or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -45,8 +73,17 @@ pub enum Verdict {
     Deny,
 }
 
+/// Names one policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PolicyRef {
+    /// Namespace of the policy.
+    pub namespace: String,
+    /// Name of the policy.
+    pub policy: String,
+}
+
 /// Names one rule of one policy.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleRef {
     /// Namespace of the policy.
     pub namespace: String,
@@ -78,21 +115,80 @@ pub struct Decision<'s> {
     pub reason: Reason<'s>,
 }
 
+/// What both sets of rules say, and whether an AUDIT rule matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement<'s> {
+    /// What is enforced.
+    pub decision: Decision<'s>,
+    /// What would be, were the dry-run policies enforced as well; only when that is another verdict. Its reason is the
+    /// dry-run rule that makes the difference, or [`Reason::DefaultDeny`], for which `dry_run_policy` is to blame.
+    pub dry_run: Option<Decision<'s>>,
+    /// The dry-run ALLOW policy whose presence alone would deny by default.
+    pub dry_run_policy: Option<&'s PolicyRef>,
+    /// The first AUDIT rule that matched. It marks the call and changes nothing.
+    pub audit: Option<&'s RuleRef>,
+}
+
+impl<'s> Judgement<'s> {
+    /// Whom to name for the difference: namespace and name of the dry-run policy, and its rule when one matched.
+    pub fn would_blame(&self) -> Option<(&'s str, &'s str, Option<usize>)> {
+        match self.dry_run?.reason {
+            Reason::Rule(rule) => Some((&rule.namespace, &rule.policy, Some(rule.rule))),
+            _ => self.dry_run_policy.map(|policy| (&*policy.namespace, &*policy.policy, None)),
+        }
+    }
+}
+
+/// The first matching rule of each kind, in policy order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Matched<'s> {
+    pub deny: Option<&'s RuleRef>,
+    pub dry_run_deny: Option<&'s RuleRef>,
+    pub allow: Option<&'s RuleRef>,
+    pub dry_run_allow: Option<&'s RuleRef>,
+    pub audit: Option<&'s RuleRef>,
+}
+
 /// Decides: any DENY rule denies; then, when ALLOW policies apply, one of their rules has to match. Of several
 /// matching rules the first in policy order is named. Allocates nothing.
 pub fn authorize<'s>(snapshot: &'s Snapshot, facts: &Facts<'_>) -> Decision<'s> {
-    let rules = snapshot.rules().of(facts.http.is_some());
-    let first = |rules: &'s [std::sync::Arc<crate::snapshot::rules::Rule>]| {
-        rules.iter().find(|rule| rule.matches(facts)).map(|rule| Reason::Rule(&rule.reference))
+    judge(snapshot, facts).decision
+}
+
+/// Decides, and says in the same pass what dry-run policies would change and what is to be audited (reference 2.3,
+/// 2.12). Allocates nothing.
+pub fn judge<'s>(snapshot: &'s Snapshot, facts: &Facts<'_>) -> Judgement<'s> {
+    weigh(snapshot, &snapshot.rules().of(facts.http.is_some()).first_matches(facts))
+}
+
+/// What follows from the rules that match; the only place that knows the order of actions.
+pub(crate) fn weigh<'s>(snapshot: &'s Snapshot, matched: &Matched<'s>) -> Judgement<'s> {
+    let deny = |rule| Decision { verdict: Verdict::Deny, reason: Reason::Rule(rule) };
+    let allow = |rule| Decision { verdict: Verdict::Allow, reason: Reason::Rule(rule) };
+    let default_deny = Decision { verdict: Verdict::Deny, reason: Reason::DefaultDeny };
+    let rules = snapshot.rules();
+    let decision = match (matched.deny, matched.allow) {
+        (Some(rule), _) => deny(rule),
+        (None, _) if !rules.allow_applies => Decision { verdict: Verdict::Allow, reason: Reason::NoPolicy },
+        (None, Some(rule)) => allow(rule),
+        (None, None) => default_deny,
     };
-    if let Some(reason) = first(&rules.deny) {
-        return Decision { verdict: Verdict::Deny, reason };
-    }
-    if !snapshot.rules().allow_applies {
-        return Decision { verdict: Verdict::Allow, reason: Reason::NoPolicy };
-    }
-    match first(&rules.allow) {
-        Some(reason) => Decision { verdict: Verdict::Allow, reason },
-        None => Decision { verdict: Verdict::Deny, reason: Reason::DefaultDeny },
+    let tried = match (decision.verdict, decision.reason) {
+        (Verdict::Allow, reason) => match (matched.dry_run_deny, matched.dry_run_allow) {
+            (Some(rule), _) => Some(deny(rule)),
+            (None, None) if reason == Reason::NoPolicy && rules.dry_run_allow.is_some() => Some(default_deny),
+            _ => None,
+        },
+        (Verdict::Deny, Reason::DefaultDeny) if matched.dry_run_deny.is_none() => {
+            matched.dry_run_allow.map(allow)
+        }
+        (Verdict::Deny, _) => None,
+    };
+    let by_presence = tried.is_some_and(|tried| tried.reason == Reason::DefaultDeny);
+    Judgement {
+        decision,
+        dry_run: tried,
+        dry_run_policy: rules.dry_run_allow.as_ref().filter(|_| by_presence),
+        audit: matched.audit,
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! The decision itself is the one of [`authorize`]; this room only finds words for it, so the two cannot disagree.
 
+mod tree;
+
 use crate::{
-    authorize::{Decision, Facts, Reason, RuleRef, Verdict, authorize},
+    authorize::{Claims, Decision, Facts, Reason, RuleRef, Verdict, authorize},
     documents::authorization_policy::Action,
     snapshot::{
         Snapshot,
@@ -12,7 +14,10 @@ use crate::{
 };
 use http::header::{AUTHORIZATION, COOKIE, HeaderName, PROXY_AUTHORIZATION};
 use serde::Serialize;
+use serde_json::Value;
 use std::fmt;
+
+pub use tree::{ConditionTrace, PolicyTrace, RuleTrace, tree};
 
 /// The first condition of a rule that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -138,6 +143,10 @@ fn seen(test: &Test, facts: &Facts<'_>) -> String {
         (Test::Host(_) | Test::Authority(_), Some(http)) => short(http.host),
         (Test::Method(_), Some(http)) => short(http.method),
         (Test::Path(_), Some(http)) => short(http.path),
+        (Test::RequestPrincipal(_) | Test::Claim(..), Some(_)) => match facts.claims {
+            None => "no verified token".to_string(),
+            Some(claims) => claimed(test, claims),
+        },
         (Test::Header(name, _), Some(http)) => {
             let values: Vec<String> = http
                 .headers
@@ -151,6 +160,24 @@ fn seen(test: &Test, facts: &Facts<'_>) -> String {
                 _ => short(&values.join(" | ")),
             }
         }
+    }
+}
+
+/// Claims are shown as they are compared: who a token stands for, or the one claim.
+fn claimed(test: &Test, claims: &Claims) -> String {
+    let Test::Claim(path, _) = test else {
+        let text =
+            |name: &str| claims.payload().get(name).and_then(Value::as_str).map_or("(none)".into(), short);
+        return format!("iss {}, sub {}", text("iss"), text("sub"));
+    };
+    match path.find(claims.payload()) {
+        None => format!("no claim {path}"),
+        Some(Value::String(text)) => short(text),
+        Some(Value::Array(list)) => {
+            let texts: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
+            short(&texts.join(" | "))
+        }
+        Some(_) => format!("a claim {path} that is neither text nor a list of texts"),
     }
 }
 

@@ -13,7 +13,7 @@ pub mod select;
 pub mod snapshot;
 pub mod validate;
 
-pub use authorize::{Decision, Facts, HttpFacts, Reason, RuleRef, Verdict};
+pub use authorize::{Claims, Decision, Facts, HttpFacts, Judgement, PolicyRef, Reason, RuleRef, Verdict};
 pub use documents::Documents;
 pub use problem::{Problem, Severity};
 pub use snapshot::{InboundSpec, Snapshot};

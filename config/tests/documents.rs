@@ -73,6 +73,9 @@ items:
   kind: ServiceAccount
   metadata: {name: payments-api, namespace: payments}
 - apiVersion: v1
+  kind: ServiceAccount
+  metadata: {name: checkout-api, namespace: checkout}
+- apiVersion: v1
   kind: ConfigMap
   metadata: {name: app-settings}
   data: {mesh: "not: [yaml"}
@@ -143,7 +146,7 @@ spec:
   - from:
     - source: {principals: [cluster.local/ns/checkout/sa/checkout-api], notIpBlocks: [10.0.0.0/8]}
     to:
-    - operation: {methods: [POST], paths: [/v1/charges, "/v1/{*}/x"], ports: ["8080"], notHosts: ["*.test"]}
+    - operation: {methods: [POST], paths: [/v1/charges, "/v1/{*}/x"], ports: ["8080"], notHosts: [a.test, "a.test:*"]}
     when:
     - {key: "request.headers[x-team]", values: ["*"], notValues: [b]}
 ---
@@ -165,7 +168,7 @@ data:
 #[test]
 fn every_kind_is_read_with_its_values() {
     let d = clean(WHOLE);
-    assert_eq!((d.namespaces.len(), d.service_accounts.len(), d.pods.len()), (1, 1, 1));
+    assert_eq!((d.namespaces.len(), d.service_accounts.len(), d.pods.len()), (1, 2, 1));
     let service = &d.services[0].value;
     assert_eq!(service.cluster_ips.len(), 2);
     assert!(!service.headless && service.ports[2].udp);
@@ -401,13 +404,6 @@ fn each_mistake_has_its_code_place_and_remedy() {
         ),
         (source("notRemoteIpBlocks: [1.2.3.4/x]"), "PST0304", 5, "bad CIDR range (1.2.3.4/x)", "10.0.0.0/8"),
         (
-            source("requestPrincipals: [\"*\"]"),
-            "PST0202",
-            5,
-            "requestPrincipals (tokens) is not enforced yet",
-            "refuses",
-        ),
-        (
             source("methods: [GET]"),
             "PST0102",
             5,
@@ -453,7 +449,36 @@ fn each_mistake_has_its_code_place_and_remedy() {
             "should have format a[b]",
             "[x]",
         ),
-        (when("key: request.auth.audiences, values: [x]"), "PST0202", 5, "not enforced yet", "refuses"),
+        (
+            when("key: \"experimental.envoy.filters.a.b[c]\", values: [x]"),
+            "PST0202",
+            5,
+            "not enforced yet",
+            "refuses",
+        ),
+        (
+            when("key: \"request.headers[:path]\", values: [/x]"),
+            "PST0202",
+            5,
+            "pseudo header",
+            "to.operation.paths",
+        ),
+        (
+            policy("{action: AUDIT, rules: [{}]}")
+                .replace("{name: p}", "{name: p, annotations: {istio.io/dry-run: \"true\"}}"),
+            "PST0313",
+            5,
+            "does not go with action AUDIT",
+            "only ALLOW and DENY",
+        ),
+        (
+            peer("mtls: {mode: STRICT}")
+                .replace("{name: p}", "{name: p, annotations: {istio.io/dry-run: \"true\"}}"),
+            "PST0313",
+            3,
+            "on a PeerAuthentication",
+            "remove the annotation",
+        ),
         (rule("{when: [null]}"), "PST0307", 5, "when field cannot be nil", "remove"),
     ];
     for (text, code, line, reason, hint) in cases {
@@ -554,46 +579,6 @@ fn the_mesh_configuration_is_the_one_of_the_root_namespace() {
     let (_, problems) = read(&map("istio-system", "trustDomain: [a"));
     assert_eq!(problems[0].code, problem::SYNTAX);
     assert!(problems[0].line >= 6, "{}", problems[0]);
-}
-
-#[test]
-fn bombs_are_defused() {
-    let started = std::time::Instant::now();
-    let mut aliases = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-    for i in 1..12 {
-        let uses = vec![format!("*a{}", i - 1); 10].join(", ");
-        aliases.push_str(&format!("a{i}: &a{i} [{uses}]\n"));
-    }
-    let merges = format!(
-        "a: &a {{{}}}\n<<: [{}]\n",
-        (0..2000).map(|i| format!("k{i}: 1")).collect::<Vec<_>>().join(", "),
-        vec!["*a"; 20_000].join(", ")
-    );
-    let bombs = [
-        ("aliases", aliases),
-        ("merge keys", merges),
-        ("deep flow", "[".repeat(100_000)),
-        ("deep block", (0..3000).map(|i| format!("{}a:\n", " ".repeat(i))).collect()),
-        ("deep list", "- ".repeat(100_000)),
-        ("wide", "- 1\n".repeat(300_000)),
-        ("big", "#".repeat((4 << 20) + 1)),
-        ("markers", "---\n- a\n".repeat(100_000)),
-        (
-            "findings",
-            format!(
-                "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n{}",
-                (0..50_000).map(|i| format!("x{i}: 1\n")).collect::<String>()
-            ),
-        ),
-    ];
-    for (name, text) in &bombs {
-        let (_, problems) = read(text);
-        assert!(problems.iter().any(|p| p.severity == Severity::Error), "{name}");
-        assert!(problems.len() <= 201, "{name}: {}", problems.len());
-        let expected = if *name == "markers" { problem::NOT_A_DOCUMENT } else { problem::TOO_LARGE };
-        assert!(problems.iter().any(|p| p.code == expected), "{name}: {}", show(&problems[..1]));
-    }
-    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 mod never_panics {

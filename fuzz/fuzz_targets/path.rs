@@ -2,15 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use postern_config::path::{Normalization, normalize};
 
-fuzz_target!(|path: &str| {
-    for mode in [Normalization::Base, Normalization::MergeSlashes, Normalization::DecodeAndMergeSlashes] {
-        let Ok(once) = normalize(path, mode) else { continue };
-        assert!(!once.split('/').any(|part| part == ".."), "{path:?} -> {once:?}");
-        if mode != Normalization::DecodeAndMergeSlashes {
-            let twice = normalize(&once, mode).expect("a normal path has a reading");
-            assert_eq!(once, twice, "{path:?} in {mode:?}");
-        }
-    }
-});
+#[path = "../src/checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+fuzz_target!(|text: &str| checks::path(text));

@@ -2,6 +2,7 @@
 use super::{
     Documents, Located, MeshConfig, Origin, SourceFile, decode,
     parse::{self, Key, Node, Piece, Place, Scalar, Style, Value, shorten},
+    places,
     report::Report,
     schema::{self, Shape, nearest},
 };
@@ -25,6 +26,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "List", api_versions: &["v1"], schema: schema::kubernetes::LIST },
     Kind { name: "PeerAuthentication", api_versions: SECURITY, schema: schema::istio::PEER_AUTHENTICATION },
     Kind { name: "AuthorizationPolicy", api_versions: SECURITY, schema: schema::istio::AUTHORIZATION_POLICY },
+    Kind { name: "PolicyTest", api_versions: &["postern.dev/v1"], schema: schema::postern::POLICY_TEST },
 ];
 
 /// Istio's kinds that Postern does not act on yet.
@@ -47,6 +49,8 @@ const NOT_ENFORCED: &[&str] = &[
 
 /// Values of all documents of one file, aliases followed.
 const MAX_VALUES: usize = 1_000_000;
+/// Places of one file that are remembered for findings between documents; the others are those of their documents.
+const MAX_NOTES: usize = 20_000;
 /// A List inside a List inside ...
 const MAX_LISTS: usize = 4;
 
@@ -59,7 +63,7 @@ pub fn read_file(file: &SourceFile, documents: &mut Documents) -> Vec<problem::P
         report.error(problem::TOO_LARGE, Place::default(), size, "split it into several files");
         return report.finish();
     }
-    let mut intake = Intake { report: Report::new(&file.name, text), documents, values: 0 };
+    let mut intake = Intake { report: Report::new(&file.name, text), documents, values: 0, notes: 0 };
     for piece in parse::split(text) {
         if let Some(node) = intake.parse(piece) {
             intake.values = intake.values.saturating_add(node.nodes);
@@ -79,6 +83,8 @@ struct Intake<'f, 'd> {
     report: Report<'f>,
     documents: &'d mut Documents,
     values: usize,
+    /// Places remembered so far.
+    notes: usize,
 }
 
 impl Intake<'_, '_> {
@@ -107,6 +113,15 @@ impl Intake<'_, '_> {
                 "begin with `apiVersion:` and `kind:`",
             );
         }
+        // Warnings that a document does not want; those that its List does not want, too.
+        let mut unwanted = validate::suppressed(node);
+        unwanted.extend(self.report.suppressed());
+        let outer = self.report.suppress(unwanted);
+        self.typed(node, lists);
+        self.report.suppress(outer);
+    }
+
+    fn typed(&mut self, node: &Node, lists: usize) {
         let Some(kind) = self.kind(node) else { return };
         schema::check(&mut self.report, node, &kind.schema);
         if kind.name == "List" {
@@ -212,24 +227,11 @@ impl Intake<'_, '_> {
 
     /// Remembers the places that findings across documents point at.
     fn note(&mut self, origin: &Origin, node: &Node) {
-        let mut note = |path: &str, place: Place| {
-            let line = self.report.source_line(place.line);
-            self.documents.places.note(origin, path, place, line);
-        };
-        note("metadata.name", node.at("metadata.name").map_or(node.place, |name| name.place));
-        if let Some((key, _)) = node.get("spec").and_then(|spec| spec.entry("selector")) {
-            note("spec.selector", key.place);
-        }
-        for path in ["spec.serviceAccountName", "spec.template.spec.serviceAccountName"] {
-            if let Some(found) = node.at(path) {
-                note(path, found.place);
-            }
-        }
-        for path in ["spec.containers", "spec.template.spec.containers", "spec.ports"] {
-            for (i, item) in node.at(path).into_iter().flat_map(Node::items).enumerate() {
-                let shown = item.get("targetPort").or(item.get("name")).unwrap_or(item);
-                note(&format!("{path}[{i}]"), shown.place);
-            }
+        self.documents.places.suppress(origin, self.report.suppressed());
+        for (path, place) in places::of_interest(node, MAX_NOTES.saturating_sub(self.notes)) {
+            let line = self.report.shared_line(place.line);
+            self.documents.places.note(origin, &path, place, line);
+            self.notes += 1;
         }
     }
 
@@ -260,6 +262,10 @@ impl Intake<'_, '_> {
                     origin,
                     decode::istio::authorization_policy(node),
                 );
+            }
+            "PolicyTest" => {
+                let test = decode::policy_test::policy_test(node, &origin.file);
+                push(&mut self.documents.policy_tests, origin, test);
             }
             "ConfigMap" => self.config_map(origin, node),
             _ => {}

@@ -2,12 +2,7 @@
 //!
 //! [`read`] takes a file through five rooms: `parse` (text to trees), `intake` (which kind is it), `schema` (are these
 //! its fields), [`crate::validate`] (do the values make sense) and `decode` (trees to the types of this module).
-use crate::{
-    problem::{Problem, Severity},
-    validate,
-};
-use parse::Place;
-use std::collections::BTreeMap;
+use crate::{problem::Problem, validate};
 
 pub mod authorization_policy;
 mod decode;
@@ -16,6 +11,8 @@ pub mod kubernetes;
 pub mod mesh_config;
 pub(crate) mod parse;
 pub mod peer_authentication;
+mod places;
+pub mod policy_test;
 pub(crate) mod report;
 pub(crate) mod schema;
 mod tree;
@@ -28,6 +25,8 @@ pub(crate) use decode::{
 pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount};
 pub use mesh_config::MeshConfig;
 pub use peer_authentication::PeerAuthentication;
+pub use places::Places;
+pub use policy_test::PolicyTest;
 
 /// Where a document was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -64,45 +63,14 @@ pub struct Documents {
     pub peer_authentications: Vec<Located<PeerAuthentication>>,
     /// `AuthorizationPolicy`
     pub authorization_policies: Vec<Located<AuthorizationPolicy>>,
+    /// `PolicyTest`: for `postern test`, of no effect on anything that runs.
+    pub policy_tests: Vec<Located<PolicyTest>>,
     /// From the ConfigMap `istio` in the root namespace, key `mesh`; defaults when absent.
     pub mesh: MeshConfig,
     /// Where the mesh configuration was written.
     pub mesh_origin: Option<Origin>,
     /// Where single fields were written, for findings that need several documents.
     pub places: Places,
-}
-
-/// Places of fields inside documents, for findings that are made after the trees are gone.
-#[derive(Clone, Debug, Default)]
-pub struct Places(BTreeMap<(String, usize, String), (Place, Option<String>)>);
-
-impl Places {
-    fn note(&mut self, origin: &Origin, path: &str, place: Place, source_line: Option<String>) {
-        self.0.insert((origin.file.clone(), origin.line, path.to_owned()), (place, source_line));
-    }
-
-    /// A problem at `path` of the document at `origin`; at the document itself when the path was not noted.
-    pub(crate) fn problem(
-        &self,
-        severity: Severity,
-        code: &'static str,
-        (origin, path): (&Origin, &str),
-        reason: String,
-        hint: impl Into<String>,
-    ) -> Problem {
-        let known = self.0.get(&(origin.file.clone(), origin.line, path.to_owned()));
-        let (place, source_line) = known.cloned().unwrap_or((Place { line: origin.line, column: 0 }, None));
-        Problem {
-            severity,
-            code,
-            file: origin.file.clone(),
-            line: place.line,
-            column: place.column,
-            reason,
-            hint: hint.into(),
-            source_line,
-        }
-    }
 }
 
 /// One file's text, read by the caller.

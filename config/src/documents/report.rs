@@ -1,6 +1,7 @@
 //! Where findings about one file are collected, with their source lines; bounded.
 use super::parse::Place;
 use crate::problem::{self, Problem, Severity};
+use std::sync::Arc;
 
 /// Findings of one file that are worth printing.
 const MAX_PROBLEMS: usize = 200;
@@ -14,13 +15,24 @@ pub struct Report<'f> {
     errors: usize,
     dropped: usize,
     dropped_error: bool,
+    suppressed: Vec<&'static str>,
+    last_line: Option<(usize, Arc<str>)>,
 }
 
 impl<'f> Report<'f> {
     /// For a file and its text.
     pub fn new(file: &'f str, text: &'f str) -> Self {
         let lines = text.lines().collect();
-        Self { file, lines, problems: Vec::new(), errors: 0, dropped: 0, dropped_error: false }
+        Self {
+            file,
+            lines,
+            problems: Vec::new(),
+            errors: 0,
+            dropped: 0,
+            dropped_error: false,
+            suppressed: Vec::new(),
+            last_line: None,
+        }
     }
 
     /// The file as the user named it.
@@ -36,6 +48,16 @@ impl<'f> Report<'f> {
     /// No more findings are kept, so that no more hints need to be looked for.
     pub fn is_full(&self) -> bool {
         self.problems.len() >= MAX_PROBLEMS
+    }
+
+    /// From now on warnings of these codes are not wanted; returns those that were not wanted before.
+    pub fn suppress(&mut self, codes: Vec<&'static str>) -> Vec<&'static str> {
+        std::mem::replace(&mut self.suppressed, codes)
+    }
+
+    /// The codes whose warnings are not wanted now.
+    pub fn suppressed(&self) -> &[&'static str] {
+        &self.suppressed
     }
 
     /// Adds an error.
@@ -58,13 +80,24 @@ impl<'f> Report<'f> {
         reason: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        self.add(Severity::Warning, code, at, reason.into(), hint.into());
+        if !self.suppressed.contains(&code) {
+            self.add(Severity::Warning, code, at, reason.into(), hint.into());
+        }
     }
 
     /// The text of a line, cut where no person reads on.
     pub fn source_line(&self, line: usize) -> Option<String> {
         let text = self.lines.get(line.checked_sub(1)?)?;
         Some(text.chars().take(4096).collect())
+    }
+
+    /// As [`Report::source_line`], shared by those who ask for the same line one after the other: a document on one
+    /// line has many places and one text.
+    pub fn shared_line(&mut self, line: usize) -> Option<Arc<str>> {
+        if self.last_line.as_ref().is_none_or(|(last, _)| *last != line) {
+            self.last_line = Some((line, self.source_line(line)?.into()));
+        }
+        self.last_line.as_ref().map(|(_, text)| Arc::clone(text))
     }
 
     fn add(&mut self, severity: Severity, code: &'static str, at: Place, reason: String, hint: String) {

@@ -4,7 +4,7 @@ use ipnet::{IpNet, Ipv4Net};
 use std::net::IpAddr;
 
 /// One value of `ipBlocks`: a single address or a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddressBlock(IpNet);
 
 impl AddressBlock {
@@ -19,6 +19,11 @@ impl AddressBlock {
             IpNet::from(value.parse::<IpAddr>().map_err(|_| format!("bad IP address ({value})"))?)
         };
         Ok(Self(unmapped(net).trunc()))
+    }
+
+    /// The range.
+    pub(crate) fn net(&self) -> IpNet {
+        self.0
     }
 
     /// Whether the range holds `address`.

@@ -8,13 +8,18 @@ use super::Text;
 const SCHEME: &str = "spiffe://";
 
 /// One value of `principals`: a text pattern behind `spiffe://`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal(Text);
 
 impl Principal {
     /// Reads a principal as policies write it, without `spiffe://`.
     pub fn parse(value: &str) -> Self {
         Self(Text::parse(value))
+    }
+
+    /// The pattern on what follows `spiffe://`.
+    pub(crate) fn text(&self) -> &Text {
+        &self.0
     }
 
     /// `*` takes any identity; the other forms compare what follows `spiffe://`.
@@ -27,13 +32,19 @@ impl Principal {
 }
 
 /// One value of `namespaces`: Istio's `.*/ns/<value>/.*`, where each `*` stands for anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace(Box<[Box<str>]>);
 
 impl Namespace {
     /// Reads a namespace, possibly with asterisks.
     pub fn parse(value: &str) -> Self {
         Self(format!("/ns/{value}/").split('*').map(Into::into).collect())
+    }
+
+    /// The one path segment that it names; `None` when it holds an asterisk or more than a segment.
+    pub(crate) fn segment(&self) -> Option<&str> {
+        let [only] = &*self.0 else { return None };
+        only.strip_prefix("/ns/")?.strip_suffix('/').filter(|name| !name.contains('/'))
     }
 
     /// The literal parts have to follow one another; both ends are open, so the leftmost find of each is enough.
@@ -50,7 +61,7 @@ impl Namespace {
 }
 
 /// One value of `serviceAccounts`: Istio's `spiffe://.+/ns/<ns>/(.+/)?sa/<sa>(/.+)?`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceAccount {
     namespace: Box<str>,
     account: Box<str>,
@@ -76,6 +87,12 @@ impl ServiceAccount {
             (_, account) if account.contains('/') => Err(format!("{expected}, found \"{value}\"")),
             _ => Ok(Self { namespace: namespace.into(), account: account.into() }),
         }
+    }
+
+    /// Namespace and account, when both are one path segment.
+    pub(crate) fn segments(&self) -> Option<(&str, &str)> {
+        let slash = self.namespace.contains('/') || self.account.contains('/');
+        (!slash).then_some((&*self.namespace, &*self.account))
     }
 
     /// In any trust domain.
@@ -130,7 +147,7 @@ fn after_namespace<'a>(text: &'a str, namespace: &str) -> Option<&'a str> {
 }
 
 /// One value of `trustDomains`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TrustDomainPattern(Text);
 
 impl TrustDomainPattern {
@@ -149,6 +166,11 @@ impl TrustDomainPattern {
             _ => return Err(format!("at most one wildcard is allowed, found in {value}")),
         }
         Ok(Self(Text::parse(value)))
+    }
+
+    /// The pattern on the trust domain.
+    pub(crate) fn text(&self) -> &Text {
+        &self.0
     }
 
     /// `*` takes any SPIFFE ID; the other forms need a path behind the trust domain.

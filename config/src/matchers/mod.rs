@@ -4,15 +4,17 @@
 //! here, so that no value can mean more than it says and none can be slow.
 
 pub mod address;
+pub mod claims;
 pub mod identity;
 pub mod template;
 
 pub use address::AddressBlock;
+pub use claims::{ClaimPath, RequestPrincipal};
 pub use identity::{Principal, ServiceAccount, TrustDomainPattern};
 pub use template::PathTemplate;
 
 /// A text pattern of reference 2.6.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Text {
     /// `*`: anything but the empty text.
     Present,
@@ -64,7 +66,7 @@ impl Text {
 }
 
 /// One value of `paths`: a text pattern, or a template when it holds `{*}` or `{**}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Path {
     /// Reference 2.6.
     Text(Text),

@@ -3,15 +3,15 @@
 //! `{*}` stands for a whole segment and `{**}` is the last operator, so a match needs no backtracking.
 
 /// A parsed template over a whole path, without the query.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathTemplate {
     head: Vec<Segment>,
     /// What follows `{**}` literally, with its leading slash; `None` when there is no `{**}`.
     tail: Option<Box<str>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Segment {
     Literal(Box<str>),
     /// `{*}`
     One,
@@ -56,6 +56,16 @@ impl PathTemplate {
         Ok(Self { head, tail: tail.map(String::into_boxed_str) })
     }
 
+    /// What stands before `{**}`, or all of it.
+    pub(crate) fn head(&self) -> &[Segment] {
+        &self.head
+    }
+
+    /// What follows `{**}` literally; `None` when there is no `{**}`.
+    pub(crate) fn tail(&self) -> Option<&str> {
+        self.tail.as_deref()
+    }
+
     /// Whether the whole of `path` fits. A trailing slash is significant.
     pub fn matches(&self, path: &str) -> bool {
         let mut rest = Some(path);
@@ -89,7 +99,7 @@ fn is_literal(byte: u8) -> bool {
 }
 
 /// A character that an operator stands for.
-fn is_variable(byte: u8) -> bool {
+pub(crate) fn is_variable(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=*".contains(&byte)
 }
 

@@ -1,24 +1,26 @@
 //! Documents to rules. Whatever cannot be enforced exactly is a problem: never ignored, never widened silently.
 
+mod keys;
+
+use self::keys::Kind;
 use super::{
     InboundSpec,
     rules::{Clause, Rule, RuleSet, Test},
 };
 use crate::{
-    authorize::RuleRef,
+    authorize::{PolicyRef, RuleRef},
     documents::{
         AuthorizationPolicy, Metadata,
         authorization_policy::{Action, Condition, Operation, Rule as WrittenRule, Source},
     },
     matchers::{
-        AddressBlock, Path, Principal, ServiceAccount, Text, TrustDomainPattern,
+        AddressBlock, Path, Principal, RequestPrincipal, ServiceAccount, Text, TrustDomainPattern,
         identity::{Namespace, TrustDomains},
         parse_port,
     },
     problem::{self, Problem, Severity},
     select::{by_age, concerns, created},
 };
-use http::HeaderName;
 use std::sync::Arc;
 
 /// Compiles all authorization policies of a spec, in policy order.
@@ -41,10 +43,15 @@ pub(super) fn rule_set(spec: &InboundSpec) -> Result<RuleSet, Vec<Problem>> {
         compiler.enter("AuthorizationPolicy", &policy.metadata);
         compiler.policy(spec, policy, &mut set);
     }
-    if compiler.problems.is_empty() { Ok(set) } else { Err(compiler.problems) }
+    if !compiler.problems.is_empty() {
+        return Err(compiler.problems);
+    }
+    set.http.build_index();
+    set.tcp.build_index();
+    Ok(set)
 }
 
-/// What a rule becomes where there is no request (reference 2.4): ALLOW loses the whole rule, DENY only the
+/// What a rule becomes where there is no request (reference 2.4): ALLOW loses the whole rule, DENY and AUDIT only the
 /// conditions that need a request, which makes it wider.
 fn tcp_form(rule: &Arc<Rule>) -> Option<Arc<Rule>> {
     if !rule.clauses().any(|clause| clause.test.needs_http()) {
@@ -88,24 +95,30 @@ impl<'a> Compiler<'a> {
                 "send a workload only the policies that select it; one with targetRefs selects no sidecar",
             );
         }
-        if policy.dry_run {
-            self.not_enforced(
-                "dry run (annotation istio.io/dry-run)",
-                "remove the annotation, or the policy",
+        if policy.dry_run && matches!(policy.action, Action::Audit | Action::Custom) {
+            self.problem(
+                problem::BAD_ACTION,
+                format!("dry run (annotation istio.io/dry-run) does not go with action {}", policy.action),
+                "remove the annotation; only ALLOW and DENY can be tried out",
             );
         }
         match policy.action {
-            Action::Audit | Action::Custom => {
-                let action = if policy.action == Action::Audit { "AUDIT" } else { "CUSTOM" };
-                self.not_enforced(&format!("action {action}"), "use ALLOW or DENY, or remove the policy");
+            Action::Custom => {
+                self.not_enforced("action CUSTOM", "use ALLOW, DENY or AUDIT, or remove the policy");
             }
             Action::Deny if policy.rules.is_empty() => self.problem(
                 problem::BAD_ACTION,
                 "DENY action without `rules` is meaningless as it will never be triggered".into(),
                 "add an empty rule {} if it is to be triggered for every request",
             ),
+            Action::Allow if policy.dry_run => {
+                set.dry_run_allow.get_or_insert_with(|| PolicyRef {
+                    namespace: policy.metadata.namespace.clone(),
+                    policy: policy.metadata.name.clone(),
+                });
+            }
             Action::Allow => set.allow_applies = true,
-            Action::Deny => {}
+            Action::Deny | Action::Audit => {}
         }
         if policy.provider.is_some() && policy.action != Action::Custom {
             self.problem(
@@ -124,16 +137,11 @@ impl<'a> Compiler<'a> {
             };
             let rule = Arc::new(self.rule(written, reference));
             let tcp = tcp_form(&rule);
-            match policy.action {
-                Action::Allow => {
-                    set.http.allow.push(rule);
-                    set.tcp.allow.extend(tcp);
-                }
-                Action::Deny => {
-                    set.http.deny.push(rule);
-                    set.tcp.deny.extend(tcp);
-                }
-                Action::Audit | Action::Custom => {}
+            if let Some(rules) = set.http.kind_mut(policy.action, policy.dry_run) {
+                rules.push(rule);
+            }
+            if let Some(rules) = set.tcp.kind_mut(policy.action, policy.dry_run) {
+                rules.extend(tcp);
             }
         }
     }
@@ -174,17 +182,11 @@ impl<'a> Compiler<'a> {
                 "split them into several sources",
             );
         }
-        for (name, values) in [
-            ("requestPrincipals", &source.request_principals),
-            ("notRequestPrincipals", &source.not_request_principals),
-        ] {
-            if !values.is_empty() {
-                self.not_enforced(&format!("{at}.{name}"), "remove the field, or use principals");
-            }
-        }
-        let fields: [(&str, bool, &[String], Kind); 12] = [
+        let fields: [(&str, bool, &[String], Kind); 14] = [
             ("principals", false, &source.principals, Kind::Principal),
             ("notPrincipals", true, &source.not_principals, Kind::Principal),
+            ("requestPrincipals", false, &source.request_principals, Kind::RequestPrincipal),
+            ("notRequestPrincipals", true, &source.not_request_principals, Kind::RequestPrincipal),
             ("namespaces", false, &source.namespaces, Kind::Namespace),
             ("notNamespaces", true, &source.not_namespaces, Kind::Namespace),
             ("serviceAccounts", false, &source.service_accounts, Kind::ServiceAccount),
@@ -246,89 +248,6 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Reads a `when` key (reference 2.10).
-    fn key(&mut self, index: usize, key: &str) -> Option<Kind> {
-        Some(match key {
-            "source.ip" => Kind::SourceIp,
-            "remote.ip" => Kind::RemoteIp,
-            "source.namespace" => Kind::Namespace,
-            "source.serviceAccount" => Kind::ServiceAccount,
-            "source.principal" => Kind::Principal,
-            "source.trustDomain" => Kind::TrustDomain,
-            "destination.ip" => Kind::DestinationIp,
-            "destination.port" => Kind::DestinationPort,
-            "connection.sni" => Kind::Sni,
-            _ => match key.strip_prefix("request.headers") {
-                Some(name) => return self.header(index, key, name),
-                None => {
-                    self.unusable_key(index, key);
-                    return None;
-                }
-            },
-        })
-    }
-
-    fn header(&mut self, index: usize, key: &str, bracketed: &str) -> Option<Kind> {
-        let name = bracketed
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .filter(|name| !name.is_empty());
-        let Some(name) = name else {
-            self.problem(
-                problem::BAD_CONDITION,
-                format!("when[{index}]: bad key ({key}): should have format a[b]"),
-                "write request.headers[name]",
-            );
-            return None;
-        };
-        match name.to_ascii_lowercase().as_str() {
-            ":authority" | "host" => return Some(Kind::Authority),
-            ":method" => return Some(Kind::Method),
-            pseudo if pseudo.starts_with(':') => {
-                self.not_enforced(&format!("when[{index}] key {key}"), "use to.operation.paths for the path");
-                return None;
-            }
-            _ => {}
-        }
-        match HeaderName::from_bytes(name.as_bytes()) {
-            Ok(name) => Some(Kind::Header(name)),
-            Err(_) => {
-                self.problem(
-                    problem::BAD_CONDITION,
-                    format!("when[{index}]: {name} in key {key} can not be the name of a header"),
-                    "write request.headers[name] with letters, digits and hyphens",
-                );
-                None
-            }
-        }
-    }
-
-    fn unusable_key(&mut self, index: usize, key: &str) {
-        if key.starts_with("request.auth.") || key.starts_with("experimental.") {
-            self.not_enforced(
-                &format!("when[{index}] key {key}"),
-                "remove the condition and what depends on it",
-            );
-            return;
-        }
-        let why = match key {
-            "" => "`key` must not be empty".to_string(),
-            "destination.namespace" => format!("attribute {key} is replaced by the metadata.namespace"),
-            "destination.name" | "destination.user" => {
-                format!("deprecated attribute {key}: only supported in v1alpha1")
-            }
-            _ if key.starts_with("destination.labels") => {
-                format!("attribute {key} is replaced by the workload selector")
-            }
-            _ => format!("unknown attribute: {key}"),
-        };
-        self.problem(
-            problem::BAD_CONDITION,
-            format!("when[{index}]: {why}"),
-            "use source.*, remote.ip, destination.ip, destination.port, connection.sni or request.headers[name]",
-        );
-    }
-
     fn clause(&mut self, field: String, negated: bool, values: &[String], kind: &Kind) -> Clause {
         let code = kind.code();
         let mut wanted: Vec<String> = values.to_vec();
@@ -362,6 +281,11 @@ impl<'a> Compiler<'a> {
             Kind::Method => Test::Method(self.read(&field, values, code, text)),
             Kind::Path => Test::Path(self.read(&field, values, code, Path::parse)),
             Kind::Authority => Test::Authority(self.read(&field, values, code, text)),
+            Kind::RequestPrincipal => {
+                let parsed = self.read(&field, values, code, |value| Ok(RequestPrincipal::parse(value)));
+                Test::RequestPrincipal(parsed)
+            }
+            Kind::Claim(path) => Test::Claim(path.clone(), self.read(&field, values, code, text)),
             Kind::Header(name) => Test::Header(name.clone(), self.read(&field, values, code, text)),
         };
         Clause { field: field.into(), negated, test, wanted: wanted.into() }
@@ -428,38 +352,6 @@ impl<'a> Compiler<'a> {
             hint: hint.into(),
             source_line: None,
         });
-    }
-}
-
-/// What a field or key is compared with.
-enum Kind {
-    Principal,
-    Namespace,
-    ServiceAccount,
-    TrustDomain,
-    SourceIp,
-    RemoteIp,
-    DestinationIp,
-    DestinationPort,
-    Sni,
-    Host,
-    Method,
-    Path,
-    Authority,
-    Header(HeaderName),
-}
-
-impl Kind {
-    /// The code of a value that does not parse.
-    fn code(&self) -> &'static str {
-        match self {
-            Self::ServiceAccount => problem::BAD_SERVICE_ACCOUNT,
-            Self::TrustDomain => problem::BAD_TRUST_DOMAIN,
-            Self::SourceIp | Self::RemoteIp | Self::DestinationIp => problem::BAD_ADDRESS,
-            Self::DestinationPort => problem::BAD_PORT,
-            Self::Path => problem::BAD_TEMPLATE,
-            _ => problem::UNKNOWN_VALUE,
-        }
     }
 }
 

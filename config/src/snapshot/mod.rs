@@ -1,6 +1,9 @@
 //! What one workload enforces: compiled from an [`InboundSpec`], immutable, replaced whole.
 
 mod compile;
+mod index;
+#[doc(hidden)]
+pub mod linear;
 pub(crate) mod rules;
 
 use crate::{

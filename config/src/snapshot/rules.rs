@@ -1,9 +1,12 @@
 //! Compiled rules: conditions that hold or not for given facts, without allocating.
 
+use super::index::Index;
 use crate::{
-    authorize::{Facts, HttpFacts, RuleRef},
+    authorize::{Claims, Facts, HttpFacts, Matched, PolicyRef, RuleRef},
+    documents::authorization_policy::Action,
     matchers::{
-        AddressBlock, Path, Principal, ServiceAccount, Text, TrustDomainPattern, identity::Namespace,
+        AddressBlock, ClaimPath, Path, Principal, RequestPrincipal, ServiceAccount, Text, TrustDomainPattern,
+        identity::Namespace,
     },
 };
 use http::HeaderName;
@@ -16,15 +19,47 @@ pub(crate) struct RuleSet {
     pub http: Rules,
     /// For TCP connections: ALLOW rules with HTTP conditions are gone, DENY rules have lost those conditions.
     pub tcp: Rules,
-    /// An ALLOW policy applies, whether or not any of its rules is left.
+    /// An enforced ALLOW policy applies, whether or not any of its rules is left.
     pub allow_applies: bool,
+    /// The first dry-run ALLOW policy. It denies nothing; with the dry-run policies enforced, it would.
+    pub dry_run_allow: Option<PolicyRef>,
 }
 
-/// In policy order. Rules without HTTP conditions are shared by both forms.
+/// Each kind in policy order. Rules without HTTP conditions are shared by both forms.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     pub deny: Vec<Arc<Rule>>,
+    pub dry_run_deny: Vec<Arc<Rule>>,
     pub allow: Vec<Arc<Rule>>,
+    pub dry_run_allow: Vec<Arc<Rule>>,
+    pub audit: Vec<Arc<Rule>>,
+    /// Of all of these.
+    index: Index,
+}
+
+impl Rules {
+    /// The first matching rule of each kind, in policy order.
+    pub fn first_matches<'s>(&'s self, facts: &Facts<'_>) -> Matched<'s> {
+        self.index.first_matches(facts).unwrap_or_else(|| super::linear::first_matches(self, facts))
+    }
+
+    /// After the last rule.
+    pub fn build_index(&mut self) {
+        self.index =
+            Index::build([&self.deny, &self.dry_run_deny, &self.allow, &self.dry_run_allow, &self.audit]);
+    }
+
+    /// Where the rules of a policy belong; CUSTOM is compiled nowhere.
+    pub fn kind_mut(&mut self, action: Action, dry_run: bool) -> Option<&mut Vec<Arc<Rule>>> {
+        Some(match (action, dry_run) {
+            (Action::Deny, false) => &mut self.deny,
+            (Action::Deny, true) => &mut self.dry_run_deny,
+            (Action::Allow, false) => &mut self.allow,
+            (Action::Allow, true) => &mut self.dry_run_allow,
+            (Action::Audit, _) => &mut self.audit,
+            (Action::Custom, _) => return None,
+        })
+    }
 }
 
 impl RuleSet {
@@ -95,6 +130,10 @@ pub(crate) enum Test {
     /// `request.headers[:authority]`, which Host is another name of.
     Authority(Box<[Text]>),
     Header(HeaderName, Box<[Text]>),
+    /// Issuer and subject of a verified token.
+    RequestPrincipal(Box<[RequestPrincipal]>),
+    /// A claim of a verified token.
+    Claim(ClaimPath, Box<[Text]>),
 }
 
 impl Test {
@@ -102,7 +141,13 @@ impl Test {
     pub fn needs_http(&self) -> bool {
         matches!(
             self,
-            Self::Host(_) | Self::Method(_) | Self::Path(_) | Self::Authority(_) | Self::Header(..)
+            Self::Host(_)
+                | Self::Method(_)
+                | Self::Path(_)
+                | Self::Authority(_)
+                | Self::Header(..)
+                | Self::RequestPrincipal(_)
+                | Self::Claim(..)
         )
     }
 
@@ -127,11 +172,11 @@ impl Test {
             Self::DestinationIp(blocks) => holds(blocks, facts.destination_ip),
             Self::DestinationPort(ports) => ports.contains(&facts.destination_port),
             Self::Sni(texts) => any_text(texts, facts.sni.unwrap_or_default().as_bytes()),
-            _ => return facts.http.as_ref().map(|http| self.matches_request(http)),
+            _ => return facts.http.as_ref().map(|http| self.matches_request(http, facts.claims)),
         })
     }
 
-    fn matches_request(&self, http: &HttpFacts<'_>) -> bool {
+    fn matches_request(&self, http: &HttpFacts<'_>, claims: Option<&Claims>) -> bool {
         match self {
             Self::Host(texts) => texts.iter().any(|text| text.matches_ignore_case(http.host)),
             Self::Method(texts) => any_text(texts, http.method.as_bytes()),
@@ -144,6 +189,11 @@ impl Test {
             Self::Header(name, texts) => http.headers.get_all(name).iter().any(|value| {
                 texts.iter().any(|text| matches!(text, Text::Present) || text.matches(value.as_bytes()))
             }),
+            Self::RequestPrincipal(values) => {
+                claims.is_some_and(|claims| values.iter().any(|value| value.matches(claims.payload())))
+            }
+            Self::Claim(path, texts) => claims
+                .is_some_and(|claims| path.any(claims.payload(), |value| any_text(texts, value.as_bytes()))),
             _ => false,
         }
     }
@@ -158,6 +208,6 @@ fn any_text(texts: &[Text], value: &[u8]) -> bool {
 }
 
 /// A rule must not be evaded by a query that the caller forgot to cut off.
-fn without_query(path: &str) -> &str {
+pub(super) fn without_query(path: &str) -> &str {
     path.split(['?', '#']).next().unwrap_or(path)
 }

@@ -1,14 +1,14 @@
 //! `when`: known keys and the form of their values (reference 2.10, B.8).
-use super::{policies, values};
+use super::{advice, policies, values};
 use crate::{
     documents::{
-        parse::{Node, shorten},
+        parse::{Node, Place, shorten},
         report::Report,
         schema::nearest,
     },
     problem,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a key's values are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,29 @@ pub fn check(report: &mut Report<'_>, rule: &Node, custom: bool) {
             let reason = format!("{} is currently not supported with CUSTOM action", shorten(&key));
             report.error(problem::BAD_ACTION, at, reason, "remove the condition");
         }
+        if key.starts_with("experimental.envoy.") {
+            let reason = format!(
+                "a condition on experimental.envoy.* (Envoy's filter metadata) is not enforced yet ({})",
+                shorten(&key)
+            );
+            report.error(problem::FIELD_NOT_ENFORCED, at, reason, policies::NOT_ENFORCED_HINT);
+        }
+        if key.starts_with("request.auth.") && !custom && form(&key).is_ok() {
+            let negated = condition.list("values").next().is_none();
+            advice::needs_token(report, at, &key, negated);
+        }
+        if let Some(pseudo) = pseudo_header(&key) {
+            report.error(problem::FIELD_NOT_ENFORCED, at, pseudo.0, pseudo.1);
+        }
+        for field in ["values", "notValues"] {
+            if let Some((written, list)) = condition.entry(field) {
+                policies::empty_list(report, written, list);
+            }
+        }
+        advice::contradiction(report, condition, "values", "notValues");
+        if key == "destination.port" {
+            other_ports(report, rule, condition, at);
+        }
         match form(&key) {
             Ok(form) => {
                 check_values(report, condition, &key, form, "values", "value");
@@ -91,6 +114,32 @@ pub fn check(report: &mut Report<'_>, rule: &Node, custom: bool) {
             }
             Err((reason, hint)) => report.error(problem::BAD_CONDITION, at, reason, hint),
         }
+    }
+}
+
+/// Pseudo headers other than `:authority` and `:method` are not headers to the evaluator.
+fn pseudo_header(key: &str) -> Option<(String, &'static str)> {
+    let name = key.strip_prefix("request.headers[")?.strip_suffix(']')?;
+    if !name.starts_with(':') || [":authority", ":method"].iter().any(|n| name.eq_ignore_ascii_case(n)) {
+        return None;
+    }
+    Some((
+        format!("a condition on the pseudo header `{}` is not enforced", shorten(name)),
+        "use `to.operation.methods` or `to.operation.paths`",
+    ))
+}
+
+/// Ports that `to` demands beside those that the condition demands.
+fn other_ports(report: &mut Report<'_>, rule: &Node, condition: &Node, at: Place) {
+    let wanted: HashSet<&str> = condition.list("values").filter_map(Node::text).collect();
+    let mut operations = rule.list("to").filter_map(|to| to.get("operation")).peekable();
+    let excludes = |operation: &Node| {
+        let mut ports = operation.list("ports").filter_map(Node::text).peekable();
+        ports.peek().is_some() && !ports.any(|port| wanted.contains(port))
+    };
+    if !wanted.is_empty() && operations.peek().is_some() && operations.all(excludes) {
+        let reason = "`ports` of this rule's operations and `destination.port` have no port in common, so that the rule never matches";
+        report.warning(problem::TCP_PORT_RULE, at, reason, "say the port in one place");
     }
 }
 
@@ -159,12 +208,12 @@ fn check_values(report: &mut Report<'_>, condition: &Node, key: &str, form: Form
                 values::trust_domain_pattern(text, "TrustDomains").map(|why| (problem::BAD_TRUST_DOMAIN, why))
             }
             Form::Principal => {
-                policies::principal(report, value, text);
+                advice::principal(report, value, text);
                 None
             }
             Form::Text => {
                 if key.starts_with("request.headers") || key == "connection.sni" {
-                    policies::middle_wildcard(report, value, text);
+                    advice::middle_wildcard(report, value, text);
                 }
                 None
             }

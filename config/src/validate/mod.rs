@@ -4,24 +4,31 @@
 //! Istio's own messages are contained in the reasons, since people search for them.
 use crate::{
     documents::{
-        AuthorizationPolicy, Documents,
-        authorization_policy::Action,
+        Documents,
         parse::{Node, Place},
         report::Report,
     },
     problem::{self, Problem, Severity},
 };
 
+mod advice;
 mod conditions;
+mod coverage;
+mod hyphens;
 mod mesh;
 mod objects;
 mod peers;
 mod pods;
 mod policies;
+mod policy_tests;
+mod ports;
+mod references;
 mod relations;
+mod suppressions;
 mod values;
 
 pub use relations::relations;
+pub(crate) use suppressions::suppressed;
 
 /// Values of one document.
 pub(crate) fn document(report: &mut Report<'_>, kind: &str, node: &Node) {
@@ -30,6 +37,7 @@ pub(crate) fn document(report: &mut Report<'_>, kind: &str, node: &Node) {
         "Service" => objects::service(report, node),
         "Deployment" => pods::deployment(report, node),
         "Pod" => pods::pod(report, node),
+        "PolicyTest" => policy_tests::policy_test(report, node),
         "PeerAuthentication" => peers::peer_authentication(report, node),
         "AuthorizationPolicy" => policies::authorization_policy(report, node),
         _ => {}
@@ -69,41 +77,6 @@ pub fn runnable(documents: &Documents) -> Vec<Problem> {
     }
     problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     problems
-}
-
-/// What a policy asks for and Postern does not enforce yet, as (field, reason). A policy with any of these must be
-/// refused: applied in part it would protect less than it says.
-pub fn not_enforced(policy: &AuthorizationPolicy) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut refuse = |field: String, what: &str| found.push((field, format!("{what} is not enforced yet")));
-    match policy.action {
-        Action::Custom => refuse("spec.action".into(), "action CUSTOM"),
-        Action::Audit => refuse("spec.action".into(), "action AUDIT"),
-        Action::Allow | Action::Deny => {}
-    }
-    if policy.dry_run {
-        refuse(format!("metadata.annotations.{}", crate::documents::DRY_RUN), "dry run");
-    }
-    for (r, rule) in policy.rules.iter().enumerate() {
-        for (f, from) in rule.from.iter().enumerate() {
-            let at = |field: &str| format!("spec.rules[{r}].from[{f}].source.{field}");
-            if !from.source.request_principals.is_empty() {
-                refuse(at("requestPrincipals"), "requestPrincipals (tokens)");
-            }
-            if !from.source.not_request_principals.is_empty() {
-                refuse(at("notRequestPrincipals"), "notRequestPrincipals (tokens)");
-            }
-        }
-        for (w, when) in rule.when.iter().enumerate() {
-            let field = || format!("spec.rules[{r}].when[{w}].key");
-            if when.key.starts_with("request.auth.") {
-                refuse(field(), "a condition on request.auth.* (tokens)");
-            } else if when.key.starts_with("experimental.envoy.") {
-                refuse(field(), "a condition on experimental.envoy.* (Envoy's filter metadata)");
-            }
-        }
-    }
-    found
 }
 
 /// The place of a path such as `spec.rules[0].when[1].key`: its key, or as deep as the path leads.

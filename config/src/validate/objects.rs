@@ -1,5 +1,5 @@
 //! Metadata of all kinds, label selectors, and Services.
-use super::values;
+use super::{suppressions, values};
 use crate::{
     documents::{
         DRY_RUN, go_bool,
@@ -36,11 +36,20 @@ pub fn metadata(report: &mut Report<'_>, kind: &str, node: &Node) {
             );
         }
     }
+    suppressions::check(report, node);
     inject_wish(report, meta);
     let dry_run = meta.get("annotations").and_then(|annotations| annotations.get(DRY_RUN));
     if let Some(text) = dry_run.and_then(Node::text) {
         let at = dry_run.map_or(meta.place, |node| node.place);
-        if kind != "AuthorizationPolicy" {
+        if kind == "PeerAuthentication" {
+            let reason = format!("{DRY_RUN} on a PeerAuthentication: it would be enforced, not tried");
+            report.error(
+                problem::BAD_ACTION,
+                at,
+                reason,
+                "remove the annotation; only AuthorizationPolicies can be tried out",
+            );
+        } else if kind != "AuthorizationPolicy" {
             report.warning(
                 problem::NO_EFFECT,
                 at,

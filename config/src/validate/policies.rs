@@ -1,6 +1,6 @@
 //! AuthorizationPolicy: Istio's webhook rules with its messages (reference 2.13), what is not enforced yet, and advice
 //! on mistakes that Istio lets pass.
-use super::{conditions, not_enforced, objects, place_of, values};
+use super::{advice, conditions, coverage, hyphens, objects, place_of, values};
 use crate::{
     documents::{
         AuthorizationPolicy,
@@ -51,18 +51,13 @@ const TCP_SOURCES: &[&str] = &[
     "notRemoteIpBlocks",
 ];
 
+/// What to do about a part that is not enforced.
+pub const NOT_ENFORCED_HINT: &str =
+    "take it out, or wait for the release that enforces it; Postern refuses what it would otherwise ignore";
+
 /// `AuthorizationPolicy`.
 pub fn authorization_policy(report: &mut Report<'_>, node: &Node) {
     let policy = crate::documents::decode_policy(node);
-    for (field, reason) in not_enforced(&policy) {
-        let hint = "take it out, or wait for the release that enforces it; Postern refuses what it would otherwise ignore";
-        report.error(
-            problem::FIELD_NOT_ENFORCED,
-            place_of(node, &field),
-            format!("{reason} ({field})"),
-            hint,
-        );
-    }
     let Some(spec) = node.get("spec") else { return };
     objects::istio_selector(report, spec);
     targets(report, spec);
@@ -71,7 +66,7 @@ pub fn authorization_policy(report: &mut Report<'_>, node: &Node) {
         let reason = format!("rules must have at most {MAX_ENTRIES} items");
         report.error(problem::OUT_OF_RANGE, place_of(spec, "rules"), reason, "split the policy");
     }
-    let custom = spec.string("action") == "CUSTOM";
+    let word = spec.get("action").and_then(Node::text).unwrap_or("ALLOW");
     for (index, rule) in spec.list("rules").enumerate() {
         if rule.is_null() {
             let reason = format!("`rule` must not be nil, found at rule {index}");
@@ -83,12 +78,14 @@ pub fn authorization_policy(report: &mut Report<'_>, node: &Node) {
             );
             continue;
         }
-        sides(report, rule, index, custom);
-        conditions::check(report, rule, custom);
-        if spec.string("action") == "DENY" {
+        sides(report, rule, index, word);
+        conditions::check(report, rule, word == "CUSTOM");
+        if word == "DENY" {
             tcp_widening(report, rule);
         }
     }
+    hyphens::check(report, spec);
+    coverage::check(report, spec, &policy);
 }
 
 fn targets(report: &mut Report<'_>, spec: &Node) {
@@ -145,6 +142,12 @@ fn action(report: &mut Report<'_>, spec: &Node, policy: &AuthorizationPolicy) {
     let word = spec.get("action").and_then(Node::text).unwrap_or("ALLOW");
     let at = spec.entry("action").map_or(spec.place, |(key, _)| key.place);
     if word == "CUSTOM" {
+        report.error(
+            problem::FIELD_NOT_ENFORCED,
+            at,
+            "action CUSTOM is not enforced yet (spec.action)",
+            NOT_ENFORCED_HINT,
+        );
         if policy.provider.as_deref().is_none_or(str::is_empty) {
             report.error(
                 problem::BAD_ACTION,
@@ -159,6 +162,15 @@ fn action(report: &mut Report<'_>, spec: &Node, policy: &AuthorizationPolicy) {
             format!("`provider` must not be with non CUSTOM action, found {word} (provider `{name}`)");
         report.error(problem::BAD_ACTION, key.place, reason, "remove `provider`");
     }
+    if policy.dry_run && matches!(word, "AUDIT" | "CUSTOM") {
+        let reason = format!("dry run (annotation istio.io/dry-run) does not go with action {word}");
+        report.error(
+            problem::BAD_ACTION,
+            at,
+            reason,
+            "remove the annotation; only ALLOW and DENY can be tried out",
+        );
+    }
     let has_rules = spec.list("rules").next().is_some();
     if !has_rules && matches!(word, "DENY" | "CUSTOM") {
         let reason = format!(
@@ -169,11 +181,12 @@ fn action(report: &mut Report<'_>, spec: &Node, policy: &AuthorizationPolicy) {
 }
 
 /// `from` and `to` of a rule.
-fn sides(report: &mut Report<'_>, rule: &Node, index: usize, custom: bool) {
+fn sides(report: &mut Report<'_>, rule: &Node, index: usize, action: &str) {
+    let custom = action == "CUSTOM";
     for (side, part) in [("from", "source"), ("to", "operation")] {
         let Some((key, list)) = rule.entry(side) else { continue };
         empty_list(report, key, list);
-        if list.items().count() > MAX_ENTRIES {
+        if side == "from" && list.items().count() > MAX_ENTRIES {
             let reason = format!("{side} must have at most {MAX_ENTRIES} items");
             report.error(problem::OUT_OF_RANGE, key.place, reason, "split the rule");
         }
@@ -195,6 +208,17 @@ fn sides(report: &mut Report<'_>, rule: &Node, index: usize, custom: bool) {
             for (key, list) in fields.entries() {
                 empty_list(report, key, list);
                 field(report, key, list, custom);
+                match key.text.as_str() {
+                    "hosts" | "notHosts" => advice::hosts(report, key, list, action),
+                    "requestPrincipals" if !custom => {
+                        advice::needs_token(report, key.place, &key.text, false)
+                    }
+                    "notRequestPrincipals" if !custom => {
+                        advice::needs_token(report, key.place, &key.text, true)
+                    }
+                    _ => {}
+                }
+                advice::contradiction(report, fields, &key.text, &format!("not{}", capitalized(&key.text)));
             }
             if side == "from" {
                 accounts(report, fields, index);
@@ -204,7 +228,7 @@ fn sides(report: &mut Report<'_>, rule: &Node, index: usize, custom: bool) {
 }
 
 /// YAML's `[]` is the same as nothing, which is rarely what was meant.
-fn empty_list(report: &mut Report<'_>, key: &Key, list: &Node) {
+pub fn empty_list(report: &mut Report<'_>, key: &Key, list: &Node) {
     if matches!(&list.value, Value::List(items) if items.is_empty()) {
         let reason =
             format!("`{}: []` is the same as leaving it out: it matches anything", shorten(&key.text));
@@ -233,7 +257,7 @@ fn field(report: &mut Report<'_>, key: &Key, list: &Node, custom: bool) {
             continue;
         }
         match bare.as_str() {
-            "principals" => principal(report, value, text),
+            "principals" => advice::principal(report, value, text),
             "trustDomains" => {
                 refuse(report, value, problem::BAD_TRUST_DOMAIN, values::trust_domain_pattern(text, &name))
             }
@@ -245,8 +269,7 @@ fn field(report: &mut Report<'_>, key: &Key, list: &Node, custom: bool) {
             }
             "ports" => refuse(report, value, problem::BAD_PORT, values::policy_port(text)),
             "paths" => path(report, value, text, &name),
-            "methods" => method(report, value, text),
-            "hosts" => host(report, value, text),
+            "methods" => advice::method(report, value, text),
             _ => {}
         }
     }
@@ -265,88 +288,18 @@ pub fn refuse(report: &mut Report<'_>, value: &Node, code: &'static str, why: Op
     report.error(code, value.place, shorten_long(why), hint);
 }
 
-/// A value that Istio would never match.
-pub fn principal(report: &mut Report<'_>, value: &Node, text: &str) {
-    if let Some(rest) = text.strip_prefix("spiffe://") {
-        let reason = "a principal is written without `spiffe://`; with it, it never matches";
-        report.warning(problem::SPIFFE_PREFIX, value.place, reason, format!("write \"{}\"", shorten(rest)));
-    } else {
-        middle_wildcard(report, value, text);
-    }
-}
-
 fn path(report: &mut Report<'_>, value: &Node, text: &str, name: &str) {
     if let Some(why) = values::path_template(text, name) {
         return refuse(report, value, problem::BAD_TEMPLATE, Some(why));
     }
-    if text.starts_with('/') || text.starts_with('*') {
-        if !values::is_template(text) {
-            middle_wildcard(report, value, text);
-        }
-        return;
-    }
-    let reason = format!("path `{}` does not begin with `/`, so that it never matches", shorten(text));
-    let hint = format!("write \"/{}\"", shorten(text));
-    if values::is_template(text) {
+    let template = values::is_template(text);
+    if template && !text.starts_with('/') {
         // Envoy refuses the whole configuration for such a template.
-        report.error(problem::BAD_TEMPLATE, value.place, reason, hint);
-    } else {
-        report.warning(problem::RELATIVE_PATH, value.place, reason, hint);
+        let reason = format!("path `{}` does not begin with `/`, so that it never matches", shorten(text));
+        let hint = format!("write \"/{}\"", shorten(text));
+        return report.error(problem::BAD_TEMPLATE, value.place, reason, hint);
     }
-}
-
-fn method(report: &mut Report<'_>, value: &Node, text: &str) {
-    if text.chars().any(|c| c.is_ascii_lowercase()) {
-        let reason = format!(
-            "method `{}` is not in upper case; methods are case-sensitive, so that it never matches",
-            shorten(text)
-        );
-        report.warning(
-            problem::METHOD_CASE,
-            value.place,
-            reason,
-            format!("write \"{}\"", shorten(&text.to_uppercase())),
-        );
-    }
-    middle_wildcard(report, value, text);
-}
-
-fn host(report: &mut Report<'_>, value: &Node, text: &str) {
-    let inner = text.strip_prefix('*').unwrap_or(text);
-    let inner = inner.strip_suffix('*').unwrap_or(inner);
-    let both = text.len() > 1 && text.starts_with('*') && text.ends_with('*');
-    if inner.contains('*') || both {
-        let reason = format!(
-            "host `{}` has more than one wildcard, or one in the middle; the others are literal asterisks",
-            shorten(text)
-        );
-        report.warning(
-            problem::HOST_PATTERN,
-            value.place,
-            reason,
-            "list the hosts, with and without the port",
-        );
-    }
-}
-
-/// `*` counts only as the first or the last character.
-pub fn middle_wildcard(report: &mut Report<'_>, value: &Node, text: &str) {
-    let inner = match text.strip_prefix('*') {
-        Some(rest) => rest,
-        None => text.strip_suffix('*').unwrap_or(text),
-    };
-    if inner.contains('*') {
-        let reason = format!(
-            "`{}`: a `*` that is not the first or the last character is a literal asterisk",
-            shorten(text)
-        );
-        report.warning(
-            problem::MIDDLE_WILDCARD,
-            value.place,
-            reason,
-            "use one prefix or suffix pattern, or a path template such as /a/{*}/b",
-        );
-    }
+    advice::path(report, value, text, template);
 }
 
 /// How many, and not beside the fields that say the same.

@@ -1,16 +1,22 @@
 //! What is wrong between documents: names used twice, references that lead nowhere, scopes that overlap.
+use super::{ports, references};
 use crate::{
     documents::{
-        Documents, Located, Metadata, Origin, Pod,
+        AuthorizationPolicy, Documents, Located, Metadata, Origin, Pod,
         kubernetes::{TargetPort, injected},
     },
     problem::{self, Problem, Severity},
+    select::by_age,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
+};
 
 /// Every finding that needs more than one document, over all files.
 pub fn relations(documents: &Documents) -> Vec<Problem> {
-    let mut found = Relations { documents, problems: Vec::new(), pods: Pods::of(documents) };
+    let mut found =
+        Relations { documents, pods: Pods::of(documents), problems: Vec::new(), kept: HashMap::new() };
     found.twice("Namespace", &documents.namespaces, |d| &d.metadata);
     found.twice("ServiceAccount", &documents.service_accounts, |d| &d.metadata);
     found.twice("Service", &documents.services, |d| &d.metadata);
@@ -22,20 +28,38 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     found.services();
     found.peer_authentications();
     found.authorization_policies();
-    found.problems
+    found.same_policies();
+    references::check(&mut found);
+    ports::check(&mut found);
+    found.finish()
 }
 
 type Labels = BTreeMap<String, String>;
 
+/// Findings of one file that are kept.
+const MAX_FINDINGS: usize = 200;
+/// Pods, ports and rules that are looked at, over all documents; far above any real folder.
+const STEPS: usize = 3_000_000;
+
+/// Pods that a selector selects, in a fixed order.
+pub(super) type Selected<'d> = Rc<Vec<&'d Pod>>;
+
 /// All pods by namespace, and by one of their labels, so that ten thousand selectors do not scan ten thousand pods.
-struct Pods<'d> {
-    by_namespace: HashMap<&'d str, Vec<&'d Pod>>,
+pub(super) struct Pods<'d> {
+    by_namespace: BTreeMap<&'d str, Vec<&'d Pod>>,
     by_label: HashMap<(&'d str, &'d str), Vec<&'d Pod>>,
+    known: HashMap<(Option<String>, Labels), Selected<'d>>,
+    steps: usize,
 }
 
 impl<'d> Pods<'d> {
     fn of(documents: &'d Documents) -> Self {
-        let mut pods = Self { by_namespace: HashMap::new(), by_label: HashMap::new() };
+        let mut pods = Self {
+            by_namespace: BTreeMap::new(),
+            by_label: HashMap::new(),
+            known: HashMap::new(),
+            steps: STEPS,
+        };
         let templates = documents.deployments.iter().map(|d| &d.value.template);
         for pod in templates.chain(documents.pods.iter().map(|p| &p.value)) {
             pods.by_namespace.entry(&pod.metadata.namespace).or_default().push(pod);
@@ -46,39 +70,114 @@ impl<'d> Pods<'d> {
         pods
     }
 
-    /// Pods of `namespace` (of all when `None`) with all of these labels.
-    fn selected(&self, namespace: Option<&str>, selector: &Labels) -> Vec<&'d Pod> {
+    /// Takes `steps` of what may be looked at; `None` when that is used up.
+    pub(super) fn spend(&mut self, steps: usize) -> Option<()> {
+        match self.steps.checked_sub(steps.max(1)) {
+            Some(left) => self.steps = left,
+            None => self.steps = 0,
+        }
+        (self.steps > 0).then_some(())
+    }
+
+    /// Pods of `namespace` (of all when `None`) with all of these labels; `None` when too much was looked at already.
+    pub(super) fn selected(&mut self, namespace: Option<&str>, selector: &Labels) -> Option<Selected<'d>> {
+        let key = (namespace.map(str::to_owned), selector.clone());
+        if let Some(known) = self.known.get(&key) {
+            let known = Rc::clone(known);
+            self.spend(known.len())?;
+            return Some(known);
+        }
         let empty = Vec::new();
         let rarest = selector
             .iter()
             .map(|(key, value)| self.by_label.get(&(key.as_str(), value.as_str())).unwrap_or(&empty))
             .min_by_key(|pods| pods.len());
-        let candidates = match (rarest, namespace) {
-            (Some(pods), _) => pods.clone(),
-            (None, Some(namespace)) => self.by_namespace.get(namespace).cloned().unwrap_or_default(),
-            (None, None) => self.by_namespace.values().flatten().copied().collect(),
-        };
-        let matches = |pod: &&Pod| {
+        let matches = |pod: &&&'d Pod| {
             namespace.is_none_or(|namespace| pod.metadata.namespace == namespace)
                 && selector.iter().all(|(key, value)| pod.metadata.labels.get(key) == Some(value))
         };
-        candidates.into_iter().filter(matches).collect()
+        let (looked, found): (usize, Vec<&'d Pod>) = match (rarest, namespace) {
+            (Some(pods), _) => (pods.len(), pods.iter().filter(matches).copied().collect()),
+            (None, Some(namespace)) => {
+                let pods = self.by_namespace.get(namespace).unwrap_or(&empty);
+                (pods.len(), pods.clone())
+            }
+            (None, None) => {
+                let all: Vec<&'d Pod> = self.by_namespace.values().flatten().copied().collect();
+                (all.len(), all)
+            }
+        };
+        let found = Rc::new(found);
+        self.known.insert(key, Rc::clone(&found));
+        self.spend(looked)?;
+        Some(found)
     }
 }
 
-struct Relations<'d> {
-    documents: &'d Documents,
+pub(super) struct Relations<'d> {
+    pub(super) documents: &'d Documents,
+    pub(super) pods: Pods<'d>,
     problems: Vec<Problem>,
-    pods: Pods<'d>,
+    kept: HashMap<String, usize>,
 }
 
 impl<'d> Relations<'d> {
     fn error(&mut self, code: &'static str, at: (&Origin, &str), reason: String, hint: impl Into<String>) {
-        self.problems.push(self.documents.places.problem(Severity::Error, code, at, reason, hint));
+        self.add(Severity::Error, code, at, reason, hint.into());
     }
 
-    fn warning(&mut self, code: &'static str, at: (&Origin, &str), reason: String, hint: impl Into<String>) {
-        self.problems.push(self.documents.places.problem(Severity::Warning, code, at, reason, hint));
+    pub(super) fn warning(
+        &mut self,
+        code: &'static str,
+        at: (&Origin, &str),
+        reason: String,
+        hint: impl Into<String>,
+    ) {
+        if !self.documents.places.is_suppressed(at.0, code) {
+            self.add(Severity::Warning, code, at, reason, hint.into());
+        }
+    }
+
+    /// Errors are always kept once, so that a refused folder never looks accepted.
+    fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        at: (&Origin, &str),
+        reason: String,
+        hint: String,
+    ) {
+        let kept = self.kept.entry(at.0.file.clone()).or_default();
+        *kept += 1;
+        let (severity, code, reason, hint) =
+            match *kept {
+                0..=MAX_FINDINGS => (severity, code, reason, hint),
+                _ if severity == Severity::Error || *kept == MAX_FINDINGS + 1 => {
+                    if self.problems.iter().rev().any(|p| {
+                        p.code == problem::TOO_LARGE && p.file == at.0.file && p.severity == severity
+                    }) {
+                        return;
+                    }
+                    let reason =
+                        "there are more findings between this file and the others, which are not shown";
+                    (severity, problem::TOO_LARGE, reason.into(), "repair the ones above first".into())
+                }
+                _ => return,
+            };
+        self.problems.push(self.documents.places.problem(severity, code, at, reason, hint));
+    }
+
+    /// What was not looked for since the folder is too large is said.
+    fn finish(mut self) -> Vec<Problem> {
+        if self.pods.steps == 0 {
+            let origin = self.documents.authorization_policies.first().map(|p| &p.origin);
+            let origin =
+                origin.or(self.documents.services.first().map(|s| &s.origin)).cloned().unwrap_or_default();
+            let reason =
+                "the folder has so many pods, services and policies that some advice was not looked for";
+            self.warning(problem::TOO_LARGE, (&origin, ""), reason.into(), "check it in parts");
+        }
+        self.problems
     }
 
     fn twice<T>(&mut self, kind: &str, list: &'d [Located<T>], metadata: impl Fn(&T) -> &Metadata) {
@@ -149,13 +248,16 @@ impl<'d> Relations<'d> {
                 continue;
             }
             let meta = &service.metadata;
-            let pods = self.pods.selected(Some(&meta.namespace), &service.selector);
+            let Some(pods) = self.pods.selected(Some(&meta.namespace), &service.selector) else { return };
             if pods.is_empty() {
                 self.selects_nothing(origin, "Service", meta);
                 continue;
             }
             for (i, port) in service.ports.iter().enumerate() {
                 let TargetPort::Name(name) = &port.target else { continue };
+                if self.pods.spend(pods.len()).is_none() {
+                    return;
+                }
                 let names: BTreeSet<&str> = pods
                     .iter()
                     .flat_map(|pod| &pod.spec.containers)
@@ -214,8 +316,79 @@ impl<'d> Relations<'d> {
                 let hint =
                     "put it into the workload's namespace, or remove the selector to set the mesh's mode";
                 self.warning(problem::NO_EFFECT, (origin, "spec.selector"), reason, hint);
-            } else if self.pods.selected(Some(&meta.namespace), &policy.selector).is_empty() {
-                self.selects_nothing(origin, "PeerAuthentication", meta);
+            } else {
+                let Some(pods) = self.pods.selected(Some(&meta.namespace), &policy.selector) else { return };
+                if pods.is_empty() {
+                    self.selects_nothing(origin, "PeerAuthentication", meta);
+                }
+            }
+        }
+        self.shadowed();
+    }
+
+    /// Of several PeerAuthentications that select one pod, only the oldest counts; their ports are not merged.
+    fn shadowed(&mut self) {
+        let documents = self.documents;
+        let mut policies: Vec<_> = documents
+            .peer_authentications
+            .iter()
+            .filter(|p| {
+                !p.value.selector.is_empty() && p.value.metadata.namespace != documents.mesh.root_namespace
+            })
+            .collect();
+        policies.sort_by(|a, b| by_age(&a.value.metadata, &b.value.metadata));
+        let mut oldest: HashMap<*const Pod, &str> = HashMap::new();
+        for policy in policies {
+            let meta = &policy.value.metadata;
+            let Some(pods) = self.pods.selected(Some(&meta.namespace), &policy.value.selector) else {
+                return;
+            };
+            let mut older = None;
+            for pod in pods.iter() {
+                let chosen = oldest.entry(std::ptr::from_ref(*pod)).or_insert(&meta.name);
+                if *chosen != meta.name {
+                    older = older.or(Some((*chosen, pod.metadata.name.as_str())));
+                }
+            }
+            if let Some((older, pod)) = older {
+                let reason = format!(
+                    "PeerAuthentication {}/{} does not count for `{pod}`: `{older}` selects it, too, and is older (or first by name)",
+                    meta.namespace, meta.name
+                );
+                let hint = "put both into one document: modes and ports of several are not merged";
+                self.warning(problem::NO_EFFECT, (&policy.origin, "spec.selector"), reason, hint);
+            }
+        }
+    }
+
+    /// Policies that differ in nothing but their names.
+    fn same_policies(&mut self) {
+        let mut first: HashMap<String, &AuthorizationPolicy> = HashMap::new();
+        for document in &self.documents.authorization_policies {
+            let policy = &document.value;
+            let what = (
+                &policy.metadata.namespace,
+                &policy.selector,
+                policy.action,
+                policy.dry_run,
+                policy.has_target_refs,
+                &policy.rules,
+            );
+            let text = serde_json::to_string(&what).unwrap_or_default();
+            let Some(first) = first.get(&text) else {
+                first.insert(text, policy);
+                continue;
+            };
+            if first.metadata.name != policy.metadata.name {
+                let reason = format!(
+                    "AuthorizationPolicy {}/{} says the same as {}/{}",
+                    policy.metadata.namespace,
+                    policy.metadata.name,
+                    first.metadata.namespace,
+                    first.metadata.name
+                );
+                let at = (&document.origin, "metadata.name");
+                self.warning(problem::SAME_POLICY, at, reason, "remove one of the two");
             }
         }
     }
@@ -235,7 +408,7 @@ impl<'d> Relations<'d> {
             if policy.selector.is_empty() {
                 continue; // also for pods that come later
             }
-            let pods = self.pods.selected(namespace, &policy.selector);
+            let Some(pods) = self.pods.selected(namespace, &policy.selector) else { return };
             if pods.is_empty() {
                 self.selects_nothing(origin, "AuthorizationPolicy", meta);
             } else if !pods

@@ -175,6 +175,7 @@ pub fn path_template(path: &str, field: &str) -> Option<String> {
     let trimmed = path.trim_matches('/');
     let refuse =
         |why: String| Some(format!("invalid or unsupported path {trimmed}, found in {field}. {why}"));
+    let template = is_template(path);
     let mut last_operator = false;
     for segment in trimmed.split('/') {
         match segment {
@@ -184,7 +185,7 @@ pub fn path_template(path: &str, field: &str) -> Option<String> {
             _ if segment.contains(['{', '}']) => {
                 return refuse("Contains '{' or '}' beyond a supported path template".into());
             }
-            _ if is_template(path) && !literal(segment) => {
+            _ if template && !literal(segment) => {
                 return refuse(format!("Contains segment {segment} with invalid string literal"));
             }
             _ => {}

@@ -6,7 +6,7 @@ use postern_config::documents::{
     AuthorizationPolicy, Documents, Located, MeshConfig, Metadata, PeerAuthentication,
     peer_authentication::MtlsMode,
 };
-use postern_config::{Facts, HttpFacts, InboundSpec, Snapshot, snapshot::Workload};
+use postern_config::{Claims, Facts, HttpFacts, InboundSpec, Snapshot, snapshot::Workload};
 use postern_identity::SpiffeId;
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -99,6 +99,7 @@ pub struct Call {
     pub path: String,
     pub host: String,
     pub headers: HeaderMap,
+    pub claims: Option<Claims>,
 }
 
 /// `checkout-api` POSTs to `/v1/charges` of `payments-api`.
@@ -115,6 +116,7 @@ pub fn call() -> Call {
         path: "/v1/charges".into(),
         host: "payments-api.payments:80".into(),
         headers: HeaderMap::new(),
+        claims: None,
     }
 }
 
@@ -162,6 +164,12 @@ impl Call {
         self
     }
 
+    /// Of a verified token.
+    pub fn claims(mut self, payload: serde_json::Value) -> Self {
+        self.claims = Some(Claims::new(payload.as_object().expect("claims are an object").clone()));
+        self
+    }
+
     pub fn addresses(mut self, source: &str, remote: &str, destination: &str) -> Self {
         self.source_ip = source.parse().unwrap();
         self.remote_ip = remote.parse().unwrap();
@@ -173,6 +181,7 @@ impl Call {
         let http =
             HttpFacts { method: &self.method, path: &self.path, host: &self.host, headers: &self.headers };
         Facts {
+            claims: self.claims.as_ref(),
             peer: self.peer.as_ref(),
             source_ip: self.source_ip,
             remote_ip: self.remote_ip,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod decisions;
+mod differential;
 mod explanations;
 mod fields;
 mod given;
@@ -9,6 +10,8 @@ mod identity_patterns;
 mod modes;
 mod path_normalization;
 mod properties;
+mod random;
 mod refusals;
 mod selection;
 mod tcp;
+mod trials;

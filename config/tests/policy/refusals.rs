@@ -20,13 +20,12 @@ fn check(input: AuthorizationPolicy, expected: &str) {
 
 #[test]
 fn actions_that_are_not_enforced_yet() {
-    check(policy("payments", "a", Audit, "[{}]"), "action AUDIT is not enforced");
     let mut custom = policy("payments", "a", Custom, "[{}]");
     custom.provider = Some("opa".into());
     check(custom, "action CUSTOM is not enforced");
-    let mut dry = allow("[{}]");
+    let mut dry = policy("payments", "a", Audit, "[{}]");
     dry.dry_run = true;
-    check(dry, "dry run");
+    check(dry, "dry run (annotation istio.io/dry-run) does not go with action AUDIT");
     let mut stray = allow("[{}]");
     stray.provider = Some("opa".into());
     check(stray, "`provider` must not be with non CUSTOM action");
@@ -35,10 +34,6 @@ fn actions_that_are_not_enforced_yet() {
 #[test]
 fn fields_and_keys_that_are_not_enforced_yet() {
     for rule in [
-        "{from: [{source: {requestPrincipals: ['*']}}]}",
-        "{from: [{source: {notRequestPrincipals: ['*']}}]}",
-        "{when: [{key: request.auth.principal, values: ['*']}]}",
-        "{when: [{key: 'request.auth.claims[id]', values: [a]}]}",
         "{when: [{key: 'experimental.envoy.filters.a.b[c]', values: [d]}]}",
         "{when: [{key: 'request.headers[:path]', values: [/a]}]}",
     ] {
@@ -103,6 +98,9 @@ fn when_keys_that_are_rejected() {
         ("{key: 'request.headersbad]', values: [a]}", "should have format a[b]"),
         ("{key: request.headers, values: [a]}", "should have format a[b]"),
         ("{key: 'request.headers[[good]]', values: [a]}", "can not be the name of a header"),
+        ("{key: 'request.auth.claims[]', values: [a]}", "should have format a[b]"),
+        ("{key: request.auth.claims, values: [a]}", "should have format a[b]"),
+        ("{key: request.auth.other, values: [a]}", "unknown attribute: request.auth.other"),
         ("{key: destination.ip, values: [a.b.c.d]}", "bad IP address"),
         ("{key: destination.port, values: [x]}", "bad port (x)"),
         ("{key: destination.port, notValues: ['-1']}", "bad port (-1)"),
@@ -126,7 +124,9 @@ fn when_keys_that_are_accepted() {
         "{key: source.principal, values: [a]}", "{key: source.serviceAccount, values: [ns/sa, sa]}",
         "{key: source.trustDomain, values: [cluster.local, '*', 'foo*', '*bar']}",
         "{key: destination.ip, values: [1.2.3.4]}", "{key: destination.port, values: ['80', '90']}",
-        "{key: connection.sni, values: [a]}",
+        "{key: connection.sni, values: [a]}", "{key: request.auth.principal, values: [a]}",
+        "{key: request.auth.audiences, values: [a]}", "{key: request.auth.presenter, values: [a]}",
+        "{key: 'request.auth.claims[id]', values: [a]}", "{key: 'request.auth.claims[a][b]', notValues: [a]}",
     ];
     for condition in table {
         snapshot(vec![allow(&format!("[{{when: [{condition}]}}]"))]);

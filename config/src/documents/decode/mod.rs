@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 pub mod istio;
 pub mod kubernetes;
 pub mod mesh_config;
+pub mod policy_test;
 
 /// The texts of a list of scalars.
 fn strings(node: Option<&Node>) -> Vec<String> {

@@ -7,6 +7,7 @@ use crate::problem;
 
 pub mod istio;
 pub mod kubernetes;
+pub mod postern;
 
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]
