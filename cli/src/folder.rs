@@ -76,10 +76,12 @@ pub fn locate(directory: &Path) -> Result<PathBuf, Failure> {
 /// The folder or a file cannot be read, or there is no YAML file in it.
 pub fn examine(directory: &Path) -> Result<Folder, Failure> {
     let mut folder = study(directory)?;
-    if !folder.has_errors() {
-        folder.problems.extend(validate::runnable(&folder.documents));
-        folder.sort();
-    }
+    // A command that could not be read looks like one that is missing, so a file with errors of its own is left alone.
+    let is_wrong = |file: &str| folder.problems.iter().any(|p| p.severity == Severity::Error && p.file == file);
+    let missing = validate::runnable(&folder.documents);
+    let missing: Vec<_> = missing.into_iter().filter(|p| !is_wrong(&p.file)).collect();
+    folder.problems.extend(missing);
+    folder.sort();
     Ok(folder)
 }
 

@@ -1,4 +1,4 @@
-//! The one binary people install, as a library: `up`, `exec`, `check`, `redirect`, `demo`, `app`.
+//! The one binary people install, as a library: `up`, `exec`, `check`, `redirect`, `demo`, `app`, and the questions about policy.
 //!
 //! `up` is the largest room: it turns a folder of YAML into a running mesh of processes. `interception` writes the
 //! redirect rules. The rest are commands and the words that they share.
@@ -9,5 +9,6 @@ pub mod demo;
 pub mod failure;
 pub mod folder;
 pub mod interception;
+pub mod policy;
 pub mod tools;
 pub mod up;

@@ -5,7 +5,7 @@ use postern::{
     app, check, demo,
     failure::{OK, USAGE},
     interception::command as redirect,
-    up,
+    policy, up,
 };
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -33,6 +33,14 @@ enum Command {
     Exec(up::attach::ExecArgs),
     /// Show everything that is wrong with a folder of YAML
     Check(check::CheckArgs),
+    /// Answer one question: may FROM call TO, and why
+    Why(Box<policy::why::WhyArgs>),
+    /// Run the policy tests of a folder
+    Test(policy::test::TestArgs),
+    /// Replay recorded traffic through two sets of policies and list what would change
+    Impact(policy::impact::ImpactArgs),
+    /// Write the least policy for recorded traffic
+    Generate(policy::generate::GenerateArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
@@ -97,6 +105,10 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(options(args.dir, &args.mesh, !args.quiet)),
         Command::Exec(args) => up::attach::run(&args),
         Command::Check(args) => ExitCode::from(check::run(&args)),
+        Command::Why(args) => ExitCode::from(policy::why::run(&args)),
+        Command::Test(args) => ExitCode::from(policy::test::run(&args)),
+        Command::Impact(args) => ExitCode::from(policy::impact::run(&args)),
+        Command::Generate(args) => ExitCode::from(policy::generate::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),

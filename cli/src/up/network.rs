@@ -55,8 +55,9 @@ impl Network {
         let ipv6 = Path::new("/proc/sys/net/ipv6").is_dir();
         // The hub routes nothing to anywhere, but as a router it tells senders so at once, instead of silence.
         set("net/ipv4/ip_forward", "1");
-        let mut batch =
-            format!("link set lo up\nlink add {BRIDGE} address {HUB_HARDWARE} type bridge\naddr add {HUB_V4}/16 dev {BRIDGE}\n");
+        let mut batch = format!(
+            "link set lo up\nlink add {BRIDGE} address {HUB_HARDWARE} type bridge\naddr add {HUB_V4}/16 dev {BRIDGE}\n"
+        );
         if ipv6 {
             prepare_ipv6();
             set("net/ipv6/conf/all/forwarding", "1");

@@ -26,7 +26,7 @@ use ::http::{Request, Response, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{
     HttpFacts, Verdict,
-    authorize::authorize,
+    authorize::judge,
     path::Normalization,
     snapshot::{Protocol, Snapshot},
 };
@@ -128,11 +128,12 @@ impl Connection {
         };
         let remote_ip = headers::remote_ip(&parts.headers, self.caller.downstream.ip());
         let facts = self.caller.facts(remote_ip, Some(http));
-        let decision = authorize(&policy.snapshot, &facts);
+        let judgement = judge(&policy.snapshot, &facts);
         if let Some(record) = record {
-            record.set_decision(&decision, &facts, &policy.version);
+            let workload = &policy.snapshot.spec().workload;
+            record.set_decision(&judgement, &facts, workload, &policy.version);
         }
-        decision.verdict
+        judgement.decision.verdict
     }
 
     /// What only we may say: who called, and where this belongs in the trace.

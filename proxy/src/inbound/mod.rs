@@ -10,7 +10,7 @@ use crate::{
     telemetry::Direction,
     traffic::{Shared, Worker},
 };
-use postern_config::{Decision, Facts, HttpFacts, authorize::authorize, snapshot::Snapshot};
+use postern_config::{Facts, HttpFacts, Judgement, authorize::judge, snapshot::Snapshot};
 use postern_identity::Peer;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -71,6 +71,7 @@ impl Caller {
     /// The facts of a decision; `http` is `None` for TCP.
     fn facts<'a>(&'a self, remote_ip: IpAddr, http: Option<HttpFacts<'a>>) -> Facts<'a> {
         Facts {
+            claims: None,
             peer: self.peer.as_ref().map(Peer::id),
             source_ip: self.downstream.ip(),
             remote_ip,
@@ -82,9 +83,9 @@ impl Caller {
     }
 
     /// Decides about the connection as such.
-    fn authorize_connection<'s>(&self, snapshot: &'s Snapshot) -> (Decision<'s>, Facts<'_>) {
+    fn authorize_connection<'s>(&self, snapshot: &'s Snapshot) -> (Judgement<'s>, Facts<'_>) {
         let facts = self.facts(self.downstream.ip(), None);
-        (authorize(snapshot, &facts), facts)
+        (judge(snapshot, &facts), facts)
     }
 
     /// What stands against this connection whatever it asks for: policy may have become STRICT since it was accepted, and

@@ -35,9 +35,9 @@ async fn decide_and_carry(
 ) -> Result<(), ProxyError> {
     {
         let policy = worker.shared.store.inbound().ok_or(ProxyError::NoSnapshot)?;
-        let (decision, facts) = caller.authorize_connection(&policy.snapshot);
-        record.set_decision(&decision, &facts, &policy.version);
-        if decision.verdict == Verdict::Deny {
+        let (judgement, facts) = caller.authorize_connection(&policy.snapshot);
+        record.set_decision(&judgement, &facts, &policy.snapshot.spec().workload, &policy.version);
+        if judgement.decision.verdict == Verdict::Deny {
             return Err(ProxyError::Denied);
         }
     }
@@ -49,8 +49,8 @@ async fn decide_and_carry(
     let mut app = app?;
     let revoked = worker.revoked(|policy| {
         caller.objection(&policy.snapshot).or_else(|| {
-            let (decision, _) = caller.authorize_connection(&policy.snapshot);
-            (decision.verdict == Verdict::Deny).then_some(ProxyError::Denied)
+            let (judgement, _) = caller.authorize_connection(&policy.snapshot);
+            (judgement.decision.verdict == Verdict::Deny).then_some(ProxyError::Denied)
         })
     });
     let mut counts = Counts::default();

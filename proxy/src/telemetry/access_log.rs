@@ -137,6 +137,7 @@ async fn next(
 pub fn line(entry: &Entry) -> String {
     let request = entry.request.as_ref();
     let decided = entry.decided.as_ref();
+    let would = decided.and_then(|decided| decided.would.as_deref());
     let line = Line {
         timestamp: OffsetDateTime::from(entry.began).format(TIMESTAMP).unwrap_or_default(),
         direction: entry.direction.as_str(),
@@ -159,6 +160,10 @@ pub fn line(entry: &Entry) -> String {
         policy: decided.and_then(|decided| decided.policy.as_deref()),
         rule: decided.and_then(|decided| decided.rule),
         decision_reason: decided.map(|decided| decided.reason),
+        would_decision: would.map(|would| if would.is_allowed { "allow" } else { "deny" }),
+        would_policy: would.and_then(|would| would.policy.as_deref()),
+        would_rule: would.and_then(|would| would.rule),
+        audit_policy: decided.and_then(|decided| decided.audit_policy.as_deref()),
         policy_version: decided.map(|decided| decided.version.as_str()),
         bytes_received: entry.bytes_received,
         bytes_sent: entry.bytes_sent,
@@ -214,6 +219,14 @@ struct Line<'a> {
     rule: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decision_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_decision: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_rule: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_policy: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     policy_version: Option<&'a str>,
     bytes_received: u64,

@@ -82,6 +82,7 @@ impl Denial {
     /// The facts again, as policy takes them. Secret headers are missing and long texts are cut.
     pub fn facts(&self) -> Facts<'_> {
         Facts {
+            claims: None,
             peer: self.peer.as_ref(),
             source_ip: self.source_ip,
             remote_ip: self.remote_ip,
@@ -149,6 +150,7 @@ mod tests {
     fn denial(id: usize, headers: &http::HeaderMap) -> Denial {
         let ip = IpAddr::from([10, 0, 0, 1]);
         let facts = Facts {
+            claims: None,
             peer: None,
             source_ip: ip,
             remote_ip: ip,

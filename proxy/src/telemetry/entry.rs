@@ -49,6 +49,23 @@ pub struct Decided {
     pub reason: &'static str,
     /// Version of the policy that decided.
     pub version: String,
+    /// What the dry-run policies would change.
+    pub would: Option<Box<Would>>,
+    /// `namespace/name` of the policy of the first AUDIT rule that matched.
+    pub audit_policy: Option<String>,
+}
+
+/// The other verdict that the dry-run policies would give, were they enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Would {
+    /// Allowed or denied then.
+    pub is_allowed: bool,
+    /// `namespace/name` of the dry-run policy that makes the difference.
+    pub policy: Option<String>,
+    /// Index of its rule; `None` when the policy denies by default.
+    pub rule: Option<usize>,
+    /// `namespace/pod` of the workload that decided.
+    pub workload: String,
 }
 
 /// Method, authority and path as decided on.

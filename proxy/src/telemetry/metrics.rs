@@ -3,7 +3,7 @@
 //! Labels come from configuration and from verified identities, never from a request, and the number of series is
 //! bounded: what comes after the bound is counted under `other`.
 
-use super::{Direction, Entry};
+use super::{Direction, Entry, entry::Would};
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -20,6 +20,8 @@ use std::{
 
 /// Series of `istio_requests_total` at most.
 pub const SERIES: usize = 2000;
+/// Series of `postern_dry_run_differences_total` at most.
+pub const DIFFERENCES: usize = 500;
 const OTHER: &str = "other";
 const UNKNOWN: &str = "unknown";
 /// Seconds; the OpenTelemetry advice for request durations.
@@ -39,6 +41,15 @@ struct RequestLabels {
     response_flags: &'static str,
     connection_security_policy: &'static str,
     decision: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DifferenceLabels {
+    source_principal: Arc<str>,
+    destination_workload: Arc<str>,
+    verdict: &'static str,
+    policy: Arc<str>,
+    rule: Arc<str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +83,9 @@ pub struct Metrics {
     // How many there are; held while a new one is made, so that the bound is exact.
     series: Mutex<usize>,
     requests: Family<RequestLabels, Counter>,
+    // As `series`, for `differences`.
+    difference_series: Mutex<usize>,
+    differences: Family<DifferenceLabels, Counter>,
     request_seconds: Histograms,
     proxy_seconds: Histograms,
     tcp_received: Family<ReporterLabels, Counter>,
@@ -101,6 +115,8 @@ impl Default for Metrics {
             registry: Registry::default(),
             series: Mutex::new(0),
             requests: Family::default(),
+            difference_series: Mutex::new(0),
+            differences: Family::default(),
             request_seconds,
             proxy_seconds,
             tcp_received: Family::default(),
@@ -146,6 +162,9 @@ impl Metrics {
             },
         };
         self.count_request(labels);
+        if let Some(would) = entry.decided.as_ref().and_then(|decided| decided.would.as_deref()) {
+            self.count_difference(entry, would);
+        }
         let labels = ProtocolLabels { reporter, request_protocol };
         if entry.request.is_some() {
             self.request_seconds.get_or_create(&labels).observe(entry.duration.as_secs_f64());
@@ -177,6 +196,32 @@ impl Metrics {
             ..labels
         };
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// A decision that the dry-run policies would have changed: by caller, workload, verdict, and the rule that stands for
+    /// the route.
+    fn count_difference(&self, entry: &Entry, would: &Would) {
+        let labels = DifferenceLabels {
+            source_principal: entry.source_principal.clone().unwrap_or_else(|| Arc::from(UNKNOWN)),
+            destination_workload: Arc::from(would.workload.as_str()),
+            verdict: if would.is_allowed { "would_allow" } else { "would_deny" },
+            policy: Arc::from(would.policy.as_deref().unwrap_or(UNKNOWN)),
+            rule: would.rule.map_or_else(|| Arc::from("none"), |rule| Arc::from(rule.to_string())),
+        };
+        let mut series = self.difference_series.lock();
+        let is_there = self.differences.get(&labels).is_some();
+        if is_there || *series < DIFFERENCES {
+            *series += usize::from(!is_there);
+            self.differences.get_or_create(&labels).inc();
+            return;
+        }
+        let labels = DifferenceLabels {
+            source_principal: Arc::from(OTHER),
+            policy: Arc::from(OTHER),
+            rule: Arc::from(OTHER),
+            ..labels
+        };
+        self.differences.get_or_create(&labels).inc();
     }
 
     /// A connection was accepted.
@@ -272,6 +317,11 @@ impl Metrics {
             "istio_requests",
             "Requests, and connections that carried none",
             self.requests.clone(),
+        );
+        registry.register(
+            "postern_dry_run_differences",
+            "Decisions that dry-run policies would change, were they enforced",
+            self.differences.clone(),
         );
         registry.register(
             "postern_request_duration_seconds",
@@ -378,6 +428,31 @@ mod tests {
         assert_eq!(series, SERIES + 1);
         let other = text.lines().find(|line| line.contains("source_principal=\"other\"")).unwrap();
         assert!(other.ends_with(" 500"), "{other}");
+    }
+
+    #[test]
+    fn dry_run_differences_are_bounded_and_none_is_lost() {
+        let metrics = Metrics::default();
+        for number in 0..DIFFERENCES + 7 {
+            let mut entry = entry(&format!("spiffe://td/ns/n/sa/{number}"));
+            let would =
+                Would { is_allowed: false, policy: Some("n/p".into()), rule: None, workload: "n/w".into() };
+            entry.decided = Some(crate::telemetry::entry::Decided {
+                is_allowed: true,
+                id: None,
+                policy: None,
+                rule: None,
+                reason: "",
+                version: String::new(),
+                would: Some(Box::new(would)),
+                audit_policy: None,
+            });
+            metrics.observe(&entry);
+        }
+        let text = metrics.encode(SystemTime::now());
+        let lines = || text.lines().filter(|line| line.starts_with("postern_dry_run_differences_total{"));
+        assert_eq!(lines().count(), DIFFERENCES + 1);
+        assert!(lines().any(|line| line.contains("policy=\"other\"") && line.ends_with(" 7")), "{text}");
     }
 
     #[test]

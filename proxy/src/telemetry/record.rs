@@ -5,11 +5,11 @@
 use super::{
     Denial, Telemetry,
     access_log::cut,
-    entry::{Decided, Direction, Entry, Request},
+    entry::{Decided, Direction, Entry, Request, Would},
     trace_context::Trace,
 };
 use crate::error::ProxyError;
-use postern_config::{Decision, Facts, Reason, RuleRef, Verdict};
+use postern_config::{Decision, Facts, Judgement, Reason, RuleRef, Verdict, snapshot::Workload};
 use postern_identity::Peer;
 use std::{
     net::SocketAddr,
@@ -143,8 +143,16 @@ impl Record {
         self.entry.as_ref()?.trace.as_ref()?.header()
     }
 
-    /// The decision with its reason. A denial makes a decision id and remembers the facts for `GET /decisions/<id>`.
-    pub fn set_decision(&mut self, decision: &Decision<'_>, facts: &Facts<'_>, policy_version: &str) {
+    /// The decision with its reason, and what dry-run and AUDIT policies have to say beside it. A denial makes a decision
+    /// id and remembers the facts for `GET /decisions/<id>`.
+    pub fn set_decision(
+        &mut self,
+        judgement: &Judgement<'_>,
+        facts: &Facts<'_>,
+        workload: &Workload,
+        policy_version: &str,
+    ) {
+        let decision = &judgement.decision;
         let is_allowed = decision.verdict == Verdict::Allow;
         let rule = match decision.reason {
             Reason::Rule(rule) => Some((policy_name(rule), rule.rule)),
@@ -158,7 +166,9 @@ impl Record {
             self.telemetry.denials().remember(denial);
         }
         let (policy, rule) = rule.unzip();
-        let decided = Decided { is_allowed, id, policy, rule, reason, version: policy_version.to_owned() };
+        let version = policy_version.to_owned();
+        let (would, audit_policy) = (would(judgement, workload), judgement.audit.map(policy_name));
+        let decided = Decided { is_allowed, id, policy, rule, reason, version, would, audit_policy };
         self.note(|entry| entry.decided = Some(decided));
     }
 
@@ -307,6 +317,18 @@ impl Stopwatch {
         let until = self.stopped.unwrap_or(now).saturating_duration_since(self.started);
         (total, until.saturating_sub(self.waited))
     }
+}
+
+/// What the dry-run policies would change; nothing in the usual case.
+fn would(judgement: &Judgement<'_>, workload: &Workload) -> Option<Box<Would>> {
+    let is_allowed = judgement.dry_run?.verdict == Verdict::Allow;
+    let blamed = judgement.would_blame();
+    Some(Box::new(Would {
+        is_allowed,
+        policy: blamed.map(|(namespace, policy, _)| format!("{namespace}/{policy}")),
+        rule: blamed.and_then(|(.., rule)| rule),
+        workload: format!("{}/{}", workload.namespace, workload.name),
+    }))
 }
 
 fn policy_name(rule: &RuleRef) -> String {

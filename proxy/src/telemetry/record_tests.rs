@@ -6,6 +6,7 @@ use crate::{
     telemetry::{Options, Writers},
 };
 use http::{HeaderMap, Method};
+use postern_config::documents::authorization_policy::Action;
 use tokio::sync::mpsc;
 
 fn address() -> SocketAddr {
@@ -114,6 +115,7 @@ async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
             let mut record = telemetry.connection(Direction::Inbound, address(), address());
             let ip = address().ip();
             let facts = Facts {
+                claims: None,
                 peer: None,
                 source_ip: ip,
                 remote_ip: ip,
@@ -123,7 +125,9 @@ async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
                 http: None,
             };
             let reason = if verdict == Verdict::Deny { Reason::DefaultDeny } else { Reason::NoPolicy };
-            record.set_decision(&Decision { verdict, reason }, &facts, "v7");
+            let decision = Decision { verdict, reason };
+            let judgement = Judgement { decision, dry_run: None, dry_run_policy: None, audit: None };
+            record.set_decision(&judgement, &facts, &Workload::default(), "v7");
             let id = record.decision_id().map(str::to_owned);
             assert_eq!(id.is_some(), verdict == Verdict::Deny);
             if let Some(id) = id {
@@ -138,6 +142,60 @@ async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
         assert_eq!(lines[0]["decision"], if is_denied { "deny" } else { "allow" });
         assert_eq!(lines[0]["policy_version"], "v7");
         assert_eq!(lines[0].get("decision_id").is_some(), is_denied);
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_difference_is_named_and_counted_and_its_absence_leaves_no_trace() {
+    let rule =
+        |policy: &str, action| RuleRef { namespace: "shop".into(), policy: policy.into(), rule: 1, action };
+    let (dry, audit) = (rule("tried", Action::Deny), rule("watched", Action::Audit));
+    let workload = Workload { namespace: "shop".into(), name: "cart-0".into(), ..Workload::default() };
+    for differs in [true, false] {
+        let mut metrics = String::new();
+        let lines = lines_of(|telemetry| {
+            let mut record = telemetry.connection(Direction::Inbound, address(), address());
+            let ip = address().ip();
+            let facts = Facts {
+                claims: None,
+                peer: None,
+                source_ip: ip,
+                remote_ip: ip,
+                destination_ip: ip,
+                destination_port: 80,
+                sni: None,
+                http: None,
+            };
+            let decision = Decision { verdict: Verdict::Allow, reason: Reason::NoPolicy };
+            let tried = Decision { verdict: Verdict::Deny, reason: Reason::Rule(&dry) };
+            let judgement = Judgement {
+                decision,
+                dry_run: differs.then_some(tried),
+                dry_run_policy: None,
+                audit: differs.then_some(&audit),
+            };
+            record.set_decision(&judgement, &facts, &workload, "v7");
+            drop(record);
+            metrics = telemetry.metrics().encode(SystemTime::now());
+        })
+        .await;
+        let counted = "postern_dry_run_differences_total{source_principal=\"unknown\",destination_workload=\"shop/cart-0\",verdict=\"would_deny\",policy=\"shop/tried\",rule=\"1\"} 1";
+        assert_eq!(metrics.contains(counted), differs, "{metrics}");
+        assert_eq!(lines[0]["decision"], "allow");
+        if differs {
+            assert_eq!(lines[0]["would_decision"], "deny");
+            assert_eq!(lines[0]["would_policy"], "shop/tried");
+            assert_eq!(lines[0]["would_rule"], 1);
+            assert_eq!(lines[0]["audit_policy"], "shop/watched");
+        } else {
+            assert!(
+                lines[0]
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .all(|key| !key.starts_with("would") && key != "audit_policy")
+            );
+        }
     }
 }
 
