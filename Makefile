@@ -45,8 +45,8 @@ e2e: build ## The demo as a test: every step is an assertion on real traffic
 	@$(POSTERN) demo manifests/examples/payments --once $(ARGS)
 
 bench: ## Micro benches, judged against benches/budgets.toml
-	@$(CARGO) bench -p postern-benches --bench authorize $(ARGS)
-	@$(CARGO) run -q -p postern-benches --bin budgets
+	@$(CARGO) run --release -q -p postern-benches --bin decisions $(ARGS)
+	@$(CARGO) run --release -q -p postern-benches --bin envoy_rbac
 
 fuzz: ## Fuzz each target for a minute (needs nightly Rust and cargo-fuzz)
 	@command -v cargo-fuzz >/dev/null || { echo 'fuzz: cargo-fuzz is missing: cargo install cargo-fuzz --locked' >&2; exit 1; }

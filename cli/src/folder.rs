@@ -77,7 +77,8 @@ pub fn locate(directory: &Path) -> Result<PathBuf, Failure> {
 pub fn examine(directory: &Path) -> Result<Folder, Failure> {
     let mut folder = study(directory)?;
     // A command that could not be read looks like one that is missing, so a file with errors of its own is left alone.
-    let is_wrong = |file: &str| folder.problems.iter().any(|p| p.severity == Severity::Error && p.file == file);
+    let is_wrong =
+        |file: &str| folder.problems.iter().any(|p| p.severity == Severity::Error && p.file == file);
     let missing = validate::runnable(&folder.documents);
     let missing: Vec<_> = missing.into_iter().filter(|p| !is_wrong(&p.file)).collect();
     folder.problems.extend(missing);

@@ -4,8 +4,8 @@
 
 pub mod bundle;
 pub mod id;
-pub mod refusal;
 mod provider;
+pub mod refusal;
 pub mod svid;
 pub mod tls;
 pub mod verify;

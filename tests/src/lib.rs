@@ -5,11 +5,15 @@
 pub mod apps;
 pub mod certificates;
 pub mod client;
+pub mod envoy;
+pub mod envoy_grid;
+pub mod envoy_rbac;
 pub mod log;
 pub mod mesh;
 pub mod ports;
 pub mod scenario;
 pub mod tree;
+pub mod up;
 
 pub use apps::{App, Received};
 pub use client::{Answer, Broken, Request};

@@ -323,6 +323,10 @@ impl Workload {
     pub fn admin(&self) -> SocketAddr {
         self.sidecar.as_ref().and_then(|s| s.addresses().admin).expect("a sidecar with an admin port")
     }
+    /// Where the sidecar's metrics are.
+    pub fn metrics(&self) -> SocketAddr {
+        self.sidecar.as_ref().and_then(|s| s.addresses().metrics).expect("a sidecar with a metrics port")
+    }
     /// The way in from outside for one of its ports.
     pub fn inbound(&self, port: u16) -> SocketAddr {
         self.inbound[&ports::real(port)]

@@ -161,6 +161,9 @@ fn error_page() -> String {
             row.code, row.help, row.fault, row.http_status, row.grpc_status, row.flag, row.public_text
         ));
     }
+    // The findings of documents follow on the same page.
+    page.push('\n');
+    page.push_str(&postern_config::problem::page());
     page
 }
 

@@ -1,0 +1,494 @@
+//! Beside Envoy: the same policies and the same requests to our evaluator and to the RBAC filters that Istio would make of
+//! the policies, in a real Envoy. They have to agree; where they do not, [`DIFFERENCES`] says why.
+//!
+//! Without Envoy (see `scripts/envoy.sh`) these tests say so and compare nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use http::{HeaderName, HeaderValue};
+use postern_config::{
+    Facts, HttpFacts, InboundSpec, Snapshot, Verdict,
+    authorize::authorize,
+    documents::{AuthorizationPolicy, MeshConfig, authorization_policy::Action},
+    path::{Normalization, normalize},
+    snapshot::Workload,
+};
+use postern_identity::SpiffeId;
+use postern_proxy::http::{canonical::canonical, headers::remote_ip};
+use postern_tests::{
+    envoy::{self, CASE, Envoy, Reply, Wire},
+    envoy_grid::{Ask, Case, PEERS, cases, policy},
+    envoy_rbac,
+};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair, SanType};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::Path,
+    sync::Arc,
+};
+
+/// At least so many pairs of policy and request have to be decided, and decided alike.
+const PAIRS: usize = 5_000;
+
+/// One kind of difference: what it is and why it is wanted, and how it is told.
+struct Difference {
+    reason: &'static str,
+    applies: fn(&Case, &Ask) -> bool,
+}
+
+/// Every way in which our decision may differ from Envoy's. Each has to occur, so the list can only get shorter.
+const DIFFERENCES: &[Difference] = &[
+    Difference {
+        reason: "a trailing dot of the host is removed before policy, and the app gets the host without it",
+        applies: |_, ask| ask.host().ends_with('.'),
+    },
+    Difference {
+        reason: "the host is put into lower case before policy, which `request.headers[:authority]` then sees, as the app does",
+        applies: |case, ask| {
+            let described = case.describe();
+            ask.host().contains(|c: char| c.is_ascii_uppercase())
+                && (described.contains("request.headers[:authority]")
+                    || described.contains("request.headers[host]"))
+        },
+    },
+    Difference {
+        reason: "`..;` is no dot segment in Istio's table of paths, and it is one in this Envoy",
+        applies: |_, ask| is_dot_segment_with_parameters(ask.path()),
+    },
+];
+
+/// How Istio sets the connection manager for each of its modes.
+fn normalization(mode: Normalization) -> Value {
+    match mode {
+        Normalization::None => json!({"normalize_path": false}),
+        Normalization::Base => json!({"normalize_path": true}),
+        Normalization::MergeSlashes => json!({"normalize_path": true, "merge_slashes": true}),
+        Normalization::DecodeAndMergeSlashes => json!({
+            "normalize_path": true,
+            "merge_slashes": true,
+            "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
+        }),
+    }
+}
+
+fn mesh_config() -> MeshConfig {
+    MeshConfig { trust_domain_aliases: vec!["old.example".into()], ..MeshConfig::default() }
+}
+
+fn compile(policies: &[AuthorizationPolicy], mesh: MeshConfig) -> Snapshot {
+    let workload =
+        Workload { namespace: "payments".into(), name: "payments-api".into(), ..Workload::default() };
+    let (ports, peer_authentications) = (vec![], vec![]);
+    let authorization_policies = policies.to_vec();
+    Snapshot::compile(InboundSpec { workload, mesh, ports, peer_authentications, authorization_policies })
+        .unwrap_or_else(|problems| panic!("{problems:#?}\n{policies:#?}"))
+}
+
+/// Listeners on free ports; a port that somebody takes in between costs another attempt.
+fn start(
+    program: &Path,
+    number: usize,
+    config: impl Fn(&[u16]) -> (Value, Vec<SocketAddr>),
+) -> (Envoy, Vec<u16>) {
+    let mut last = String::new();
+    for _ in 0..5 {
+        let ports = envoy::free_ports(number);
+        let (config, listeners) = config(&ports);
+        match Envoy::start(program, &config, &listeners) {
+            Ok(envoy) => return (envoy, ports),
+            Err(log) => last = log,
+        }
+    }
+    panic!("Envoy did not start: {last}");
+}
+
+fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
+#[test]
+fn the_evaluator_and_envoys_rbac_filter_decide_alike() {
+    let Some(program) = envoy::program() else { return };
+    let authority = Authority::new();
+    let (_envoy, ports) = start(&program, 2, |ports| {
+        let filters = envoy_rbac::filters(&[], &mesh_config());
+        let routes: Vec<Value> = cases(ports)
+            .iter()
+            .enumerate()
+            .map(|(n, case)| {
+                envoy::route(&n.to_string(), &envoy_rbac::per_route(&case.policies, &mesh_config()))
+            })
+            .collect();
+        let manager = envoy::connection_manager(&filters, &routes, &normalization(Normalization::Base));
+        // As in PERMISSIVE mode: mutual TLS and plaintext on one port.
+        let chains = [
+            json!({
+                "filter_chain_match": {"transport_protocol": "tls"},
+                "filters": [manager],
+                "transport_socket": authority.transport_socket(),
+            }),
+            json!({"filter_chain_match": {"transport_protocol": "raw_buffer"}, "filters": [manager]}),
+        ];
+        let addresses = [at("127.0.0.1", ports[0]), at("127.0.0.1", ports[1]), at("127.0.0.2", ports[0])];
+        (envoy::bootstrap(&[envoy::listener("inbound", &addresses, &chains)]), addresses.to_vec())
+    });
+    let mut caller = Caller { authority: &authority, ports: &ports, wires: HashMap::new() };
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut explained = vec![0; DIFFERENCES.len()];
+    let mut unexplained = Vec::new();
+    for (n, case) in cases(&ports).iter().enumerate() {
+        let snapshot = compile(&case.policies, mesh_config());
+        for ask in &case.asks {
+            let ours = decide(&snapshot, ask, &ports);
+            let theirs = match caller.ask(n, ask).status {
+                200 => Verdict::Allow,
+                403 => Verdict::Deny,
+                other => panic!("{other} is no decision: {ask:?}"),
+            };
+            let what = match (ours, theirs) {
+                (Verdict::Allow, Verdict::Allow) => "both allow",
+                (Verdict::Deny, Verdict::Deny) => "both deny",
+                _ => match DIFFERENCES.iter().position(|d| (d.applies)(case, ask)) {
+                    Some(known) => {
+                        explained[known] += 1;
+                        "they differ for a reason"
+                    }
+                    None => {
+                        unexplained.push(format!(
+                            "ours {ours:?}, Envoy's {theirs:?}: {} on {}",
+                            case.describe(),
+                            tell(ask)
+                        ));
+                        "they differ"
+                    }
+                },
+            };
+            *count.entry(what).or_default() += 1;
+        }
+    }
+    println!("beside Envoy, pairs of policy and request: {count:?}");
+    unexplained.truncate(40);
+    assert!(unexplained.is_empty(), "{count:?}\n{}", unexplained.join("\n"));
+    for (difference, times) in DIFFERENCES.iter().zip(explained) {
+        assert!(times > 0, "nothing differs any more because {}", difference.reason);
+    }
+    let (allowed, denied) = (count["both allow"], count["both deny"]);
+    assert!(allowed + denied >= PAIRS && allowed.min(denied) >= PAIRS / 5, "{count:?}");
+}
+
+fn tell(ask: &Ask) -> String {
+    format!(
+        "{:?} {} {} host {} xff {:?} tags {:?} from {} to {:?} sni {:?}",
+        ask.peer(),
+        ask.method(),
+        ask.path(),
+        ask.host(),
+        ask.forwarded_for(),
+        ask.tags(),
+        ask.source(),
+        ask.destination(),
+        ask.sni()
+    )
+}
+
+/// In paths, each of Istio's four modes: what the app would see, and what policy says about it.
+#[test]
+fn paths_are_normalized_and_judged_as_envoy_does_in_all_four_modes() {
+    use Normalization::{Base, DecodeAndMergeSlashes, MergeSlashes, None};
+    let Some(program) = envoy::program() else { return };
+    let policies: Vec<Vec<AuthorizationPolicy>> = [
+        json!([]),
+        json!([{"to": [{"operation": {"paths": ["/admin"]}}]}]),
+        json!([{"to": [{"operation": {"paths": ["/admin*"]}}]}]),
+        json!([{"to": [{"operation": {"paths": ["/{*}/admin", "/admin/{**}"]}}]}]),
+        json!([{"to": [{"operation": {"notPaths": ["*admin", "/app/*"]}}]}]),
+    ]
+    .into_iter()
+    .map(|rules| match rules.as_array().unwrap().as_slice() {
+        [] => vec![],
+        rules => vec![policy("paths", Action::Deny, rules)],
+    })
+    .collect();
+    let modes = [None, Base, MergeSlashes, DecodeAndMergeSlashes];
+    let (_envoy, ports) = start(&program, modes.len(), |ports| {
+        let addresses: Vec<SocketAddr> = ports.iter().map(|port| at("127.0.0.1", *port)).collect();
+        let listeners = modes.iter().zip(&addresses).map(|(mode, address)| {
+            let routes: Vec<Value> = policies
+                .iter()
+                .enumerate()
+                .map(|(n, set)| envoy::route(&n.to_string(), &envoy_rbac::per_route(set, &mesh_config())))
+                .collect();
+            let filters = envoy_rbac::filters(&[], &mesh_config());
+            let manager = envoy::connection_manager(&filters, &routes, &normalization(*mode));
+            envoy::listener(&format!("{mode:?}"), &[*address], &[json!({"filters": [manager]})])
+        });
+        (envoy::bootstrap(&listeners.collect::<Vec<_>>()), addresses)
+    });
+    let snapshots: Vec<Snapshot> = policies.iter().map(|set| compile(set, mesh_config())).collect();
+    let (mut compared, mut explained, mut wrong) = (0, 0, Vec::new());
+    for (mode, port) in modes.into_iter().zip(ports) {
+        let connect = || Wire::new(envoy::connect([127, 0, 0, 1].into(), at("127.0.0.1", port)).unwrap());
+        let mut wire = connect();
+        for path in paths() {
+            let ours = normalize(&path, mode);
+            for (n, snapshot) in snapshots.iter().enumerate() {
+                let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{CASE}: {n}\r\n\r\n");
+                let theirs = wire.exchange(head.as_bytes()).unwrap();
+                if theirs.closed {
+                    wire = connect();
+                }
+                let (status, seen) = match &ours {
+                    Err(_) => (400, Option::None),
+                    Ok(path) => match judge(snapshot, path.split('?').next().unwrap()) {
+                        Verdict::Allow => (200, Some(path.as_ref())),
+                        Verdict::Deny => (403, Option::None),
+                    },
+                };
+                compared += 1;
+                if (status, seen) == (theirs.status, theirs.seen_path.as_deref()) {
+                    continue;
+                }
+                if mode != None && is_dot_segment_with_parameters(&path) {
+                    explained += 1;
+                } else {
+                    wrong.push(format!(
+                        "{mode:?} {path}, policy {n}: ours {status} {seen:?}, Envoy's {} {:?}",
+                        theirs.status, theirs.seen_path
+                    ));
+                }
+            }
+        }
+    }
+    println!(
+        "beside Envoy, pairs of path and policy in four modes: {compared}, {explained} differ for a reason"
+    );
+    assert!(explained > 0, "Envoy reads dot segments with parameters as we do");
+    assert!(wrong.is_empty(), "{} of {compared}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Appendix A of the reference, all of `%XX`, every printable character, and some that other servers were fooled by.
+fn paths() -> Vec<String> {
+    let table = r"/ /app/ /app/../admin /app /app// /app/%2f /app%2f/ /xyz%30..//abc /app/%2E./admin /app\admin /app/\/\/\admin
+        /%2Fapp%5cadmin%5Cabc /%5Capp%2f%5c%2F%2e%2e%2fadmin%5c\abc /app//../admin /app//../../admin /%c0%2e%c0%2e/admin
+        /%c0%2fadmin /0x2e0x2e/admin /0x2e0x2e0x2fadmin /0x2e0x2e0x5cadmin /0x2f0x2fadmin /0x5c0x5cadmin
+        /%25c0%25ae%25c1%259cadmin /%25c0%25ae%25c0%25ae/admin /%25c0%25afadmin /%25c1%259cadmin /%252e%252e/admin
+        /%252e%252e%252fadmin /%c1%9cadmin /%c0%ae%c0%ae/admin /%c0%afadmin /.../admin /..../admin /..;/admin /;/admin
+        /admin;a=b /admin;a=b/xyz /admin,a=b/xyz /Admin /ADMIN
+        /admin /admin/ /./admin /admin/. /admin/.. /x/.. /x/../ /../../admin /admin?x=/../y /x?/admin /x/..;/admin /x/.;/admin
+        /x;/../admin /admin%2F..%2Fx /x/%2e%2e/admin /x%2f..%2fadmin /x%5c..%5cadmin /admin%3Fx /admin%23x /a%%34%31 /a%%2e /%zz
+        /admin% /admin%2 //admin ///x//..//admin /x//admin /admin%09 /a%0d%0ab
+        /x/..;a=b/admin /x/%2e%2e;/admin /x/..%3b/admin /x/...;/admin /x/y;/../admin";
+    let mut paths: Vec<String> = table.split_whitespace().map(ToString::to_string).collect();
+    paths.extend((0..=255).map(|byte| format!("/admin%{byte:02x}")));
+    paths.extend((0..=255).step_by(7).map(|byte| format!("/%{byte:02X}/admin")));
+    paths.extend((b'!'..=b'~').filter(|c| !b"#".contains(c)).map(|c| format!("/admin{}", char::from(c))));
+    paths
+}
+
+/// Paths that are read differently on purpose.
+///
+/// Istio's own table (`/..;/admin` unchanged) holds for us; newer releases of Envoy, this one among them, take a dot segment
+/// with parameters for a dot segment.
+fn is_dot_segment_with_parameters(path: &str) -> bool {
+    let path = path.to_ascii_lowercase().replace("%2e", ".");
+    path.split(['?', '#'])
+        .next()
+        .unwrap()
+        .split(['/', '\\'])
+        .any(|s| s.starts_with(".;") || s.starts_with("..;"))
+}
+
+fn judge(snapshot: &Snapshot, path: &str) -> Verdict {
+    let (headers, local) = (http::HeaderMap::new(), IpAddr::from([127, 0, 0, 1]));
+    let facts = Facts {
+        peer: None,
+        source_ip: local,
+        remote_ip: local,
+        destination_ip: local,
+        destination_port: 80,
+        sni: None,
+        claims: None,
+        http: Some(HttpFacts { method: "GET", path, host: "a", headers: &headers }),
+    };
+    authorize(snapshot, &facts).verdict
+}
+
+/// What our sidecar decides: the head goes through the same rooms, then to the one evaluator.
+fn decide(snapshot: &Snapshot, ask: &Ask, ports: &[u16]) -> Verdict {
+    let peer: Option<SpiffeId> = ask.peer().map(|peer| peer.parse().unwrap());
+    let mut request = http::Request::new(());
+    *request.method_mut() = ask.method().parse().unwrap();
+    *request.uri_mut() = ask.path().parse().unwrap();
+    let host = [("host", &[ask.host()][..])];
+    for (name, values) in
+        [("x-forwarded-for", ask.forwarded_for()), ("x-tag", ask.tags())].into_iter().chain(host)
+    {
+        for value in values {
+            let value = HeaderValue::from_str(value.trim()).unwrap();
+            request.headers_mut().append(HeaderName::from_static(name), value);
+        }
+    }
+    let (mut parts, ()) = request.into_parts();
+    let (destination, port) = ask.destination();
+    let destination = at(destination, ports[port]);
+    let target = canonical(&mut parts, Normalization::Base, destination).unwrap();
+    let source_ip: IpAddr = ask.source().parse().unwrap();
+    let facts = Facts {
+        peer: peer.as_ref(),
+        source_ip,
+        remote_ip: remote_ip(&parts.headers, source_ip),
+        destination_ip: destination.ip(),
+        destination_port: destination.port(),
+        sni: ask.sni(),
+        claims: None,
+        http: Some(HttpFacts {
+            method: parts.method.as_str(),
+            path: target.path(),
+            host: target.host(),
+            headers: &parts.headers,
+        }),
+    };
+    authorize(snapshot, &facts).verdict
+}
+
+/// Keeps one connection for each caller, server name and pair of addresses.
+struct Caller<'a> {
+    authority: &'a Authority,
+    ports: &'a [u16],
+    wires: HashMap<Ends, Wire<Box<dyn Stream>>>,
+}
+
+/// Caller, server name, source address, destination.
+type Ends = (Option<&'static str>, Option<&'static str>, &'static str, SocketAddr);
+
+trait Stream: std::io::Read + std::io::Write {}
+impl<T: std::io::Read + std::io::Write> Stream for T {}
+
+impl Caller<'_> {
+    fn ask(&mut self, case: usize, ask: &Ask) -> Reply {
+        let (address, port) = ask.destination();
+        let to = at(address, self.ports[port]);
+        let mut head =
+            format!("{} {} HTTP/1.1\r\nhost: {}\r\n{CASE}: {case}\r\n", ask.method(), ask.path(), ask.host());
+        for (name, values) in [("x-forwarded-for", ask.forwarded_for()), ("x-tag", ask.tags())] {
+            for value in values {
+                head += &format!("{name}: {value}\r\n");
+            }
+        }
+        head += "content-length: 0\r\n\r\n";
+        let wire = self.wires.entry((ask.peer(), ask.sni(), ask.source(), to)).or_insert_with(|| {
+            let stream = envoy::connect(ask.source().parse().unwrap(), to).unwrap();
+            Wire::new(match (ask.peer(), ask.sni()) {
+                (Some(peer), Some(name)) => Box::new(self.authority.secure(stream, peer, name)),
+                _ => Box::new(stream) as Box<dyn Stream>,
+            })
+        });
+        let reply = wire.exchange(head.as_bytes()).unwrap_or_else(|e| panic!("{e}: {head:?}"));
+        assert!(!reply.closed, "the connection goes on after {head:?}");
+        reply
+    }
+}
+
+/// Certificates for all callers and for Envoy.
+struct Authority {
+    folder: tempfile::TempDir,
+    clients: HashMap<&'static str, Arc<rustls::ClientConfig>>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let leaf = |uri: &str| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+            (params.signed_by(&key, &issuer).unwrap(), key)
+        };
+        let (server, server_key) = leaf("spiffe://cluster.local/ns/payments/sa/payments-api");
+        for (name, text) in [
+            ("root.pem", root.pem()),
+            ("server.pem", server.pem()),
+            ("server-key.pem", server_key.serialize_pem()),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let client = |peer: &'static str| {
+            let (certificate, key) = leaf(peer);
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+            let config = rustls::ClientConfig::builder_with_provider(postern_identity::tls::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AnyServer))
+                .with_client_auth_cert(vec![certificate.der().clone()], key)
+                .unwrap();
+            (peer, Arc::new(config))
+        };
+        let clients = PEERS.into_iter().filter(|peer| !peer.is_empty()).map(client).collect();
+        Self { folder, clients }
+    }
+
+    fn transport_socket(&self) -> Value {
+        let file = |name: &str| json!({"filename": self.folder.path().join(name)});
+        json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "require_client_certificate": true,
+                "common_tls_context": {
+                    "tls_certificates": [{"certificate_chain": file("server.pem"), "private_key": file("server-key.pem")}],
+                    "validation_context": {"trusted_ca": file("root.pem")},
+                },
+            },
+        })
+    }
+
+    fn secure(&self, stream: TcpStream, peer: &str, name: &'static str) -> impl Stream + use<> {
+        let client = rustls::ClientConnection::new(Arc::clone(&self.clients[peer]), name.try_into().unwrap());
+        rustls::StreamOwned::new(client.unwrap(), stream)
+    }
+}
+
+/// Who the server is does not matter here.
+#[derive(Debug)]
+struct AnyServer;
+
+impl rustls::client::danger::ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        postern_identity::tls::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
