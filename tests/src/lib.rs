@@ -11,6 +11,7 @@ pub mod envoy_rbac;
 pub mod log;
 pub mod mesh;
 pub mod ports;
+pub mod processes;
 pub mod scenario;
 pub mod tree;
 pub mod up;
