@@ -1,6 +1,6 @@
 //! From the host into namespaces of our own, in processes that each do one step while they have a single thread.
 use super::{Options, Story, supervisor};
-use crate::failure::Failure;
+use crate::{failure::Failure, interception::rules::PROXY_UID};
 use clap::{Args, ValueEnum};
 use nix::{
     errno::Errno,
@@ -169,7 +169,8 @@ fn enter_namespaces() -> Result<bool, Failure> {
     let (user, group) = (unistd::geteuid(), unistd::getegid());
     if user.is_root() {
         match unshare(SPACES) {
-            Ok(()) => return Ok(false),
+            // Inside somebody's user namespace root may be the only user there is: then nobody can become the sidecar's.
+            Ok(()) => return Ok(!is_mapped(PROXY_UID)),
             // Root in a container: a user namespace may still be allowed.
             Err(Errno::EPERM) => {}
             Err(e) => return Err(refused("making namespaces", &e)),
@@ -181,6 +182,22 @@ fn enter_namespaces() -> Result<bool, Failure> {
     fs::write("/proc/self/uid_map", format!("0 {user} 1")).map_err(|e| refused("mapping the user", &e))?;
     fs::write("/proc/self/gid_map", format!("0 {group} 1")).map_err(|e| refused("mapping the group", &e))?;
     Ok(true)
+}
+
+/// Whether a user exists in our user namespace.
+fn is_mapped(user: u32) -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| maps(&map, user))
+}
+
+/// Lines of `first-inside first-outside count` (user_namespaces(7)).
+fn maps(map: &str, user: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        match (numbers.next(), numbers.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => user >= first && user - first < count,
+            _ => false,
+        }
+    })
 }
 
 fn keep_mounts_private() -> Result<(), Failure> {
@@ -243,4 +260,23 @@ pub fn enabling() -> String {
         return "Run it as root, or in a container that may make namespaces (--privileged).".to_owned();
     };
     format!("Enable user namespaces (as root: {command}), or run it as root.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_exists_where_a_line_of_the_map_covers_it() {
+        for (map, exists) in [
+            ("         0          0 4294967295\n", true),
+            ("0 1000 1\n", false),
+            ("0 1000 1\n1 100000 65536\n", true),
+            ("0 100000 1337\n", false),
+            ("0 100000 1338\n", true),
+            ("", false),
+        ] {
+            assert_eq!(maps(map, 1337), exists, "{map}");
+        }
+    }
 }

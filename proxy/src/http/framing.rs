@@ -284,9 +284,9 @@ impl Parser {
             }
             State::Start { .. } => {
                 self.state = State::Head;
-                self.request_line(line);
+                self.request_line(line)?;
             }
-            State::Head if self.first_line => self.request_line(line),
+            State::Head if self.first_line => self.request_line(line)?,
             State::Head if line.is_empty() => self.end_of_head()?,
             State::Head => self.header_line(line)?,
             State::ChunkSize => match chunk_size(line).ok_or(())? {
@@ -301,9 +301,11 @@ impl Parser {
     }
 
     /// hyper checks the line itself; only the version matters here.
-    fn request_line(&mut self, line: &[u8]) {
+    fn request_line(&mut self, line: &[u8]) -> Result<(), ()> {
         self.first_line = false;
         self.http_10 = line.ends_with(b" HTTP/1.0");
+        // A target has no fragment (RFC 9112 section 3.2); hyper would cut it off, and others match what stands before or behind.
+        if line.contains(&b'#') { Err(()) } else { Ok(()) }
     }
 
     fn header_line(&mut self, line: &[u8]) -> Result<(), ()> {

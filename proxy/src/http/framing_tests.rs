@@ -41,6 +41,7 @@ fn well_framed_requests_pass() {
 fn badly_framed_requests_break_at_the_offending_octet() {
     for head in [
         "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        "GET /admin#x HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\n\n",
         "\r\n\r\nGET / HTTP/1.1\r\n\r\n",
