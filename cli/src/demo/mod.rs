@@ -28,6 +28,6 @@ pub fn story(hub: IpAddr) -> Telling<Result<Opened, Failure>> {
         let tell = Box::new(move |mesh: Mesh| -> Telling<ExitCode> {
             Box::pin(async move { story::tell(&mesh, &collector).await })
         });
-        Ok(Opened { telemetry_endpoint, tell })
+        Ok(Opened { telemetry_endpoint, tell, suggestions: story::suggestions() })
     })
 }

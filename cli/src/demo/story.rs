@@ -56,6 +56,12 @@ pub async fn tell(mesh: &Mesh, collector: &Collector) -> ExitCode {
     }
 }
 
+/// What a person may try after the story: the allowed call, the refused one, and who is asked for the reason.
+pub fn suggestions() -> Vec<(&'static str, &'static str)> {
+    const CALL: &str = "postern app call -X POST http://payments-api.payments/v1/charges";
+    vec![(CHECKOUT, CALL), (REPORTS, CALL), (PAYMENTS, "curl -s http://127.0.0.1:15000/decisions")]
+}
+
 /// How a call by `postern app call --json` ended.
 #[derive(Debug)]
 struct Answer {

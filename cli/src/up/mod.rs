@@ -67,5 +67,10 @@ pub struct Opened {
     /// Where sidecars send their spans (`http://…`, reachable from the pods).
     pub telemetry_endpoint: Option<String>,
     /// Told once all pods are ready; its exit code becomes that of the command.
-    pub tell: Box<dyn FnOnce(Mesh) -> Telling<ExitCode> + Send>,
+    pub tell: Tell,
+    /// What to try next, as pods and the commands to run in them; empty: calls that fit any mesh.
+    pub suggestions: Vec<(&'static str, &'static str)>,
 }
+
+/// The telling of a story.
+pub type Tell = Box<dyn FnOnce(Mesh) -> Telling<ExitCode> + Send>;

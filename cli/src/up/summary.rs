@@ -1,6 +1,9 @@
 //! What a person sees once the mesh is up: who is there, and what to try.
-use super::mesh::Mesh;
-use std::{fmt::Write, time::Duration};
+use super::{
+    mesh::Mesh,
+    plan::{Key, Plan},
+};
+use std::{fmt::Write, path::Path, time::Duration};
 
 /// A table of pods.
 pub fn print(mesh: &Mesh, took: Duration) {
@@ -19,28 +22,51 @@ pub fn print(mesh: &Mesh, took: Duration) {
     println!("Up in {:.1} s.", took.as_secs_f32());
 }
 
-/// What to try next; ends with how to stop.
-pub fn print_next_steps(mesh: &Mesh) {
-    println!("\nTry:");
-    let pods = mesh.pods();
-    if let Some(pod) = pods.iter().find(|p| p.identity.is_some()).or(pods.first()) {
-        let services = mesh.plan();
-        let service = services.services.values().find(|s| s.ports.iter().any(|p| !p.udp));
-        let url = service.map(|service| {
-            let port = service.ports.iter().find(|p| !p.udp).map_or(80, |p| p.port);
-            let port = if port == 80 { String::new() } else { format!(":{port}") };
-            format!("http://{}.{}{port}/", service.key.name, service.key.namespace)
-        });
-        let command = match url {
-            Some(url) if mesh.captures() => format!("curl -si {url}"),
-            // Without names of its own, a pod needs a program that knows ours.
-            Some(url) => format!("postern app call {url}"),
-            None => "env".to_owned(),
-        };
-        println!("  postern exec {} -- {command}", pod.key.name);
+/// What to try next: what was suggested, or one call by each of two callers; ends with how to stop.
+pub fn print_next_steps(mesh: &Mesh, suggestions: &[(&str, &str)]) {
+    println!("\nTry in another terminal:");
+    let program = named(&mesh.options().program);
+    for (pod, command) in suggestions {
+        println!("  {program} exec {pod} -- {command}");
+    }
+    let calls = if suggestions.is_empty() { calls(&mesh.plan()) } else { Vec::new() };
+    for (caller, url) in calls {
+        // Without names of its own, a pod needs a program that knows ours.
+        let client = if mesh.captures() { "curl -si" } else { "postern app call" };
+        println!("  {program} exec {} -- {client} {url}", caller.name);
     }
     println!("  edit a file in {} and see it applied", mesh.options().directory.display());
     println!("Ctrl-C stops everything and leaves nothing behind.");
+}
+
+/// Up to two callers with sidecars and a service of which they are not a part, best in another namespace.
+fn calls(plan: &Plan) -> Vec<(Key, String)> {
+    let callers = || plan.pods.values().filter(|pod| pod.injected).map(|pod| &pod.key);
+    let reached = plan.services.values().filter_map(|service| {
+        let port = service.ports.iter().find(|port| !port.udp)?;
+        let is_part = |caller: &Key| port.endpoints.iter().any(|(pod, _)| pod == caller);
+        let others: Vec<&Key> = callers().filter(|caller| !is_part(caller)).take(2).collect();
+        let foreign = others.iter().filter(|caller| caller.namespace != service.key.namespace).count();
+        Some((foreign, service, port.port, others))
+    });
+    let Some((_, service, port, others)) = reached.max_by_key(|(foreign, ..)| *foreign) else {
+        return Vec::new();
+    };
+    let port = if port == 80 { String::new() } else { format!(":{port}") };
+    let url = format!("http://{}.{}{port}/", service.key.name, service.key.namespace);
+    others.into_iter().map(|caller| (caller.clone(), url.clone())).collect()
+}
+
+/// The program as one can type it here: by its name when the shell finds it, else by its path.
+fn named(program: &Path) -> String {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join("postern") == program));
+    if found {
+        return "postern".to_owned();
+    }
+    let here = std::env::current_dir().ok();
+    let below = here.and_then(|here| program.strip_prefix(here).ok().map(Path::to_path_buf));
+    below.as_deref().unwrap_or(program).display().to_string()
 }
 
 fn table(rows: &[[String; 4]]) -> String {

@@ -1,6 +1,6 @@
 //! The process that runs a mesh: control plane and pods up, changes applied as files change, everything down in order.
 use super::{
-    Opened, Options, Story, control_socket,
+    Opened, Options, Story, Tell, control_socket,
     journal::Journal,
     loopback::Layout,
     mesh::{self, Ground, Mesh, Parts},
@@ -92,7 +92,9 @@ async fn bring_up(
         None => None,
     };
     let (tell, telemetry_endpoint) = match opened {
-        Some(Opened { telemetry_endpoint, tell }) => (Some(tell), telemetry_endpoint),
+        Some(Opened { telemetry_endpoint, tell, suggestions }) => {
+            (Some((tell, suggestions)), telemetry_endpoint)
+        }
         None => (None, telemetry_endpoint(&options, runtime, hub).await?),
     };
     let trust_domain = first.documents.mesh.trust_domain.clone();
@@ -125,19 +127,17 @@ async fn bring_up(
     result
 }
 
-type Tell = Box<dyn FnOnce(Mesh) -> super::Telling<ExitCode> + Send>;
-
 async fn attend(
     mesh: &Mesh,
     changes: &mut from_files::Changes,
     stop: &CancellationToken,
     first: folder::Folder,
-    tell: Option<Tell>,
+    story: Option<(Tell, Vec<(&'static str, &'static str)>)>,
     began: Instant,
 ) -> Result<ExitCode, Failure> {
     mesh.apply(&first.documents).await?;
     // A person who runs `up` reads what is missing and may repair it; a story is not told to somebody who waits for ever.
-    let patience = if tell.is_some() { STORY_PATIENCE } else { Duration::MAX };
+    let patience = if story.is_some() { STORY_PATIENCE } else { Duration::MAX };
     tokio::select! {
         ready = mesh.ready() => ready?,
         () = stop.cancelled() => return Ok(ExitCode::from(OK)),
@@ -146,7 +146,9 @@ async fn attend(
     summary::print(mesh, began.elapsed());
     let once = mesh.options().once;
     let mut code = ExitCode::from(OK);
-    if let Some(tell) = tell {
+    let mut suggestions = Vec::new();
+    if let Some((tell, suggested)) = story {
+        suggestions = suggested;
         tokio::select! {
             told = tell(mesh.clone()) => code = told,
             () = stop.cancelled() => return Ok(ExitCode::from(130)),
@@ -155,7 +157,7 @@ async fn attend(
             return Ok(code);
         }
     }
-    summary::print_next_steps(mesh);
+    summary::print_next_steps(mesh, &suggestions);
     loop {
         tokio::select! {
             () = changes.changed() => renew(mesh).await,
