@@ -11,7 +11,7 @@ use crate::{
         is_grpc,
         pool::Key,
         protocol_name,
-        serve::{self, Close, Deadlines},
+        serve::Close,
     },
     net::Prefixed,
     state::Inbound,
@@ -20,6 +20,7 @@ use crate::{
     traffic::{
         Worker,
         forward::{self, Asked},
+        requests,
     },
 };
 use ::http::{Request, Response, request::Parts};
@@ -30,7 +31,7 @@ use postern_config::{
     path::Normalization,
     snapshot::{Protocol, Snapshot},
 };
-use std::{cell::RefCell, rc::Rc};
+use std::rc::Rc;
 use tokio::time::Instant;
 
 /// One connection and all its requests.
@@ -38,7 +39,6 @@ struct Connection {
     worker: Rc<Worker>,
     caller: Caller,
     http2: bool,
-    record: RefCell<Record>,
 }
 
 /// Serves one connection.
@@ -48,34 +48,19 @@ pub async fn serve(
     stream: Prefixed<Stream>,
     http2: bool,
     deadline: Instant,
-    mut record: Record,
+    record: Record,
 ) {
-    record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
-    let drain = worker.shared.drain.clone();
-    let deadlines = Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request };
-    let connection = Rc::new(Connection { worker, caller, http2, record: RefCell::new(record) });
-    let serving = connection.clone();
-    let result = serve::serve(stream, http2, deadlines, &drain, move |request| {
-        let connection = serving.clone();
-        async move { connection.request(request).await }
-    })
-    .await;
-    if let Err(error) = result {
-        // A malformed head never became a request of ours; it still gets its own line.
-        let mut record = connection.record.borrow_mut();
-        if matches!(error, ProxyError::BadRequest(_) | ProxyError::HeadersTooLarge(_)) {
-            let mut malformed = record.request();
-            malformed.set_status(error.http_status());
-            malformed.set_error(&error);
-        } else {
-            record.set_error(&error);
-        }
-    }
+    let connection = Rc::new(Connection { worker: worker.clone(), caller, http2 });
+    let respond = move |request, record| connection.clone().request(request, record);
+    requests::serve(&worker, stream, http2, deadline, record, respond).await;
 }
 
 impl Connection {
-    async fn request(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Close> {
-        let mut record = self.record.borrow_mut().request();
+    async fn request(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        mut record: Record,
+    ) -> Result<Response<Body>, Close> {
         let (mut parts, incoming) = request.into_parts();
         let grpc = is_grpc(&parts.headers);
         record.set_protocol(protocol_name(&parts, grpc));

@@ -14,7 +14,7 @@ use crate::{
         is_grpc,
         pool::{Key, Lease},
         protocol_name,
-        serve::{self, Close, Deadlines},
+        serve::Close,
     },
     net::Prefixed,
     state::{Destination, Endpoint},
@@ -23,6 +23,7 @@ use crate::{
     traffic::{
         Worker, balance,
         forward::{self, Asked},
+        requests,
     },
 };
 use ::http::{Request, Response, request::Parts};
@@ -36,7 +37,6 @@ struct Connection {
     worker: Rc<Worker>,
     route: Route,
     http2: bool,
-    record: RefCell<Record>,
 }
 
 /// Serves one connection of the app.
@@ -46,33 +46,19 @@ pub async fn serve(
     stream: Prefixed<Stream>,
     http2: bool,
     deadline: Instant,
-    mut record: Record,
+    record: Record,
 ) {
-    record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
-    let drain = worker.shared.drain.clone();
-    let deadlines = Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request };
-    let connection = Rc::new(Connection { worker, route, http2, record: RefCell::new(record) });
-    let serving = connection.clone();
-    let result = serve::serve(stream, http2, deadlines, &drain, move |request| {
-        let connection = serving.clone();
-        async move { connection.request(request).await }
-    })
-    .await;
-    if let Err(error) = result {
-        let mut record = connection.record.borrow_mut();
-        if matches!(error, ProxyError::BadRequest(_) | ProxyError::HeadersTooLarge(_)) {
-            let mut malformed = record.request();
-            malformed.set_status(error.http_status());
-            malformed.set_error(&error);
-        } else {
-            record.set_error(&error);
-        }
-    }
+    let connection = Rc::new(Connection { worker: worker.clone(), route, http2 });
+    let respond = move |request, record| connection.clone().request(request, record);
+    requests::serve(&worker, stream, http2, deadline, record, respond).await;
 }
 
 impl Connection {
-    async fn request(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Close> {
-        let mut record = self.record.borrow_mut().request();
+    async fn request(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        mut record: Record,
+    ) -> Result<Response<Body>, Close> {
         let (mut parts, incoming) = request.into_parts();
         let grpc = is_grpc(&parts.headers);
         record.set_protocol(protocol_name(&parts, grpc));
