@@ -1,11 +1,16 @@
-//! What a decision costs as rules are added: Envoy's RBAC filter and our evaluator, on the same rules, in the same minutes.
+//! What a decision costs as rules are added: Envoy's RBAC filter, our sidecar and our evaluator, on the same rules, in the
+//! same minutes.
 //!
-//! Each Envoy answers 200 by itself behind the filter; its cost is CPU time from the kernel's accounting, over a fixed number
-//! of requests on one connection, so waiting does not count. Ours is the time of one call. Rounds are interleaved, medians
-//! reported, and each column has its own ratio to one rule, because the two are different amounts of work.
+//! An Envoy and a sidecar for each number of rules stand before the same app. Their cost is CPU time of the whole process
+//! from the kernel's accounting, over a fixed number of requests on one connection, so waiting does not count. The last
+//! columns are the time of one call of the evaluator, here in this process. Rounds are interleaved, medians reported,
+//! and each has its own ratio to one rule, because the three are different amounts of work.
+//!
+//! The sidecar is this program started again with the flags of `postern-proxy`, which it then is; its control plane
+//! stays in this process, so that what it does is not counted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
-// The translation and the process that the comparison of decisions uses. By path, so that benches need not build the mesh.
+// The translation and the process that the comparison of decisions uses. By path, so that benches need not build the tests.
 #[allow(dead_code)]
 #[path = "../../../tests/src/envoy.rs"]
 mod envoy;
@@ -13,173 +18,433 @@ mod envoy;
 #[path = "../../../tests/src/envoy_rbac.rs"]
 mod envoy_rbac;
 
+use clap::Parser;
 use http::HeaderMap;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 use postern_config::{
-    Facts, HttpFacts, InboundSpec, Snapshot, Verdict,
+    Documents, Facts, HttpFacts, InboundSpec, Severity, Snapshot, Verdict,
     authorize::authorize,
     documents::{
-        AuthorizationPolicy, MeshConfig, Metadata,
+        self, AuthorizationPolicy, Located, MeshConfig, Metadata, Origin, SourceFile,
         authorization_policy::{From, Operation, Rule, Source, To},
     },
     snapshot::Workload,
 };
+use postern_control_plane::{ControlPlane, Options};
 use serde_json::json;
 use std::{
     hint::black_box,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    time::Instant,
+    process::{Child, Command, ExitCode, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-/// None is the cost of everything around the filter.
-const RULES: [usize; 5] = [0, 1, 100, 1_000, 10_000];
-const ROUNDS: usize = 7;
+// As in the program that the sidecar's image ships.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Enough to be measured; ten thousand rules need fewer.
-fn requests(rules: usize) -> u32 {
-    if rules > 1_000 { 60 } else { 400 }
+/// None is the cost of everything around the decision.
+const RULES: [usize; 5] = [0, 1, 100, 1_000, 10_000];
+const ROUNDS: usize = 11;
+const REQUESTS: u32 = 1_000;
+/// Enough for Envoy with the most rules, which takes a hundred times as long.
+const SLOW_REQUESTS: u32 = 60;
+/// From the start of a sidecar to its readiness.
+const START: Duration = Duration::from_secs(30);
+/// Makes us the sidecar.
+const SIDECAR: &str = "sidecar";
+/// Leaves it to the kernel where everything runs.
+const ALL_CORES: &str = "--all-cores";
+/// Name of the pod and of its service account.
+const POD: &str = "app";
+
+#[derive(Parser)]
+struct SidecarArguments {
+    #[command(flatten)]
+    flags: postern_proxy::Flags,
 }
 
-fn main() {
-    let Some(program) = envoy::program() else { return };
-    let mut subjects: Vec<Subject> = RULES.iter().map(|rules| Subject::start(&program, *rules)).collect();
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next();
+    if std::env::args_os().nth(1).is_some_and(|first| first == SIDECAR) {
+        let flags = name.into_iter().chain(arguments.skip(1));
+        return postern_proxy::run(SidecarArguments::parse_from(flags).flags);
+    }
+    let Some(program) = envoy::program() else { return ExitCode::SUCCESS };
+    if !std::env::args_os().any(|argument| argument == ALL_CORES) {
+        pin();
+    }
+    let app = App::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let control = runtime.block_on(control_plane(app.address));
+    let mut subjects: Vec<Subject> =
+        RULES.iter().map(|rules| Subject::start(&program, &control, &app, *rules)).collect();
     // The first round warms caches and connections up and is not kept.
     for round in 0..=ROUNDS {
         for subject in &mut subjects {
             for verdict in [Verdict::Allow, Verdict::Deny] {
-                subject.measure(verdict, round > 0);
+                subject.measure(&app, verdict, round > 0);
             }
         }
     }
+    report(&subjects);
+    ExitCode::SUCCESS
+}
+
+/// Client, proxies and app share one core from here on: to wake an idle one costs more than a decision does, more at one
+/// time than at another, and is charged to whoever wakes.
+fn pin() {
+    let (us, mut one) = (Pid::from_raw(0), CpuSet::new());
+    let ours = sched_getaffinity(us).unwrap();
+    let last = (0..CpuSet::count()).rev().find(|core| ours.is_set(*core).unwrap()).unwrap();
+    one.set(last).unwrap();
+    sched_setaffinity(us, &one).unwrap();
+}
+
+fn report(subjects: &[Subject]) {
     println!(
-        "| rules | verdict | Envoy, µs of CPU per request | the filter's part, µs | growth | ours, ns per decision | growth |"
+        "| rules | verdict | Envoy, µs of CPU per request | growth | our sidecar, µs of CPU per request | growth | \
+         authorize(), ns per call | growth |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for (at, verdict) in [(0, Verdict::Allow), (1, Verdict::Deny)] {
-        let of = |subject: &Subject| [median(&subject.envoy_ns[at]), median(&subject.own_ns[at])];
-        let base = median(&subjects[0].envoy_ns[0]);
-        let [one_envoy, one_own] = of(&subjects[1]);
+        let of = |subject: &Subject| [0, 1, 2].map(|who| median(&subject.spent_ns[at][who]));
+        let one = of(&subjects[1]);
         for subject in subjects.iter().filter(|s| s.rules > 0 || verdict == Verdict::Allow) {
-            let [envoy_ns, own_ns] = of(subject);
-            let growth = if subject.rules == 0 {
-                ["-".to_owned(), "-".to_owned()]
-            } else {
-                [envoy_ns / one_envoy, own_ns / one_own].map(|times| format!("{times:.1}x"))
-            };
+            let cells = of(subject);
+            let growth = [0, 1, 2].map(|who| match subject.rules {
+                0 => "-".to_owned(),
+                _ => format!("{:.1}x", cells[who] / one[who]),
+            });
+            let [envoy, sidecar, own] = cells;
             println!(
-                "| {} | {verdict:?} | {:.1} | {:.1} | {} | {own_ns:.0} | {} |",
+                "| {} | {verdict:?} | {:.1} | {} | {:.1} | {} | {own:.0} | {} |",
                 subject.rules,
-                envoy_ns / 1e3,
-                (envoy_ns - base) / 1e3,
+                envoy / 1e3,
                 growth[0],
-                growth[1]
+                sidecar / 1e3,
+                growth[1],
+                growth[2]
             );
         }
     }
-    let memory: Vec<String> =
-        subjects.iter().map(|s| format!("{} rules {} MiB", s.rules, s.resident_kib() / 1024)).collect();
-    println!("\nEnvoy's resident memory: {}", memory.join(", "));
+    println!("\nLowest and highest round, µs of CPU per request:");
+    for subject in subjects {
+        for (at, verdict) in [(0, Verdict::Allow), (1, Verdict::Deny)] {
+            let [envoy, sidecar] = [0, 1].map(|who| {
+                let rounds = &subject.spent_ns[at][who];
+                let least = rounds.iter().copied().fold(f64::INFINITY, f64::min);
+                let most = rounds.iter().copied().fold(0.0, f64::max);
+                format!("{:.1} to {:.1}", least / 1e3, most / 1e3)
+            });
+            println!("{} rules, {verdict:?}: Envoy {envoy}, sidecar {sidecar}", subject.rules);
+        }
+    }
+    let memory = |id: fn(&Subject) -> u32| {
+        let all = subjects.iter().map(|s| format!("{} rules {} MiB", s.rules, resident_kib(id(s)) / 1024));
+        all.collect::<Vec<_>>().join(", ")
+    };
+    println!("\nEnvoy's resident memory: {}", memory(|s| s.envoy.id()));
+    println!("The sidecar's resident memory: {}", memory(|s| s.sidecar.child.id()));
 }
 
-/// One number of rules, in both.
+/// One number of rules, in all three.
 struct Subject {
     rules: usize,
     envoy: envoy::Envoy,
-    wire: envoy::Wire<TcpStream>,
+    envoy_wire: envoy::Wire<TcpStream>,
+    sidecar: Sidecar,
+    sidecar_wire: envoy::Wire<TcpStream>,
     snapshot: Snapshot,
-    /// Nanoseconds for one request, by verdict.
-    envoy_ns: [Vec<f64>; 2],
-    own_ns: [Vec<f64>; 2],
+    /// Nanoseconds for one request, by verdict, of Envoy, sidecar and evaluator.
+    spent_ns: [[Vec<f64>; 3]; 2],
 }
 
 impl Subject {
-    fn start(program: &Path, rules: usize) -> Self {
-        let (mesh, policies) = (MeshConfig::default(), policies(rules));
-        let mut last = String::new();
-        for _ in 0..5 {
-            let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), envoy::free_ports(1)[0]);
-            let route = envoy::route("-", &json!({}));
-            let manager = envoy::connection_manager(
-                &envoy_rbac::filters(&policies, &mesh),
-                &[route],
-                &json!({"normalize_path": true}),
-            );
-            let listener = envoy::listener("inbound", &[address], &[json!({"filters": [manager]})]);
-            match envoy::Envoy::start(program, &envoy::bootstrap(&[listener]), &[address]) {
-                Ok(envoy) => {
-                    let wire = envoy::Wire::new(envoy::connect(address.ip(), address).unwrap());
-                    let snapshot = compile(policies);
-                    return Self {
-                        rules,
-                        envoy,
-                        wire,
-                        snapshot,
-                        envoy_ns: Default::default(),
-                        own_ns: Default::default(),
-                    };
-                }
-                Err(log) => last = log,
-            }
-        }
-        panic!("Envoy did not start: {last}");
+    fn start(program: &Path, control: &ControlPlane, app: &App, rules: usize) -> Self {
+        let (envoy, address) = start_envoy(program, &policies(rules), app.address);
+        let sidecar = Sidecar::start(control, app.address, rules);
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let [envoy_wire, sidecar_wire] =
+            [address, sidecar.inbound].map(|to| envoy::Wire::new(envoy::connect(local, to).unwrap()));
+        let snapshot = compile(rules);
+        Self { rules, envoy, envoy_wire, sidecar, sidecar_wire, snapshot, spent_ns: Default::default() }
     }
 
-    fn measure(&mut self, verdict: Verdict, keep: bool) {
+    fn measure(&mut self, app: &App, verdict: Verdict, keep: bool) {
         // The last rule in the order of both, or none of them. Without rules everything is allowed.
         let number = if verdict == Verdict::Allow { self.rules.saturating_sub(1) } else { self.rules };
         let wanted = if self.rules == 0 { Verdict::Allow } else { verdict };
         let path = format!("/v1/items/{number}");
-        let head =
-            format!("POST {path} HTTP/1.1\r\nhost: a\r\n{}: -\r\ncontent-length: 0\r\n\r\n", envoy::CASE);
-        let status = if wanted == Verdict::Allow { 200 } else { 403 };
-        let before = self.cpu_ns();
-        for _ in 0..requests(self.rules) {
-            assert_eq!(self.wire.exchange(head.as_bytes()).unwrap().status, status);
-        }
-        let spent = (self.cpu_ns() - before) / f64::from(requests(self.rules));
-
-        let headers = HeaderMap::new();
-        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let facts = Facts {
-            peer: None,
-            source_ip: local,
-            remote_ip: local,
-            destination_ip: local,
-            destination_port: 8080,
-            sni: None,
-            claims: None,
-            http: Some(HttpFacts { method: "POST", path: &path, host: "a", headers: &headers }),
-        };
-        assert_eq!(authorize(&self.snapshot, &facts).verdict, wanted);
-        // Long enough to be measured, however fast one is.
-        let (begin, mut calls) = (Instant::now(), 0_u32);
-        while begin.elapsed().as_millis() < 20 {
-            for _ in 0..16 {
-                black_box(authorize(black_box(&self.snapshot), black_box(&facts)));
-            }
-            calls += 16;
-        }
-        let own = begin.elapsed().as_secs_f64() * 1e9 / f64::from(calls);
+        let slow = if self.rules > 1_000 { SLOW_REQUESTS } else { REQUESTS };
+        let envoy = cost(self.envoy.id(), &mut self.envoy_wire, app, &path, wanted, slow);
+        let sidecar = cost(self.sidecar.child.id(), &mut self.sidecar_wire, app, &path, wanted, REQUESTS);
+        let own = own_cost(&self.snapshot, &path, wanted);
         if keep {
-            let at = usize::from(verdict == Verdict::Deny);
-            self.envoy_ns[at].push(spent);
-            self.own_ns[at].push(own);
+            let spent = &mut self.spent_ns[usize::from(verdict == Verdict::Deny)];
+            for (rounds, ns) in spent.iter_mut().zip([envoy, sidecar, own]) {
+                rounds.push(ns);
+            }
         }
     }
+}
 
-    /// CPU time of all of Envoy's threads so far.
-    fn cpu_ns(&self) -> f64 {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.envoy.id())).unwrap();
-        let spent =
-            tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
-        spent.filter_map(|line| line.split(' ').next()?.parse::<f64>().ok()).sum()
+/// Nanoseconds of CPU of this process for one request. What is denied must not reach the app, and what is allowed must.
+fn cost(
+    process: u32,
+    wire: &mut envoy::Wire<TcpStream>,
+    app: &App,
+    path: &str,
+    wanted: Verdict,
+    requests: u32,
+) -> f64 {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n");
+    let (status, arriving) = if wanted == Verdict::Allow { (200, requests) } else { (403, 0) };
+    let (served, before) = (app.served(), cpu_ns(process));
+    for _ in 0..requests {
+        let reply = wire.exchange(head.as_bytes()).unwrap();
+        assert_eq!((reply.status, reply.closed), (status, false));
+    }
+    let spent = cpu_ns(process) - before;
+    assert_eq!(app.served() - served, arriving);
+    spent / f64::from(requests)
+}
+
+/// Nanoseconds for one call of the evaluator.
+fn own_cost(snapshot: &Snapshot, path: &str, wanted: Verdict) -> f64 {
+    let headers = HeaderMap::new();
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let facts = Facts {
+        peer: None,
+        source_ip: local,
+        remote_ip: local,
+        destination_ip: local,
+        destination_port: 8080,
+        sni: None,
+        claims: None,
+        http: Some(HttpFacts { method: "POST", path, host: "a", headers: &headers }),
+    };
+    assert_eq!(authorize(snapshot, &facts).verdict, wanted);
+    // Long enough to be measured, however fast one is.
+    let (begin, mut calls) = (Instant::now(), 0_u32);
+    while begin.elapsed().as_millis() < 20 {
+        for _ in 0..16 {
+            black_box(authorize(black_box(snapshot), black_box(&facts)));
+        }
+        calls += 16;
+    }
+    begin.elapsed().as_secs_f64() * 1e9 / f64::from(calls)
+}
+
+/// What stands behind all of them: answers 200 and "ok" on connections that stay open, one thread for each.
+struct App {
+    address: SocketAddr,
+    served: Arc<AtomicU32>,
+}
+
+impl App {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (address, served) = (listener.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
+        let count = served.clone();
+        // They end with this process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let count = count.clone();
+                std::thread::spawn(move || answer(stream, &count));
+            }
+        });
+        Self { address, served }
     }
 
-    fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.envoy.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+    fn served(&self) -> u32 {
+        self.served.load(Ordering::SeqCst)
     }
+}
+
+fn answer(mut stream: TcpStream, served: &AtomicU32) {
+    stream.set_nodelay(true).unwrap();
+    let (mut head, mut part) = (Vec::new(), [0; 4096]);
+    // One request at a time and without a body, as this bench sends them.
+    while let Ok(read @ 1..) = stream.read(&mut part) {
+        head.extend_from_slice(&part[..read]);
+        if head.ends_with(b"\r\n\r\n") {
+            head.clear();
+            served.fetch_add(1, Ordering::SeqCst);
+            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn start_envoy(
+    program: &Path,
+    policies: &[AuthorizationPolicy],
+    app: SocketAddr,
+) -> (envoy::Envoy, SocketAddr) {
+    let mut last = String::new();
+    for _ in 0..5 {
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), envoy::free_ports(1)[0]);
+        let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "app", "timeout": "0s"}});
+        let manager = envoy::connection_manager(
+            &envoy_rbac::filters(policies, &MeshConfig::default()),
+            &[route],
+            &json!({"normalize_path": true}),
+        );
+        let listener = envoy::listener("inbound", &[address], &[json!({"filters": [manager]})]);
+        let mut config = envoy::bootstrap(&[listener]);
+        let socket = json!({"address": app.ip(), "port_value": app.port()});
+        let endpoint = json!({"endpoint": {"address": {"socket_address": socket}}});
+        config["static_resources"]["clusters"] = json!([{
+            "name": "app",
+            "type": "STATIC",
+            "connect_timeout": "5s",
+            "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        }]);
+        match envoy::Envoy::start(program, &config, &[address]) {
+            Ok(envoy) => return (envoy, address),
+            Err(log) => last = log,
+        }
+    }
+    panic!("Envoy did not start: {last}");
+}
+
+/// A running sidecar, a process of its own. Dropping it ends it.
+struct Sidecar {
+    child: Child,
+    inbound: SocketAddr,
+    /// Trust bundle and log.
+    folder: tempfile::TempDir,
+}
+
+impl Sidecar {
+    fn start(control: &ControlPlane, app: SocketAddr, rules: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let [bundle, token, log] = ["root.pem", "token", "log"].map(|name| folder.path().join(name));
+        std::fs::write(&bundle, control.trust_bundle_pem()).unwrap();
+        // The folder is ours alone.
+        std::fs::write(&token, control.join_token(&namespace(rules), POD, POD)).unwrap();
+        let [inbound, admin, probes, metrics] =
+            <[u16; 4]>::try_from(envoy::free_ports(4)).unwrap().map(|port| format!("127.0.0.1:{port}"));
+        let child = Command::new(std::env::current_exe().unwrap())
+            .arg(SIDECAR)
+            .args(["--instance", POD, "--workers", "1", "--access-log", "off"])
+            .args(["--control-plane", &control.address().to_string()])
+            .args(["--explicit-inbound", &format!("{inbound}={app}")])
+            .args(["--admin", &admin, "--probes", &probes, "--metrics", &metrics])
+            .arg("--trust-bundle")
+            .arg(bundle)
+            .arg("--join-token-file")
+            .arg(token)
+            .env("POSTERN_LOG", "warn")
+            .env("OTEL_SDK_DISABLED", "true")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut sidecar = Self { child, inbound: inbound.parse().unwrap(), folder };
+        let (begin, probes) = (Instant::now(), probes.parse().unwrap());
+        while !is_ready(probes) {
+            let has_ended = sidecar.child.try_wait().unwrap().is_some();
+            assert!(!has_ended && begin.elapsed() < START, "the sidecar is not ready: {}", sidecar.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        sidecar
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_ready(probes: SocketAddr) -> bool {
+    let Ok(stream) = envoy::connect(probes.ip(), probes) else { return false };
+    let head = b"GET /healthz/ready HTTP/1.1\r\nhost: a\r\n\r\n";
+    envoy::Wire::new(stream).exchange(head).is_ok_and(|reply| reply.status == 200)
+}
+
+/// One for all sidecars: each number of rules is a namespace with one pod.
+async fn control_plane(app: SocketAddr) -> ControlPlane {
+    let mut all = String::new();
+    for rules in RULES {
+        let (namespace, port) = (namespace(rules), app.port());
+        all += &format!(
+            r#"
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {namespace}, labels: {{istio-injection: enabled}}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: {namespace}}}
+spec: {{mtls: {{mode: PERMISSIVE}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {POD}, namespace: {namespace}, labels: {{app: {POD}}}}}
+spec: {{serviceAccountName: {POD}, containers: [{{name: app, ports: [{{name: http, containerPort: {port}}}]}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {POD}, namespace: {namespace}}}
+spec: {{selector: {{app: {POD}}}, ports: [{{name: http, port: {port}}}]}}
+---
+"#
+        );
+    }
+    let (mut documents, problems): (Documents, _) =
+        documents::read(&[SourceFile { name: "bench.yaml".into(), text: all }]);
+    assert!(problems.iter().all(|problem| problem.severity != Severity::Error), "{problems:?}");
+    // Not through YAML, which may hold at most 512 rules a policy.
+    let policies = RULES.iter().flat_map(|rules| policies(*rules));
+    documents.authorization_policies =
+        policies.map(|value| Located { origin: Origin::default(), value }).collect();
+    let control = postern_control_plane::start(Options {
+        listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+        state: None,
+        trust_domain: documents.mesh.trust_domain.clone(),
+        certificate_lifetime: Duration::from_secs(3600),
+    })
+    .await
+    .expect("the control plane starts");
+    control.apply(documents);
+    control
+}
+
+fn namespace(rules: usize) -> String {
+    format!("rules-{rules}")
+}
+
+/// CPU time of all threads of a process so far.
+fn cpu_ns(process: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let spent = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
+    spent.filter_map(|line| line.split(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+fn resident_kib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// One ALLOW policy, each rule for a method and a path of its own. Callers are told apart by address, as there is no TLS here.
@@ -195,7 +460,7 @@ fn policies(rules: usize) -> Vec<AuthorizationPolicy> {
         }],
         when: vec![],
     };
-    let metadata = Metadata { name: "callers".into(), namespace: "payments".into(), ..Metadata::default() };
+    let metadata = Metadata { name: "callers".into(), namespace: namespace(rules), ..Metadata::default() };
     let rules: Vec<Rule> = (0..rules).map(rule).collect();
     if rules.is_empty() {
         vec![]
@@ -204,8 +469,9 @@ fn policies(rules: usize) -> Vec<AuthorizationPolicy> {
     }
 }
 
-fn compile(authorization_policies: Vec<AuthorizationPolicy>) -> Snapshot {
-    let workload = Workload { namespace: "payments".into(), ..Workload::default() };
+fn compile(rules: usize) -> Snapshot {
+    let workload = Workload { namespace: namespace(rules), ..Workload::default() };
+    let authorization_policies = policies(rules);
     let (mesh, ports, peer_authentications) = (MeshConfig::default(), vec![], vec![]);
     Snapshot::compile(InboundSpec { workload, mesh, ports, peer_authentications, authorization_policies })
         .expect("the rules of this bench are valid")
