@@ -1,4 +1,4 @@
-//! Tables of reliability.md 2.1 to 2.4: what has one reading, and what has none.
+//! Tables of targets, hosts and headers: what has one reading, and what has none (RFC 9110, 9112, 9113).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
 use http::Request;

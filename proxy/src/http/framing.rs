@@ -1,7 +1,7 @@
 //! HTTP/1 framing, read strictly before hyper reads it.
 //!
 //! hyper forgives what other parsers read differently: bare line feeds, a Content-Length beside Transfer-Encoding, equal
-//! duplicates, odd chunk sizes (reliability.md 0.3). This reader follows the messages of one connection; at the first octet
+//! duplicates, odd chunk sizes. This reader follows the messages of one connection; at the first octet
 //! that breaks a rule it hands hyper a NUL instead, which hyper answers with 400 and a close (in a head) or by aborting the
 //! body. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a body.
 

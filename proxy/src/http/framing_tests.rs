@@ -1,4 +1,4 @@
-//! The framing table of reliability.md 2.4, whole and split at every position.
+//! The framing table (RFC 9112 sections 2, 3, 6 and 7), whole and split at every position.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};

@@ -1,4 +1,4 @@
-//! Who calls, and in which language: the table of mode × protocol (reference istio-security.md 1.5), decided on real bytes.
+//! Who calls, and in which language: the table of mode × protocol (reference 1.5), decided on real bytes.
 
 use super::Caller;
 use crate::{
