@@ -78,7 +78,7 @@ async fn a_join_token_gives_one_certificate_and_not_a_second() {
     let (key, request) = csr();
     let before = SystemTime::now();
     let issued = issue(channel(&control_plane, None).await, request.clone(), &token).await.unwrap();
-    assert_eq!(issued.bundles[0].trust_domain, "cluster.local");
+    assert_eq!(issued.trust.as_ref().unwrap().bundles[0].trust_domain, "cluster.local");
     let clock = SystemTime::UNIX_EPOCH
         + Duration::from_millis(u64::try_from(issued.server_time_unix_millis).unwrap());
     assert!(clock + Duration::from_secs(1) > before && clock < before + Duration::from_secs(60));

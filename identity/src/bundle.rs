@@ -1,22 +1,47 @@
 //! Trust bundles: the anchors of one trust domain, and the set of all we know, never merged.
 
-use crate::{TrustDomain, svid};
+use crate::{JwtKey, KeyId, TrustDomain, svid};
 use rustls_pki_types::{
     CertificateDer, UnixTime,
     pem::{PemObject, SectionKind},
 };
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 /// The authorities of one trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     /// Whose authorities.
     pub trust_domain: TrustDomain,
-    /// DER certificates, without duplicates.
+    /// DER certificates, without duplicates. None at all means that every certificate is revoked.
     pub anchors: Vec<CertificateDer<'static>>,
+    /// Keys of JWT-SVIDs, each `kid` once.
+    pub jwt_keys: Vec<JwtKey>,
+    /// `spiffe_sequence`: grows with each change of content.
+    pub sequence: Option<u64>,
+    /// `spiffe_refresh_hint`: how soon to look again, in whole seconds.
+    pub refresh_hint: Option<Duration>,
+    /// Keys of signing certificates, anchors or intermediates, below which nothing is accepted any more. Known inside our own
+    /// mesh only: SPIFFE's formats have no place for it, so others see a revoked root as one that is gone.
+    pub revoked: BTreeSet<KeyId>,
 }
 
 impl Bundle {
+    /// Authorities and nothing else.
+    pub fn new(trust_domain: TrustDomain, anchors: Vec<CertificateDer<'static>>) -> Self {
+        Self {
+            trust_domain,
+            anchors,
+            jwt_keys: Vec::new(),
+            sequence: None,
+            refresh_hint: None,
+            revoked: BTreeSet::new(),
+        }
+    }
+
     /// Reads one or more PEM certificates; the same certificate twice counts once.
     ///
     /// # Errors
@@ -52,23 +77,31 @@ impl Bundle {
         trust_domain: TrustDomain,
         anchors: impl IntoIterator<Item = Vec<u8>>,
     ) -> Result<Self, String> {
-        let mut bundle = Self { trust_domain, anchors: Vec::new() };
-        for (position, der) in anchors.into_iter().enumerate() {
-            svid::read(&der).map_err(|cause| {
-                format!("trust bundle of `{}`: certificate {}: {cause}", bundle.trust_domain, position + 1)
-            })?;
-            let anchor = CertificateDer::from(der);
-            if !bundle.anchors.contains(&anchor) {
-                bundle.anchors.push(anchor);
-            }
-        }
-        if bundle.anchors.is_empty() {
+        let anchors = Self::readable(&trust_domain, anchors)?;
+        if anchors.is_empty() {
             return Err(format!(
-                "trust bundle of `{}` holds no certificate; expected at least one PEM block `BEGIN CERTIFICATE`",
-                bundle.trust_domain
+                "trust bundle of `{trust_domain}` holds no certificate; expected at least one PEM block `BEGIN CERTIFICATE`"
             ));
         }
-        Ok(bundle)
+        Ok(Self::new(trust_domain, anchors))
+    }
+
+    /// Each certificate once, all of them readable.
+    pub(crate) fn readable(
+        trust_domain: &TrustDomain,
+        anchors: impl IntoIterator<Item = Vec<u8>>,
+    ) -> Result<Vec<CertificateDer<'static>>, String> {
+        let mut all = Vec::new();
+        for (position, der) in anchors.into_iter().enumerate() {
+            svid::read(&der).map_err(|cause| {
+                format!("trust bundle of `{trust_domain}`: certificate {}: {cause}", position + 1)
+            })?;
+            let anchor = CertificateDer::from(der);
+            if !all.contains(&anchor) {
+                all.push(anchor);
+            }
+        }
+        Ok(all)
     }
 
     /// PEM form, one block per anchor.

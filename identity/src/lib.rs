@@ -4,6 +4,10 @@
 
 pub mod bundle;
 pub mod id;
+mod json;
+pub mod jwks;
+pub mod jwt;
+pub mod key_id;
 mod provider;
 pub mod refusal;
 pub mod svid;
@@ -12,5 +16,7 @@ pub mod verify;
 
 pub use bundle::{Bundle, TrustBundles};
 pub use id::{IdError, SpiffeId, TrustDomain};
+pub use jwt::JwtKey;
+pub use key_id::KeyId;
 pub use refusal::Refusal;
 pub use verify::{Accept, Peer};

@@ -1,6 +1,6 @@
 //! Why a certificate was refused: one variant per rule, and a sentence for the log.
 
-use crate::{SpiffeId, id::quoted};
+use crate::{KeyId, SpiffeId, id::quoted};
 use rustls_pki_types::UnixTime;
 use std::fmt;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -90,6 +90,14 @@ pub enum Refusal {
         id: SpiffeId,
         /// The reason for each authority.
         detail: String,
+    },
+    /// The operator has revoked an authority of the chain (`postern ca revoke`).
+    #[error("{id}: an authority of its chain is revoked (key {key})")]
+    AuthorityRevoked {
+        /// Who asked.
+        id: SpiffeId,
+        /// Which key.
+        key: KeyId,
     },
     /// Now is after notAfter.
     #[error("{what} is expired: {validity}, {} ago", span(.validity.now - .validity.not_after))]
@@ -195,6 +203,7 @@ impl Refusal {
             Self::HalfExtendedKeyUsage { .. } => "half-extended-key-usage",
             Self::UnknownTrustDomain { .. } => "unknown-trust-domain",
             Self::NoUsableAuthority { .. } => "no-usable-authority",
+            Self::AuthorityRevoked { .. } => "authority-revoked",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not-yet-valid",
             Self::UnknownIssuer(_) => "unknown-issuer",

@@ -143,8 +143,8 @@ pub fn alpn_for<'a>(
 /// Give it `peer_certificates()` of that connection and nothing else: the chain was verified in the handshake and is
 /// not verified again here. `None` when the client showed no certificate ([`ClientCertificate::Optional`]).
 pub fn peer(certificates: Option<&[CertificateDer<'_>]>) -> Option<Peer> {
-    let leaf = certificates?.first()?;
-    Some(Peer::from_verified(svid::check_leaf(leaf).ok()?, leaf))
+    let chain = certificates?;
+    Some(Peer::from_verified(svid::check_leaf(chain.first()?).ok()?, chain))
 }
 
 /// The reason why the verifier refused the other end's certificate, when that is what ended the handshake.

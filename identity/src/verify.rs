@@ -4,7 +4,7 @@
 //! used now, the path, the rules of each intermediate on that path, and last whether we want this identity.
 
 use crate::{
-    Refusal, SpiffeId, TrustBundles, TrustDomain,
+    Bundle, KeyId, Refusal, SpiffeId, TrustBundles, TrustDomain,
     provider::provider_ref,
     refusal::{Validity, seconds},
     svid::{self, Leaf},
@@ -15,6 +15,7 @@ use std::{
     cell::RefCell,
     collections::BTreeSet,
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -72,7 +73,7 @@ pub struct Peer {
     sha256: [u8; 32],
     serial: String,
     not_after: SystemTime,
-    _made_by_verifier: (),
+    chain: Arc<[CertificateDer<'static>]>,
 }
 
 impl Peer {
@@ -96,13 +97,24 @@ impl Peer {
         self.not_after
     }
 
-    /// From a leaf that was verified, now or in the handshake of this very connection.
-    pub(crate) fn from_verified(leaf: Leaf, der: &[u8]) -> Self {
+    /// What the verifier would say of the same chain under `trust` at `now`: authorities go, and certificates end, while
+    /// a connection stays open. `server` says that the peer is the server of the connection.
+    ///
+    /// # Errors
+    /// The rule that the chain breaks by now.
+    pub fn still_trusted(&self, trust: &TrustBundles, server: bool, now: UnixTime) -> Result<(), Refusal> {
+        verify(&self.chain, trust, &Accept::only(self.id.clone()), server, now).map(|_| ())
+    }
+
+    /// From a chain that was verified, now or in the handshake of this very connection.
+    pub(crate) fn from_verified(leaf: Leaf, chain: &[CertificateDer<'_>]) -> Self {
         let mut sha256 = [0; 32];
+        let der = chain.first().map(AsRef::as_ref).unwrap_or_default();
         sha256.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
         let not_after =
             SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(leaf.not_after).unwrap_or(0));
-        Self { id: leaf.id, sha256, serial: leaf.serial, not_after, _made_by_verifier: () }
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Self { id: leaf.id, sha256, serial: leaf.serial, not_after, chain }
     }
 }
 
@@ -127,25 +139,26 @@ pub fn verify(
     };
     let validity = Validity { now: seconds(now), not_before: leaf.not_before, not_after: leaf.not_after };
     validity.check(|| format!("the certificate of {}", leaf.id))?;
-    let anchors = usable_anchors(&bundle.anchors, &leaf.id, now)?;
-    check_path(leaf_der, intermediates, &anchors, &leaf.id, server, now)?;
+    let anchors = usable_anchors(bundle, &leaf.id, now)?;
+    check_path(leaf_der, intermediates, &anchors, bundle, &leaf.id, server, now)?;
     if !accept.accepts(&leaf.id) {
         return Err(Refusal::NotAccepted { presented: leaf.id, expected: accept.to_string() });
     }
-    Ok(Peer::from_verified(leaf, leaf_der))
+    Ok(Peer::from_verified(leaf, chain))
 }
 
 /// Path validation takes any anchor it is given, expired or not an authority at all; so only sound ones are given.
 fn usable_anchors<'a>(
-    anchors: &'a [CertificateDer<'a>],
+    bundle: &'a Bundle,
     id: &SpiffeId,
     now: UnixTime,
 ) -> Result<Vec<TrustAnchor<'a>>, Refusal> {
-    let mut usable = Vec::with_capacity(anchors.len());
+    let mut usable = Vec::with_capacity(bundle.anchors.len());
     let mut reasons = Vec::new();
-    for anchor in anchors {
-        let checked =
-            svid::check_anchor(anchor, id.trust_domain(), now).map_err(|refusal| refusal.to_string());
+    for anchor in &bundle.anchors {
+        let checked = svid::check_anchor(anchor, id.trust_domain(), now)
+            .and_then(|()| check_revoked(anchor, bundle, id))
+            .map_err(|refusal| refusal.to_string());
         match checked.and_then(|()| anchor_from_trusted_cert(anchor).map_err(|cause| cause.to_string())) {
             Ok(anchor) => usable.push(anchor),
             Err(reason) => reasons.push(reason),
@@ -158,10 +171,23 @@ fn usable_anchors<'a>(
     Ok(usable)
 }
 
+/// Whether a signing certificate may still be built on.
+fn check_revoked(signing: &[u8], bundle: &Bundle, id: &SpiffeId) -> Result<(), Refusal> {
+    if bundle.revoked.is_empty() {
+        return Ok(());
+    }
+    let key = KeyId::of_certificate(signing)?;
+    if bundle.revoked.contains(&key) {
+        return Err(Refusal::AuthorityRevoked { id: id.clone(), key });
+    }
+    Ok(())
+}
+
 fn check_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     anchors: &[TrustAnchor<'_>],
+    bundle: &Bundle,
     id: &SpiffeId,
     server: bool,
     now: UnixTime,
@@ -172,7 +198,9 @@ fn check_path(
     let broken: RefCell<Option<Refusal>> = RefCell::new(None);
     let check_intermediates = |path: &webpki::VerifiedPath<'_>| {
         for intermediate in path.intermediate_certificates() {
-            if let Err(refusal) = svid::check_signing(&intermediate.der(), id.trust_domain()) {
+            let der = intermediate.der();
+            let checked = svid::check_signing(&der, id.trust_domain());
+            if let Err(refusal) = checked.and_then(|()| check_revoked(&der, bundle, id)) {
                 broken.replace(Some(refusal));
                 return Err(webpki::Error::UnknownIssuer);
             }

@@ -219,10 +219,10 @@ fn x509_svid_5_1_only_the_bundle_of_the_ids_own_trust_domain_counts() {
     check(&[&ours.leaf(CART, |_| {}).der], &TrustBundles::default(), Err("unknown-trust-domain"));
     // The leaf itself put into the bundle is no authority.
     let lonely = self_signed(CART);
-    let trust = TrustBundles::from_iter([postern_identity::Bundle {
-        trust_domain: TD.parse().unwrap(),
-        anchors: vec![lonely.der.clone()],
-    }]);
+    let trust = TrustBundles::from_iter([postern_identity::Bundle::new(
+        TD.parse().unwrap(),
+        vec![lonely.der.clone()],
+    )]);
     check(&[&lonely.der], &trust, Err("no-usable-authority"));
 }
 

@@ -175,7 +175,7 @@ impl Authority {
     pub fn in_memory(trust_domain: TrustDomain, now: SystemTime) -> Result<Self, AuthorityError> {
         let key = root::make_key()?;
         let certificate = root::make_certificate(&trust_domain, &key, now)?;
-        let bundle = Bundle { trust_domain: trust_domain.clone(), anchors: vec![certificate.clone()] };
+        let bundle = Bundle::new(trust_domain.clone(), vec![certificate.clone()]);
         let signer = root::signer(&certificate, key).map_err(AuthorityError::Make)?;
         Ok(Self { trust_domain, bundle, signer })
     }

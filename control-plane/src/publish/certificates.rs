@@ -137,9 +137,16 @@ impl v1::authority_server::Authority for Certificates {
         let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         Ok(Response::new(v1::IssueCertificateResponse {
             chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-            bundles: self.publisher.bundles(),
+            trust: Some(self.publisher.trust()),
             server_time_unix_millis: i64::try_from(millis).unwrap_or(i64::MAX),
         }))
+    }
+
+    async fn issue_jwt_svid(
+        &self,
+        _request: Request<v1::IssueJwtSvidRequest>,
+    ) -> Result<Response<v1::IssueJwtSvidResponse>, Status> {
+        Err(Status::unimplemented("this authority has no key for JWT-SVIDs"))
     }
 }
 

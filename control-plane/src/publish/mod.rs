@@ -37,12 +37,14 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// All trust bundles, as the wire carries them.
-    pub(crate) fn bundles(&self) -> Vec<v1::Bundle> {
+    pub(crate) fn trust(&self) -> v1::BundleUpdate {
         let bundle = self.authority.bundle();
-        vec![v1::Bundle {
+        let bundle = v1::Bundle {
             trust_domain: bundle.trust_domain.as_str().to_owned(),
-            anchors: bundle.anchors.iter().map(|anchor| anchor.to_vec()).collect(),
-        }]
+            document: bundle.to_document().into_bytes(),
+            revoked: bundle.revoked.iter().map(|key| key.as_bytes().to_vec()).collect(),
+        };
+        v1::BundleUpdate { bundles: vec![bundle], tainted: Vec::new() }
     }
 }
 

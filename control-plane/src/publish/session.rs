@@ -207,7 +207,7 @@ impl<'a> Session<'a> {
 
     /// Sends all that is not what was sent last. Bundles come first: a policy may speak of their trust domains.
     async fn publish(&mut self, index: &Index) -> Result<(), Status> {
-        let bundles = v1::BundleUpdate { bundles: self.publisher.bundles() };
+        let bundles = self.publisher.trust();
         let bundles_version = version(&bundles.encode_to_vec());
         if self.bundles.version != bundles_version {
             self.bundles = self
@@ -251,6 +251,7 @@ impl<'a> Session<'a> {
             Some(sidecar_message::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a stream says hello only once"));
             }
+            Some(sidecar_message::Message::Certificate(_)) => {}
             // A kind of message that a newer sidecar knows: not for us.
             None => {}
         }

@@ -105,7 +105,7 @@ pub async fn issue(
     csr: Vec<u8>,
     token: &str,
 ) -> Result<v1::IssueCertificateResponse, Status> {
-    let request = v1::IssueCertificateRequest { csr, join_token: token.into(), lifetime_seconds: 0 };
+    let request = v1::IssueCertificateRequest { csr, join_token: token.into(), ..Default::default() };
     let mut client = AuthorityClient::new(channel);
     soon("a certificate", client.issue_certificate(request)).await.map(tonic::Response::into_inner)
 }

@@ -76,7 +76,7 @@ impl Authority {
     }
 
     pub fn bundle(&self, trust_domain: &str) -> Bundle {
-        Bundle { trust_domain: trust_domain.parse().unwrap(), anchors: vec![self.der.clone()] }
+        Bundle::new(trust_domain.parse().unwrap(), vec![self.der.clone()])
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::state::{Destination, Endpoint, ServiceTarget};
 use postern_api::v1;
 use postern_config::{InboundSpec, Snapshot, snapshot::Protocol};
-use postern_identity::{Bundle, SpiffeId, TrustBundles, TrustDomain};
+use postern_identity::{Bundle, KeyId, SpiffeId, TrustBundles, TrustDomain};
 use std::net::SocketAddr;
 
 /// The longest reason of a nack, in bytes.
@@ -55,7 +55,10 @@ pub fn bundles(wire: Vec<v1::Bundle>, own: &TrustDomain) -> Result<TrustBundles,
                 let trust_domain: TrustDomain = bundle.trust_domain.parse().map_err(|cause| {
                     format!("trust domain `{}` of a bundle: {cause}", bundle.trust_domain)
                 })?;
-                Bundle::from_der(trust_domain, bundle.anchors)
+                let mut read = Bundle::from_document(trust_domain, &bundle.document)?;
+                read.revoked =
+                    bundle.revoked.iter().map(|id| KeyId::try_from(&id[..])).collect::<Result<_, _>>()?;
+                Ok(read)
             })
             .collect::<Result<Vec<_>, String>>()?;
     let bundles = TrustBundles::distinct(bundles)?;

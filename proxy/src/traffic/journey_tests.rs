@@ -59,7 +59,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().unwrap();
         let anchors = vec![params.self_signed(&key).unwrap().der().clone()];
-        let bundle = Bundle { trust_domain: "cluster.local".parse().unwrap(), anchors };
+        let bundle = Bundle::new("cluster.local".parse().unwrap(), anchors);
         Self { issuer: Issuer::new(params, key), trust: Arc::new([bundle].into_iter().collect()) }
     }
 

@@ -46,6 +46,7 @@ pub async fn request(
         join_token: token.map(|token| token.0.clone()).unwrap_or_default(),
         lifetime_seconds: lifetime
             .map_or(0, |lifetime| u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX)),
+        service_account_token: String::new(),
     };
     let asked = SystemTime::now();
     let reply = tokio::time::timeout(DEADLINE, AuthorityClient::new(channel).issue_certificate(request))
@@ -64,7 +65,7 @@ fn accept(
     control: &ControlPlane,
     clock_skew: f64,
 ) -> Result<Issued, String> {
-    let trust = Arc::new(translate::bundles(reply.bundles, &control.trust_domain)?);
+    let trust = Arc::new(translate::bundles(reply.trust.unwrap_or_default().bundles, &control.trust_domain)?);
     let chain: Vec<_> = reply.chain.into_iter().map(CertificateDer::from).collect();
     let accept = Accept::trust_domain(control.trust_domain.clone());
     let peer = verify(&chain, &trust, &accept, false, UnixTime::now()).map_err(|refusal| {
