@@ -1,9 +1,14 @@
 //! Start-up in order: authority, listener, publisher; and the handle that owners of the process use.
 
 use crate::{
-    attest::{Attested, JoinTokens},
+    attest::{Attested, JoinTokens, KubernetesTokens, TokenReviews},
     authority::{Authority, MAX_LIFETIME},
-    publish::{self, Publisher, listener::Tls, rate::Rate, status::SessionStatus},
+    publish::{
+        self, Publisher,
+        listener::{Listener, Tls},
+        rate::Rate,
+        status::SessionStatus,
+    },
     registry::Index,
 };
 use anyhow::{Context as _, bail};
@@ -16,13 +21,17 @@ use postern_identity::{
 use rustls::{ServerConfig, sign::CertifiedKey};
 use std::{
     collections::BTreeSet,
-    io,
+    fs, io,
     net::SocketAddr,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How to start.
@@ -36,6 +45,10 @@ pub struct Options {
     pub trust_domain: String,
     /// Default and upper bound of workload certificates; more than zero, at most one hour.
     pub certificate_lifetime: Duration,
+    /// A unix socket that is served beside `listen`: its callers are attested by who they are. Any user may connect.
+    pub unix_socket: Option<PathBuf>,
+    /// How Kubernetes service account tokens are reviewed; `None` = they are refused.
+    pub kubernetes: Option<KubernetesTokens>,
 }
 
 /// How long a join token that [`ControlPlane::join_token`] made is good.
@@ -49,6 +62,7 @@ pub struct ControlPlane {
     publisher: Arc<Publisher>,
     tls: Tls,
     tasks: TaskTracker,
+    _socket: Option<Socket>,
 }
 
 /// Starts it on the current tokio runtime. It serves nobody before the first [`ControlPlane::apply`] but issues
@@ -79,29 +93,39 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
     for problem in authority.problems(now) {
         tracing::warn!("{problem}");
     }
+    let reviews = options.kubernetes.map(TokenReviews::new).transpose().map_err(anyhow::Error::msg)?;
     let listener = listen(options.listen).await?;
     let address = listener.local_addr().context("the listening address is not known")?;
+    let mut listeners = vec![Listener::Tcp(listener)];
+    let socket = options.unix_socket.map(Socket::bind).transpose()?;
+    let socket = socket.map(|(socket, listener)| {
+        listeners.push(Listener::Unix(listener, Rate::new(200, 20)));
+        socket
+    });
 
     let (key, ends) = own_certificate(&authority, now)?;
     let tls: Tls = Arc::new(ArcSwap::from_pointee(own_tls(&authority, &trust_domain, key)?));
     let publisher = Arc::new(Publisher {
         authority,
         tokens: JoinTokens::default(),
+        reviews,
         trust_domain,
         index: watch::channel(None).0,
         sessions: publish::status::Sessions::default(),
         certificate_lifetime: lifetime,
         // A whole machine may start at once; a certificate costs about a millisecond.
         by_address: Rate::new(500, 50),
+        // A user of this machine is one sidecar.
+        by_user: Rate::new(20, 2),
         // All replicas of a deployment share an identity.
         by_identity: Rate::new(200, 20),
         stop: CancellationToken::new(),
     });
     let tasks = TaskTracker::new();
     tasks.spawn(renew_own_certificate(Arc::clone(&publisher), Arc::clone(&tls), ends));
-    tasks.spawn(publish::serve(Arc::clone(&publisher), listener, Arc::clone(&tls)));
+    tasks.spawn(publish::serve(Arc::clone(&publisher), listeners, Arc::clone(&tls)));
     tasks.close();
-    Ok(ControlPlane { address, publisher, tls, tasks })
+    Ok(ControlPlane { address, publisher, tls, tasks, _socket: socket })
 }
 
 impl ControlPlane {
@@ -169,6 +193,43 @@ impl ControlPlane {
 impl Drop for ControlPlane {
     fn drop(&mut self) {
         self.publisher.stop.cancel();
+    }
+}
+
+/// The file of our unix socket; removed when we end.
+struct Socket(PathBuf);
+
+impl Socket {
+    /// Binds it, in place of one that a control plane left behind which did not end in order.
+    fn bind(path: PathBuf) -> anyhow::Result<(Self, UnixListener)> {
+        let cannot = |why: String| {
+            anyhow::anyhow!(
+                "cannot listen on the unix socket {}: {why}; choose another --unix-socket",
+                path.display()
+            )
+        };
+        match fs::symlink_metadata(&path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(cannot("something that is no socket has this name".into()));
+            }
+            Ok(_) if std::os::unix::net::UnixStream::connect(&path).is_ok() => {
+                return Err(cannot("another program serves it".into()));
+            }
+            Ok(_) => fs::remove_file(&path).map_err(|error| cannot(error.to_string()))?,
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(&path).map_err(|error| cannot(error.to_string()))?;
+        let socket = Self(path.clone());
+        // Who a caller is does not depend on the right to connect; who must not even ask is kept out by the folder.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
+            .map_err(|error| cannot(error.to_string()))?;
+        Ok((socket, listener))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
     }
 }
 

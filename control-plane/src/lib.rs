@@ -11,7 +11,7 @@ pub mod registry;
 pub mod run;
 
 pub use app::{ControlPlane, Options, start};
-pub use attest::{Attested, JoinTokens};
+pub use attest::{Attested, JoinTokens, KubernetesTokens};
 pub use publish::status::SessionStatus;
 pub use registry::from_files::{read_folder, watch};
 pub use run::{Flags, run};

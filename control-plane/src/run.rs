@@ -1,12 +1,13 @@
 //! The control plane as a program: a folder of YAML in, sidecars served, until a signal comes.
 
 use crate::{
-    Attested,
+    Attested, KubernetesTokens,
     app::{self, ControlPlane, JOIN_TOKEN_LIFETIME, Options},
     authority::MAX_LIFETIME,
     registry::from_files::{Changes, read_folder, watch},
 };
 use anyhow::{Context as _, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use postern_config::{Documents, Severity, documents};
 use std::{
     collections::BTreeMap,
@@ -45,6 +46,16 @@ pub struct Flags {
     /// Write a one-use join token for each pod with a sidecar to DIR/NAMESPACE.POD.token (readable by you only)
     #[arg(long, value_name = "DIR")]
     pub join_token_dir: Option<PathBuf>,
+    /// Serve sidecars of this machine on a unix socket, too: they need no token, since the kernel says which user they are,
+    /// and the Pod annotation `postern.dev/attest-uid` says which pod that user is
+    #[arg(long, value_name = "PATH")]
+    pub unix_socket: Option<PathBuf>,
+    /// Accept projected Kubernetes service account tokens for this audience, e.g. `postern`
+    #[arg(long, value_name = "AUDIENCE")]
+    pub kubernetes_token_audience: Option<String>,
+    /// How to reach the API server that reviews those tokens; default: as a pod of its cluster
+    #[arg(long, value_name = "FILE", requires = "kubernetes_token_audience")]
+    pub kubeconfig: Option<PathBuf>,
     /// Life of workload certificates in seconds, at most 3600
     #[arg(long, value_name = "SECONDS", default_value_t = MAX_LIFETIME.as_secs())]
     pub certificate_lifetime: u64,
@@ -87,6 +98,8 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         state: Some(flags.state.clone()),
         trust_domain: trust_domain.clone(),
         certificate_lifetime: Duration::from_secs(flags.certificate_lifetime),
+        unix_socket: flags.unix_socket.clone(),
+        kubernetes: kubernetes_tokens(&flags).await?,
     })
     .await?;
     let mut tokens = flags.join_token_dir.clone().map(TokenFiles::open).transpose()?;
@@ -110,6 +123,28 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     }
     control_plane.shutdown().await;
     Ok(())
+}
+
+/// How to reach the API server, when its tokens are wanted.
+async fn kubernetes_tokens(flags: &Flags) -> anyhow::Result<Option<KubernetesTokens>> {
+    let Some(audience) = flags.kubernetes_token_audience.clone() else { return Ok(None) };
+    if audience.is_empty() {
+        bail!(
+            "--kubernetes-token-audience is empty: write the `audience` of the pods' projected volume, e.g. postern"
+        );
+    }
+    let api_server = match &flags.kubeconfig {
+        Some(file) => {
+            let cannot = || format!("the kubeconfig {} cannot be used", file.display());
+            let kubeconfig = Kubeconfig::read_from(file).with_context(cannot)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .with_context(cannot)?
+        }
+        None => kube::Config::incluster()
+            .context("this is no pod of a Kubernetes cluster with a service account: name a --kubeconfig")?,
+    };
+    Ok(Some(KubernetesTokens { api_server, audience }))
 }
 
 /// Applies each new state of the folder; a bad one is told and the last good one stays.

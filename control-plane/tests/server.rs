@@ -307,6 +307,8 @@ async fn a_port_in_use_is_said_with_its_number_and_the_remedy() {
         state: None,
         trust_domain: "cluster.local".into(),
         certificate_lifetime: Duration::from_secs(60),
+        unix_socket: None,
+        kubernetes: None,
     };
     let reason = postern_control_plane::start(options.clone()).await.err().unwrap().to_string();
     let port = options.listen.port();

@@ -96,6 +96,8 @@ impl Mesh {
             state: settings.state.clone(),
             trust_domain: trust_domain.clone(),
             certificate_lifetime: settings.certificate_lifetime,
+            unix_socket: None,
+            kubernetes: None,
         })
         .await
         .expect("the control plane starts");

@@ -423,6 +423,8 @@ spec: {{selector: {{app: {POD}}}, ports: [{{name: http, port: {port}}}]}}
         state: None,
         trust_domain: documents.mesh.trust_domain.clone(),
         certificate_lifetime: Duration::from_secs(3600),
+        unix_socket: None,
+        kubernetes: None,
     })
     .await
     .expect("the control plane starts");

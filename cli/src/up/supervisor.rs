@@ -226,6 +226,8 @@ fn control_plane_options(
         certificate_lifetime: options
             .certificate_lifetime
             .map_or(CERTIFICATE_LIFETIME, |wanted| wanted.min(CERTIFICATE_LIFETIME)),
+        unix_socket: None,
+        kubernetes: None,
     }
 }
 

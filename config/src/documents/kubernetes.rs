@@ -156,6 +156,24 @@ const SYSTEM_NAMESPACES: &[&str] = &["kube-system", "kube-public", "kube-node-le
 /// Pod label, else annotation, `"true"` or `"false"`: ours, then Istio's.
 pub(crate) const POD_KEYS: [&str; 2] = ["postern.dev/inject", "sidecar.istio.io/inject"];
 
+/// Pod annotation: the user id whose processes on the control plane's machine are this pod (attestation by unix socket).
+pub const ATTEST_UID: &str = "postern.dev/attest-uid";
+/// What Linux shows for every user that is not mapped into a user namespace: it names nobody.
+const OVERFLOW_UID: u32 = 65534;
+
+/// The user id in a value of [`ATTEST_UID`].
+///
+/// # Errors
+/// What is wrong with it: it is one decimal number without sign or leading zeros, and stands for one user.
+pub fn attest_uid(value: &str) -> Result<u32, String> {
+    match value.parse::<u32>() {
+        Ok(uid) if uid.to_string() != value => Err("it has a sign or leading zeros".into()),
+        Ok(OVERFLOW_UID | u32::MAX) => Err("it stands for many users or none".into()),
+        Ok(uid) => Ok(uid),
+        Err(_) => Err("it is no number of a user".into()),
+    }
+}
+
 /// Whether a pod gets a sidecar: Istio's rules on `istio-injection=enabled` (namespace label), `sidecar.istio.io/inject`
 /// (pod label, then annotation), and ours `postern.dev/inject` with the same values and precedence. Where both are set,
 /// ours counts.
@@ -207,6 +225,18 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_attest_uid_is_one_user_written_in_one_way() {
+        for (value, uid) in [("0", 0), ("1001", 1001), ("4294967294", u32::MAX - 1)] {
+            assert_eq!(attest_uid(value), Ok(uid));
+        }
+        for value in
+            ["", "-1", "+1", "01", "1 ", "0x1", "billing", "65534", "4294967295", "4294967296", "\u{661}"]
+        {
+            assert!(attest_uid(value).is_err(), "{value}");
+        }
     }
 
     #[test]

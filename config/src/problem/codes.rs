@@ -174,6 +174,9 @@ codes! {
     BAD_TARGET_REF "PST0315" Error "bad targetRefs"
         "At most one of selector, targetRef and targetRefs, and a reference that names a kind that policies attach to."
         "Keep `selector`; targetRefs are for gateways and waypoints.";
+    BAD_ATTEST_UID "PST0316" Error "bad postern.dev/attest-uid"
+        "The annotation names the user whose processes on the control plane's machine are this pod, when they ask for a certificate on its unix socket. It holds one decimal number as `id -u` prints it, and stands on a Pod: a template would make many pods one user's."
+        "Write for example `postern.dev/attest-uid: \"1001\"` on the Pod.";
     DUPLICATE_OBJECT "PST0401" Error "two objects with one name"
         "Two documents have the same kind, namespace and name."
         "Rename one of the two, or remove it.";
@@ -219,6 +222,9 @@ codes! {
     SAME_POLICY "PST0415" Warning "two policies that say the same"
         "Two AuthorizationPolicies have the same scope, action and rules; one of them can go, and while both are there, changing one changes nothing."
         "Remove one of the two.";
+    SHARED_ATTEST_UID "PST0416" Error "one user for two pods"
+        "Two pods have the same `postern.dev/attest-uid`. A process of that user would be both, and gets no certificate."
+        "Run each pod's sidecar as a user of its own, and write that user's number on its Pod.";
     SPIFFE_PREFIX "PST0501" Warning "spiffe:// in a principal"
         "Istio adds `spiffe://` itself, so that a value that has it never matches."
         "Write the principal without it: `cluster.local/ns/NAMESPACE/sa/ACCOUNT`.";

@@ -2,6 +2,7 @@
 use super::{objects, values};
 use crate::{
     documents::{
+        kubernetes::{ATTEST_UID, attest_uid},
         parse::{Key, Node, shorten},
         pod_field,
         report::Report,
@@ -28,6 +29,11 @@ pub fn deployment(report: &mut Report<'_>, node: &Node) {
         if let Some(meta) = template.get("metadata") {
             objects::labels(report, meta.get("labels"), "label");
             objects::inject_wish(report, meta);
+            if let Some(uid) = meta.get("annotations").and_then(|map| map.get(ATTEST_UID)) {
+                let reason =
+                    format!("`{ATTEST_UID}` on a template: all replicas would be one user's processes");
+                report.error(problem::BAD_ATTEST_UID, uid.place, reason, "write it on a Pod");
+            }
         }
         selector_matches(report, spec, template);
         pod_spec(report, template.get("spec"));
@@ -94,6 +100,14 @@ fn selector_matches(report: &mut Report<'_>, spec: &Node, template: &Node) {
 
 /// `Pod`.
 pub fn pod(report: &mut Report<'_>, node: &Node) {
+    if let Some(uid) = node.at("metadata.annotations").and_then(|map| map.get(ATTEST_UID)) {
+        let text = uid.text().unwrap_or_default();
+        if let Err(why) = attest_uid(text) {
+            let reason = format!("`{ATTEST_UID}: {}`: {why}", shorten(text));
+            let hint = "write the number that `id -u` prints for the sidecar's user, in quotes";
+            report.error(problem::BAD_ATTEST_UID, uid.place, reason, hint);
+        }
+    }
     pod_spec(report, node.get("spec"));
     let Some(status) = node.get("status") else { return };
     let addresses = status.list("podIPs").filter_map(|entry| entry.get("ip")).chain(status.get("podIP"));

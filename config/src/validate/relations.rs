@@ -3,7 +3,7 @@ use super::{ports, references};
 use crate::{
     documents::{
         AuthorizationPolicy, Documents, Located, Metadata, Origin, Pod,
-        kubernetes::{TargetPort, injected},
+        kubernetes::{ATTEST_UID, TargetPort, attest_uid, injected},
     },
     problem::{self, Problem, Severity},
     select::by_age,
@@ -24,6 +24,7 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     found.twice("Pod", &documents.pods, |d| &d.metadata);
     found.twice("PeerAuthentication", &documents.peer_authentications, |d| &d.metadata);
     found.twice("AuthorizationPolicy", &documents.authorization_policies, |d| &d.metadata);
+    found.attest_uids();
     found.service_accounts();
     found.services();
     found.peer_authentications();
@@ -178,6 +179,32 @@ impl<'d> Relations<'d> {
             self.warning(problem::TOO_LARGE, (&origin, ""), reason.into(), "check it in parts");
         }
         self.problems
+    }
+
+    /// A user is one pod: otherwise its processes could choose between identities.
+    fn attest_uids(&mut self) {
+        let mut seen: HashMap<u32, &Located<Pod>> = HashMap::new();
+        for pod in &self.documents.pods {
+            let meta = &pod.value.metadata;
+            let Some(Ok(uid)) = meta.annotations.get(ATTEST_UID).map(|value| attest_uid(value)) else {
+                continue;
+            };
+            match seen.get(&uid) {
+                Some(first) => {
+                    let other = &first.value.metadata;
+                    let reason = format!(
+                        "`{ATTEST_UID}: {uid}` is already on the pod {}/{} in {}:{}",
+                        other.namespace, other.name, first.origin.file, first.origin.line
+                    );
+                    let at = (&pod.origin, "metadata.name");
+                    let hint = "run each pod's sidecar as a user of its own";
+                    self.error(problem::SHARED_ATTEST_UID, at, reason, hint);
+                }
+                None => {
+                    seen.insert(uid, pod);
+                }
+            }
+        }
     }
 
     fn twice<T>(&mut self, kind: &str, list: &'d [Located<T>], metadata: impl Fn(&T) -> &Metadata) {

@@ -1,16 +1,21 @@
-//! Who is asking for a certificate: a one-use join token, or the current certificate.
+//! Who is asking for a certificate. Four kinds of evidence: the current certificate, a one-use join token, a projected
+//! Kubernetes token, and being a process of a certain user on this machine.
 //!
-//! Every kind of evidence ends in an [`Attested`], and only [`attest`] makes that step; the authority never sees evidence.
-//! The Kubernetes token comes through the same seam: a variant `Evidence::ServiceAccountToken(&str)` and one arm in
-//! [`attest`] that sends a TokenReview with our own audience, checks the audiences that come back, and compares the
-//! pod's UID with the token's. That needs the network, which is why [`attest`] is `async` already.
+//! Every kind ends in an [`Attested`], and only [`attest`] makes that step; the authority never sees evidence.
 
 mod join_tokens;
+mod token_review;
+mod unix_peer;
 
 pub use join_tokens::{JoinTokens, TokenRefusal};
+pub use token_review::{KubernetesTokens, MAX_SERVICE_ACCOUNT_TOKEN, ReviewError, TokenReviews};
+pub use unix_peer::{UnixPeer, UnixPeerError};
 
-use postern_identity::{Peer, TrustDomain};
-use std::time::SystemTime;
+use crate::registry::Index;
+use postern_config::documents::kubernetes::ATTEST_UID;
+use postern_identity::{Peer, TrustBundles, TrustDomain};
+use rustls_pki_types::UnixTime;
+use std::time::{Instant, SystemTime};
 
 /// The attested caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +32,28 @@ pub struct Attested {
 /// What a caller shows to prove who it is.
 #[derive(Clone, Copy)]
 pub enum Evidence<'a> {
-    /// A one-use token, given to the pod when it was made.
-    JoinToken(&'a str),
     /// The certificate of this very connection (mutual TLS), for renewals.
     Certificate(&'a Peer),
+    /// A one-use token, given to the pod when it was made.
+    JoinToken(&'a str),
+    /// A projected Kubernetes service account token, bound to a pod.
+    ServiceAccountToken(&'a str),
+    /// The process at the other end of our unix socket.
+    UnixPeer(&'a UnixPeer),
+}
+
+/// What evidence is held against.
+pub struct Doors<'a> {
+    /// Ours.
+    pub trust_domain: &'a TrustDomain,
+    /// What certificates are verified with, now.
+    pub trust: &'a TrustBundles,
+    /// The join tokens that wait.
+    pub tokens: &'a JoinTokens,
+    /// Who reviews Kubernetes tokens, if anybody.
+    pub reviews: Option<&'a TokenReviews>,
+    /// The documents in force, which say what pod a user's processes are; `None` before the first.
+    pub index: Option<&'a Index>,
 }
 
 /// Why evidence was refused. `Display` may be told to the caller.
@@ -39,9 +62,33 @@ pub enum AttestError {
     /// The token is not good. Which way is for our log only.
     #[error(transparent)]
     Token(#[from] TokenRefusal),
+    /// The service account token is not good, or cannot be reviewed.
+    #[error(transparent)]
+    Review(#[from] ReviewError),
+    /// The process that opened the connection is not known for certain.
+    #[error(transparent)]
+    UnixPeer(#[from] UnixPeerError),
+    /// No pod is this user's.
+    #[error(
+        "no pod is user {0}: write the annotation `{ATTEST_UID}: \"{0}\"` on the Pod whose sidecar runs as that user"
+    )]
+    UnknownUser(u32),
+    /// Several pods are: the caller could be any of them.
+    #[error(
+        "more than one pod has the annotation `{ATTEST_UID}: \"{0}\"`: run each pod's sidecar as a user of its own"
+    )]
+    AmbiguousUser(u32),
+    /// Nobody can be looked up yet.
+    #[error("the control plane has not read its documents yet: try again")]
+    NotReady,
     /// The certificate ended while the connection stayed open.
-    #[error("the certificate of {0} has ended; ask with a new join token")]
+    #[error("the certificate of {0} has ended; ask with other evidence, such as a new join token")]
     CertificateEnded(String),
+    /// Its authority went while the connection stayed open: revoked, or no longer published.
+    #[error(
+        "the certificate of {0} is not trusted any more ({1}); ask with other evidence, such as a new join token"
+    )]
+    CertificateNotTrusted(String, String),
     /// Another trust domain's identity, or one that is not `/ns/<namespace>/sa/<service account>` of ours.
     #[error(
         "{0} is not a workload of trust domain `{1}`: certificates are issued to spiffe://{1}/ns/<namespace>/sa/<service account> only"
@@ -55,96 +102,63 @@ pub enum AttestError {
 /// When the evidence is not good; see [`AttestError`].
 pub async fn attest(
     evidence: Evidence<'_>,
-    tokens: &JoinTokens,
-    trust_domain: &TrustDomain,
+    doors: &Doors<'_>,
     now: SystemTime,
 ) -> Result<Attested, AttestError> {
     match evidence {
-        Evidence::JoinToken(token) => Ok(tokens.redeem(token, now)?),
-        Evidence::Certificate(peer) => renewing(peer, trust_domain, now),
+        Evidence::Certificate(peer) => renewing(peer, doors, now),
+        Evidence::JoinToken(token) => Ok(doors.tokens.redeem(token, now)?),
+        Evidence::ServiceAccountToken(token) => {
+            let reviews = doors.reviews.ok_or(ReviewError::NotConfigured)?;
+            Ok(reviews.review(token, Instant::now()).await?)
+        }
+        Evidence::UnixPeer(peer) => user(peer, doors.index),
     }
 }
 
-/// The handshake verified the certificate; but the connection may be older than its end, and a federated trust domain
-/// is trusted to connect, not to be issued certificates of ours.
-fn renewing(peer: &Peer, trust_domain: &TrustDomain, now: SystemTime) -> Result<Attested, AttestError> {
+/// Whether the certificate of an open connection would still be accepted: the connection may be older than its end, or
+/// than the end of its authority.
+///
+/// # Errors
+/// [`AttestError::CertificateEnded`] or [`AttestError::CertificateNotTrusted`].
+pub fn still_good(peer: &Peer, trust: &TrustBundles, now: SystemTime) -> Result<(), AttestError> {
     if peer.not_after() < now {
         return Err(AttestError::CertificateEnded(peer.id().to_string()));
     }
-    let ours = peer.id().trust_domain() == trust_domain.as_str();
+    let clock = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    peer.still_trusted(trust, false, clock)
+        .map_err(|refusal| AttestError::CertificateNotTrusted(peer.id().to_string(), refusal.to_string()))
+}
+
+/// A federated trust domain is trusted to connect, not to be issued certificates of ours.
+fn renewing(peer: &Peer, doors: &Doors<'_>, now: SystemTime) -> Result<Attested, AttestError> {
+    still_good(peer, doors.trust, now)?;
+    let ours = peer.id().trust_domain() == doors.trust_domain.as_str();
     match peer.id().service_account().filter(|_| ours) {
         Some((namespace, service_account)) => Ok(Attested {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
             pod: String::new(),
         }),
-        None => Err(AttestError::NotOurWorkload(peer.id().to_string(), trust_domain.clone())),
+        None => Err(AttestError::NotOurWorkload(peer.id().to_string(), doors.trust_domain.clone())),
     }
+}
+
+/// Exactly the pod whose annotation names the user. Root is a user like any other.
+fn user(peer: &UnixPeer, index: Option<&Index>) -> Result<Attested, AttestError> {
+    let mut pods = index.ok_or(AttestError::NotReady)?.pods_of_user(peer.uid());
+    let (namespace, service_account, pod) = pods.next().ok_or(AttestError::UnknownUser(peer.uid()))?;
+    if pods.next().is_some() {
+        return Err(AttestError::AmbiguousUser(peer.uid()));
+    }
+    peer.still_runs()?;
+    Ok(Attested {
+        namespace: namespace.to_owned(),
+        service_account: service_account.to_owned(),
+        pod: pod.to_owned(),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-    use super::*;
-    use crate::authority::Authority;
-    use postern_identity::{Accept, TrustBundles, verify::verify};
-    use rustls_pki_types::UnixTime;
-    use std::time::Duration;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    fn now() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
-    }
-
-    fn cart() -> Attested {
-        Attested { namespace: "shop".into(), service_account: "cart".into(), pod: String::new() }
-    }
-
-    /// The verified peer with a certificate of one hour for [`cart`] in a trust domain.
-    fn peer(trust_domain: &str) -> Peer {
-        let trust_domain: TrustDomain = trust_domain.parse().unwrap();
-        let authority = Authority::in_memory(trust_domain.clone(), now()).unwrap();
-        let csr = rcgen::CertificateParams::default()
-            .serialize_request(&rcgen::KeyPair::generate().unwrap())
-            .unwrap();
-        let issued = authority.issue(csr.der(), &cart(), HOUR, now()).unwrap();
-        let clock = UnixTime::since_unix_epoch(now().duration_since(SystemTime::UNIX_EPOCH).unwrap());
-        let trust = TrustBundles::from_iter([authority.bundle()]);
-        verify(&issued.chain, &trust, &Accept::trust_domain(trust_domain), false, clock).unwrap()
-    }
-
-    /// Shows a certificate `later`.
-    async fn check(peer: &Peer, later: Duration, expected: Result<Attested, &str>) {
-        let ours = "cluster.local".parse().unwrap();
-        let result = attest(Evidence::Certificate(peer), &JoinTokens::default(), &ours, now() + later).await;
-        match (result, expected) {
-            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
-            (result, expected) => assert_eq!(result.ok(), expected.ok()),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_certificate_renews_its_own_identity_until_it_ends() {
-        let ours = peer("cluster.local");
-        check(&ours, Duration::ZERO, Ok(cart())).await;
-        check(&ours, HOUR, Ok(cart())).await;
-        check(&ours, HOUR + Duration::from_secs(1), Err("has ended")).await;
-        check(
-            &peer("other.example"),
-            Duration::ZERO,
-            Err("is not a workload of trust domain `cluster.local`"),
-        )
-        .await;
-    }
-
-    #[tokio::test]
-    async fn a_join_token_attests_the_pod_that_it_was_made_for() {
-        let (tokens, ours) = (JoinTokens::default(), "cluster.local".parse().unwrap());
-        let pod = Attested { pod: "cart-1".into(), ..cart() };
-        let token = tokens.issue(pod.clone(), HOUR, now());
-        assert_eq!(attest(Evidence::JoinToken(&token), &tokens, &ours, now()).await, Ok(pod));
-        let again = attest(Evidence::JoinToken(&token), &tokens, &ours, now()).await;
-        assert_eq!(again, Err(AttestError::Token(TokenRefusal::Used)));
-    }
-}
+#[path = "attest_tests.rs"]
+mod tests;

@@ -1,11 +1,17 @@
 //! `Authority.IssueCertificate`: evidence in, certificate out. The identity comes from the evidence, never from the request.
 
-use super::{Publisher, listener::Caller};
+use super::{
+    Publisher,
+    listener::{Address, Caller},
+};
 use crate::{
-    attest::{AttestError, Attested, Evidence, attest},
+    attest::{
+        AttestError, Attested, Doors, Evidence, MAX_SERVICE_ACCOUNT_TOKEN, ReviewError, attest, still_good,
+    },
     authority::{self, IssueError},
 };
 use postern_api::v1;
+use postern_identity::TrustBundles;
 use std::{
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
@@ -16,7 +22,7 @@ use tonic::{Request, Response, Status};
 /// The largest CSR, in bytes. One with an RSA key of 8192 bits has about 2 KiB.
 const MAX_CSR: usize = 16 * 1024;
 /// The longest join token, in bytes.
-const MAX_TOKEN: usize = 1024;
+const MAX_JOIN_TOKEN: usize = 1024;
 
 pub(crate) struct Certificates {
     publisher: Arc<Publisher>,
@@ -27,41 +33,74 @@ impl Certificates {
         Self { publisher }
     }
 
-    /// Who asks: by join token, or else by the certificate of the connection.
-    async fn attest(&self, caller: &Caller, token: &str, now: SystemTime) -> Result<Attested, Status> {
-        let publisher = &self.publisher;
-        let within_limits = match &caller.peer {
-            Some(peer) if token.is_empty() => {
-                publisher.by_identity.admit(peer.id().to_string(), Instant::now())
-            }
-            _ => publisher.by_address.admit(network(caller.address.ip()), Instant::now()),
+    /// Whether the caller is within its limit; asked before any work is done for it.
+    #[allow(clippy::result_large_err)]
+    fn admit(&self, caller: &Caller) -> Result<(), Status> {
+        let (publisher, now) = (&self.publisher, Instant::now());
+        let within = match (&caller.peer, &caller.address) {
+            (Some(peer), _) => publisher.by_identity.admit(peer.id().to_string(), now),
+            (None, Address::Process(peer)) => publisher.by_user.admit(peer.uid(), now),
+            (None, Address::Network(address)) => publisher.by_address.admit(network(address.ip()), now),
         };
-        if !within_limits {
-            return Err(Status::resource_exhausted("too many requests for certificates: try again later"));
+        if within {
+            Ok(())
+        } else {
+            Err(Status::resource_exhausted("too many requests for certificates: try again later"))
         }
-        let evidence = match &caller.peer {
-            _ if token.len() > MAX_TOKEN => {
-                return Err(Status::invalid_argument(format!(
-                    "the join token is longer than {MAX_TOKEN} bytes"
-                )));
+    }
+
+    /// Which evidence counts: the current certificate while it is good, a token, who is at the end of the unix socket.
+    #[allow(clippy::result_large_err)]
+    fn evidence<'a>(
+        &self,
+        caller: &'a Caller,
+        request: &'a v1::IssueCertificateRequest,
+        trust: &TrustBundles,
+        now: SystemTime,
+    ) -> Result<Evidence<'a>, Status> {
+        let (join, account) = (request.join_token.as_str(), request.service_account_token.as_str());
+        for (what, length, most) in [
+            ("join token", join.len(), MAX_JOIN_TOKEN),
+            ("service account token", account.len(), MAX_SERVICE_ACCOUNT_TOKEN),
+        ] {
+            if length > most {
+                return Err(Status::invalid_argument(format!("the {what} is longer than {most} bytes")));
             }
-            _ if !token.is_empty() => Evidence::JoinToken(token),
-            Some(peer) => Evidence::Certificate(peer),
-            None => {
+        }
+        Ok(match (&caller.peer, &caller.address) {
+            (Some(peer), _) if still_good(peer, trust, now).is_ok() => Evidence::Certificate(peer),
+            _ if !join.is_empty() => Evidence::JoinToken(join),
+            _ if !account.is_empty() => Evidence::ServiceAccountToken(account),
+            // The network is not asked for a second proof, but the socket gives one.
+            (_, Address::Process(process)) => Evidence::UnixPeer(process),
+            // Refused with what is wrong with it.
+            (Some(peer), _) => Evidence::Certificate(peer),
+            (None, _) => {
                 return Err(Status::unauthenticated(
-                    "no evidence of who asks: send a join token, or connect with the current certificate",
+                    "no evidence of who asks: send a join token or a service account token, connect with the current \
+                     certificate, or use the control plane's unix socket",
                 ));
             }
+        })
+    }
+
+    async fn attest(
+        &self,
+        caller: &Caller,
+        evidence: Evidence<'_>,
+        trust: &TrustBundles,
+        now: SystemTime,
+    ) -> Result<Attested, Status> {
+        let publisher = &self.publisher;
+        let index = publisher.index.borrow().clone();
+        let doors = Doors {
+            trust_domain: &publisher.trust_domain,
+            trust,
+            tokens: &publisher.tokens,
+            reviews: publisher.reviews.as_ref(),
+            index: index.as_deref(),
         };
-        let attested = attest(evidence, &publisher.tokens, &publisher.trust_domain, now).await.map_err(|refusal| {
-            tracing::warn!(address = %caller.address, %refusal, "a request for a certificate was refused");
-            match refusal {
-                AttestError::Token(_) | AttestError::CertificateEnded(_) => {
-                    Status::unauthenticated(refusal.to_string())
-                }
-                AttestError::NotOurWorkload(..) => Status::permission_denied(refusal.to_string()),
-            }
-        })?;
+        let attested = attest(evidence, &doors, now).await.map_err(|refusal| refused(caller, &refusal))?;
         if matches!(evidence, Evidence::Certificate(_)) {
             self.still_runs(&attested)?;
         }
@@ -113,8 +152,11 @@ impl v1::authority_server::Authority for Certificates {
                 "the CSR has {size} bytes instead of 1 to {MAX_CSR}"
             )));
         }
+        self.admit(&caller)?;
         let now = SystemTime::now();
-        let attested = self.attest(&caller, &request.join_token, now).await?;
+        let trust = TrustBundles::from_iter([self.publisher.authority.bundle()]);
+        let evidence = self.evidence(&caller, &request, &trust, now)?;
+        let attested = self.attest(&caller, evidence, &trust, now).await?;
         let lifetime = self.lifetime(request.lifetime_seconds);
         let issued =
             self.publisher.authority.issue(&request.csr, &attested, lifetime, now).map_err(|refusal| {
@@ -130,6 +172,10 @@ impl v1::authority_server::Authority for Certificates {
                     IssueError::Make(_) => Status::internal(refusal.to_string()),
                 }
             })?;
+        // What was signed is for the process that asked, not for one that inherited its connection.
+        if let Evidence::UnixPeer(process) = evidence {
+            process.still_runs().map_err(|ended| refused(&caller, &ended.into()))?;
+        }
         tracing::info!(
             identity = %issued.id, serial = %issued.serial, pod = attested.pod, address = %caller.address,
             lifetime_seconds = lifetime.as_secs(), "certificate issued"
@@ -147,6 +193,24 @@ impl v1::authority_server::Authority for Certificates {
         _request: Request<v1::IssueJwtSvidRequest>,
     ) -> Result<Response<v1::IssueJwtSvidResponse>, Status> {
         Err(Status::unimplemented("this authority has no key for JWT-SVIDs"))
+    }
+}
+
+/// Logs a refusal, and makes of it what the caller is told.
+fn refused(caller: &Caller, refusal: &AttestError) -> Status {
+    tracing::warn!(address = %caller.address, %refusal, "a request for a certificate was refused");
+    let told = refusal.to_string();
+    match refusal {
+        AttestError::Token(_)
+        | AttestError::CertificateEnded(_)
+        | AttestError::CertificateNotTrusted(..)
+        | AttestError::UnixPeer(_)
+        | AttestError::Review(ReviewError::Refused(_)) => Status::unauthenticated(told),
+        AttestError::NotOurWorkload(..) | AttestError::UnknownUser(_) | AttestError::AmbiguousUser(_) => {
+            Status::permission_denied(told)
+        }
+        AttestError::Review(ReviewError::NotConfigured) => Status::failed_precondition(told),
+        AttestError::Review(ReviewError::Unavailable(_)) | AttestError::NotReady => Status::unavailable(told),
     }
 }
 

@@ -1,22 +1,24 @@
-//! The port for sidecars: accept, finish the TLS handshake under a deadline, tell who is there.
+//! The port for sidecars, and the unix socket: accept, finish the TLS handshake under a deadline, tell who is there.
 //!
-//! A client without a certificate is let in, since a sidecar asks for its first certificate that way; such a connection is
+//! On the unix socket everything is the same, TLS included; beyond that the kernel says which process came. A client without a certificate is let in, since a sidecar asks for its first certificate that way; such a connection is
 //! short, and only `certificates` answers on it.
 
+use super::rate::Rate;
+use crate::attest::UnixPeer;
 use arc_swap::ArcSwap;
 use postern_identity::Peer;
 use rustls::ServerConfig;
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Sleep,
 };
@@ -44,24 +46,83 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Caller {
     /// The verified identity; `None` when the client showed no certificate.
     pub peer: Option<Peer>,
-    pub address: SocketAddr,
+    pub address: Address,
+}
+
+/// Where a connection comes from. `Display` is for logs.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    Network(SocketAddr),
+    /// A process of this machine, as the kernel says.
+    Process(Arc<UnixPeer>),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(address) => address.fmt(f),
+            Self::Process(peer) => peer.fmt(f),
+        }
+    }
+}
+
+/// What connections are accepted from.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    /// Users may connect so often each.
+    Unix(UnixListener, Rate<u32>),
 }
 
 /// Accepts until `stop`, whatever errors come. The receiver gets connections with finished handshakes.
-pub(crate) fn accept(listener: TcpListener, tls: Tls, stop: CancellationToken) -> mpsc::Receiver<Connection> {
+pub(crate) fn accept(
+    listeners: Vec<Listener>,
+    tls: &Tls,
+    stop: &CancellationToken,
+) -> mpsc::Receiver<Connection> {
     let (ready, connections) = mpsc::channel(64);
-    tokio::spawn(async move {
-        let gate = Arc::new(Gate {
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            strangers: Arc::new(Semaphore::new(STRANGERS)),
-            sidecars: Arc::new(Semaphore::new(SIDECARS)),
-        });
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = accept_forever(&listener, &tls, &gate, &ready, &stop) => {}
-        }
+    let gate = Arc::new(Gate {
+        handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+        strangers: Arc::new(Semaphore::new(STRANGERS)),
+        sidecars: Arc::new(Semaphore::new(SIDECARS)),
     });
+    for listener in listeners {
+        let (tls, stop, gate, ready) = (Arc::clone(tls), stop.clone(), Arc::clone(&gate), ready.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = accept_forever(&listener, &tls, &gate, &ready, &stop) => {}
+            }
+        });
+    }
     connections
+}
+
+impl Listener {
+    /// The next connection; `None` when it was refused (and logged) before any work was done for it.
+    async fn accept(&self) -> io::Result<Option<(Stream, Address)>> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok(Some((Stream::Tcp(stream), Address::Network(address))))
+            }
+            Self::Unix(listener, rate) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = match UnixPeer::of(&stream) {
+                    Ok(peer) => peer,
+                    Err(reason) => {
+                        tracing::info!(%reason, "a connection on the unix socket was refused");
+                        return Ok(None);
+                    }
+                };
+                if !rate.admit(peer.uid(), Instant::now()) {
+                    tracing::info!(address = %peer, "a connection was refused: its user opens too many");
+                    return Ok(None);
+                }
+                Ok(Some((Stream::Unix(stream), Address::Process(Arc::new(peer)))))
+            }
+        }
+    }
 }
 
 struct Gate {
@@ -71,7 +132,7 @@ struct Gate {
 }
 
 async fn accept_forever(
-    listener: &TcpListener,
+    listener: &Listener,
     tls: &Tls,
     gate: &Arc<Gate>,
     ready: &mpsc::Sender<Connection>,
@@ -82,7 +143,8 @@ async fn accept_forever(
         // The semaphore is never closed.
         let Ok(turn) = Arc::clone(&gate.handshakes).acquire_owned().await else { return };
         let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => continue,
             Err(error) => {
                 // Once for each series of errors; the pause keeps a lasting one from eating the processor.
                 if !std::mem::replace(&mut failing, true) {
@@ -97,8 +159,8 @@ async fn accept_forever(
         let (gate, ready, stop) = (Arc::clone(gate), ready.clone(), stop.clone());
         tokio::spawn(async move {
             let _turn = turn;
-            let shaken =
-                tokio::time::timeout(HANDSHAKE_DEADLINE, greet(stream, address, acceptor, &gate, &stop));
+            let greeting = greet(stream, address.clone(), acceptor, &gate, &stop);
+            let shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, greeting);
             let outcome = tokio::select! {
                 () = stop.cancelled() => return,
                 outcome = shaken => outcome.unwrap_or_else(|_| {
@@ -116,13 +178,12 @@ async fn accept_forever(
 }
 
 async fn greet(
-    stream: TcpStream,
-    address: SocketAddr,
+    stream: Stream,
+    address: Address,
     acceptor: TlsAcceptor,
     gate: &Gate,
     stop: &CancellationToken,
 ) -> Result<Connection, String> {
-    let _ = stream.set_nodelay(true);
     let stream = acceptor.accept(stream).await.map_err(|error| format!("TLS handshake: {error}"))?;
     let certificates = stream.get_ref().1.peer_certificates();
     let peer = postern_identity::tls::peer(certificates);
@@ -143,10 +204,52 @@ async fn greet(
     })
 }
 
+/// The bytes below TLS.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
 /// A connection with a finished handshake. It ends by itself when the control plane stops, and after a short time when
 /// the client showed no certificate.
 pub(crate) struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Stream>,
     caller: Caller,
     deadline: Option<Pin<Box<Sleep>>>,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,

@@ -10,11 +10,15 @@ pub(crate) mod rate;
 pub(crate) mod session;
 pub mod status;
 
-use crate::{attest::JoinTokens, authority::Authority, registry::Index};
+use crate::{
+    attest::{JoinTokens, TokenReviews},
+    authority::Authority,
+    registry::Index,
+};
 use postern_api::v1;
 use postern_identity::TrustDomain;
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
@@ -22,14 +26,18 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Publisher {
     pub authority: Authority,
     pub tokens: JoinTokens,
+    /// Who reviews Kubernetes tokens, if anybody.
+    pub reviews: Option<TokenReviews>,
     pub trust_domain: TrustDomain,
     /// The documents in force; `None` until the first are applied.
     pub index: watch::Sender<Option<Arc<Index>>>,
     pub sessions: status::Sessions,
     /// Default and upper bound of workload certificates.
     pub certificate_lifetime: Duration,
-    /// Requests for certificates, by source address (join token).
+    /// Requests for certificates, by source address (tokens).
     pub by_address: rate::Rate<IpAddr>,
+    /// Requests for certificates on the unix socket, by user.
+    pub by_user: rate::Rate<u32>,
     /// Requests for certificates, by identity (renewal).
     pub by_identity: rate::Rate<String>,
     pub stop: CancellationToken,
@@ -54,15 +62,15 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A sidecar needs one stream and now and then one request.
 const STREAMS_PER_CONNECTION: u32 = 16;
-/// The largest message that a sidecar may send, in bytes: a CSR of 16 KiB with room to spare.
-const MAX_MESSAGE: usize = 32 * 1024;
+/// The largest message that a sidecar may send, in bytes: a CSR and a token of 16 KiB each, with room to spare.
+const MAX_MESSAGE: usize = 48 * 1024;
 /// The largest header list that a sidecar may send, in bytes.
 const MAX_HEADERS: u32 = 16 * 1024;
 
-/// Serves `listener` until the publisher is stopped.
-pub(crate) async fn serve(publisher: Arc<Publisher>, listener: TcpListener, tls: listener::Tls) {
+/// Serves `listeners` until the publisher is stopped.
+pub(crate) async fn serve(publisher: Arc<Publisher>, listeners: Vec<listener::Listener>, tls: listener::Tls) {
     let stop = publisher.stop.clone();
-    let connections = ReceiverStream::new(listener::accept(listener, tls, stop.clone()));
+    let connections = ReceiverStream::new(listener::accept(listeners, &tls, &stop));
     let certificates = certificates::Certificates::new(Arc::clone(&publisher));
     let discovery = discovery::Discovery::new(publisher);
     let served = tonic::transport::Server::builder()

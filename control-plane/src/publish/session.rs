@@ -3,6 +3,7 @@
 use super::{
     Publisher,
     discovery::account,
+    listener::Address,
     status::{Entry, SessionStatus},
 };
 use crate::registry::{Index, index::version};
@@ -40,7 +41,7 @@ type Answers = mpsc::Sender<Result<v1::ControlMessage, Status>>;
 pub(crate) async fn run(
     publisher: Arc<Publisher>,
     peer: Peer,
-    address: SocketAddr,
+    address: Address,
     mut incoming: Streaming<v1::SidecarMessage>,
     answers: Answers,
 ) {

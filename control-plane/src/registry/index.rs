@@ -8,7 +8,7 @@ use postern_config::{
     Documents,
     documents::{
         Pod, Service,
-        kubernetes::{ContainerPort, ServicePort, TargetPort, injected},
+        kubernetes::{ATTEST_UID, ContainerPort, ServicePort, TargetPort, attest_uid, injected},
     },
     select,
     snapshot::{DeclaredPort, Protocol, Workload},
@@ -27,6 +27,8 @@ pub struct Index {
     members_by_name: HashMap<(String, String), usize>,
     pub(super) members_by_address: HashMap<IpAddr, Vec<usize>>,
     pub(super) services_by_address: HashMap<IpAddr, usize>,
+    /// Pods whose processes run as a user of this machine; more than one is a refusal.
+    members_by_uid: HashMap<u32, Vec<usize>>,
     warnings: Vec<String>,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct Member {
     pub identity: Expected,
     /// Listeners of a sidecar without redirect rules, by workload port.
     pub listeners: BTreeMap<u16, SocketAddr>,
+    /// The user whose processes it is, by its annotation.
+    pub attest_uid: Option<u32>,
     /// Ports that its containers list.
     pub container_ports: Vec<ContainerPort>,
 }
@@ -103,6 +107,10 @@ impl Index {
                 members_by_address.entry(address.to_canonical()).or_default().push(number);
             }
         }
+        let mut members_by_uid: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (number, uid) in members.iter().enumerate().filter_map(|(n, m)| Some((n, m.attest_uid?))) {
+            members_by_uid.entry(uid).or_default().push(number);
+        }
         let mut services_by_address = HashMap::new();
         for (number, backed) in services.iter().enumerate() {
             for address in &backed.service.cluster_ips {
@@ -116,6 +124,7 @@ impl Index {
             members_by_name,
             members_by_address,
             services_by_address,
+            members_by_uid,
             warnings,
         }
     }
@@ -128,6 +137,16 @@ impl Index {
     /// The pods that get a sidecar, as (namespace, service account, pod).
     pub fn sidecars(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.members.iter().filter(|member| !matches!(member.identity, Expected::Nobody)).map(|member| {
+            let workload = &member.workload;
+            (workload.namespace.as_str(), workload.service_account.as_str(), workload.name.as_str())
+        })
+    }
+
+    /// The pods whose processes run as the user `uid`, as (namespace, service account, pod); more than one only when the
+    /// documents were not validated.
+    pub fn pods_of_user(&self, uid: u32) -> impl Iterator<Item = (&str, &str, &str)> {
+        let numbers = self.members_by_uid.get(&uid).map_or(&[][..], Vec::as_slice);
+        numbers.iter().filter_map(|number| self.members.get(*number)).map(|member| {
             let workload = &member.workload;
             (workload.namespace.as_str(), workload.service_account.as_str(), workload.name.as_str())
         })
@@ -211,6 +230,8 @@ fn member(
         ports: Vec::new(),
         identity,
         listeners,
+        // The validation has refused other values already.
+        attest_uid: metadata.annotations.get(ATTEST_UID).and_then(|value| attest_uid(value).ok()),
         container_ports: pod.spec.containers.iter().flat_map(|container| container.ports.clone()).collect(),
     }
 }

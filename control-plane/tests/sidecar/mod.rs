@@ -1,5 +1,7 @@
 //! A sidecar driven by hand: it says exactly what a test tells it to, over real TLS, to the real control plane.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+// Each test program uses its part of it.
+#![allow(dead_code)]
 
 use hyper_util::rt::TokioIo;
 use postern_api::v1::{
@@ -14,7 +16,10 @@ use postern_control_plane::{ControlPlane, Options};
 use postern_identity::{Accept, Bundle, SpiffeId, TrustBundles, tls};
 use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use std::{collections::BTreeSet, future::Future, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status, Streaming,
@@ -42,6 +47,8 @@ pub async fn start_with(certificate_lifetime: Duration) -> ControlPlane {
         state: None,
         trust_domain: "cluster.local".into(),
         certificate_lifetime,
+        unix_socket: None,
+        kubernetes: None,
     })
     .await
     .unwrap()
@@ -80,6 +87,26 @@ pub async fn channel(control_plane: &ControlPlane, key: Option<Arc<CertifiedKey>
     let connect = tower::service_fn(move |_| {
         let connector = connector.clone();
         async move { dial(connector, address).await.map(TokioIo::new) }
+    });
+    soon("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
+        .await
+        .unwrap()
+}
+
+/// A connection over `stream`, which leads to the control plane already: its unix socket.
+pub async fn channel_over(
+    control_plane: &ControlPlane,
+    key: Option<Arc<CertifiedKey>>,
+    stream: UnixStream,
+) -> Channel {
+    let connector = connector(control_plane, key);
+    let name = ServerName::try_from("control-plane.postern-system.svc").unwrap();
+    let connection = soon("a handshake", connector.connect(name, stream)).await.unwrap();
+    // It is asked for once; there is no second one to be had.
+    let mut connection = Some(TokioIo::new(connection));
+    let connect = tower::service_fn(move |_| {
+        let connection = connection.take().ok_or_else(|| std::io::Error::other("the connection is gone"));
+        std::future::ready(connection)
     });
     soon("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
         .await
