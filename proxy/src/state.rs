@@ -6,6 +6,7 @@ use postern_config::{Snapshot, snapshot::Protocol};
 use postern_identity::{SpiffeId, TrustBundles};
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 /// The inbound policy in force.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Credentials {
     pub id: SpiffeId,
     /// Certificate and key.
     pub key: Arc<rustls::sign::CertifiedKey>,
+    /// The same key for those who need its bytes: the workload itself, by the Workload API.
+    pub private_key: PrivateKey,
     /// Bundles by trust domain.
     pub trust: Arc<TrustBundles>,
     /// When the leaf ends.
@@ -30,6 +33,28 @@ pub struct Credentials {
     pub serial: String,
     /// Ready-made TLS contexts for this certificate.
     pub tls: crate::tls::Contexts,
+}
+
+/// A private key, PKCS#8 DER: wiped when the last clone goes, and never printed.
+#[derive(Clone)]
+pub struct PrivateKey(Arc<Zeroizing<Vec<u8>>>);
+
+impl From<Vec<u8>> for PrivateKey {
+    fn from(pkcs8: Vec<u8>) -> Self {
+        Self(Arc::new(Zeroizing::new(pkcs8)))
+    }
+}
+
+impl AsRef<[u8]> for PrivateKey {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
 }
 
 /// Where a connection to one original destination goes; replaced whole when the control plane says so.
@@ -138,6 +163,7 @@ impl Store {
         self.replace_credentials(Credentials {
             id: current.id.clone(),
             key: current.key.clone(),
+            private_key: current.private_key.clone(),
             trust,
             not_after: current.not_after,
             serial: current.serial.clone(),

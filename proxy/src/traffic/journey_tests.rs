@@ -76,11 +76,12 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
         let der = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let private_key = key.serialize_der().into();
         let key = postern_identity::tls::certified_key(chain, der).unwrap();
         let id: SpiffeId = id.parse().unwrap();
         let tls = Contexts::build(key.clone(), self.trust.clone(), &id).unwrap();
         let not_after = std::time::SystemTime::now() + Duration::from_secs(3600);
-        Credentials { id, key, trust: self.trust.clone(), not_after, serial: "1".into(), tls }
+        Credentials { id, key, private_key, trust: self.trust.clone(), not_after, serial: "1".into(), tls }
     }
 }
 

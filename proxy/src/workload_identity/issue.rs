@@ -3,6 +3,7 @@
 use crate::{
     bootstrap::JoinToken,
     control::{ControlPlane, channel::describe, translate},
+    state::PrivateKey,
 };
 use postern_api::v1::{self, authority_client::AuthorityClient};
 use postern_identity::{Accept, Peer, TrustBundles, tls, verify::verify};
@@ -22,6 +23,8 @@ pub struct Issued {
     pub peer: Peer,
     /// Certificate and key.
     pub key: Arc<CertifiedKey>,
+    /// The key's bytes.
+    pub private_key: PrivateKey,
     /// All bundles.
     pub trust: Arc<TrustBundles>,
     /// The authority's clock minus ours, in seconds.
@@ -39,7 +42,7 @@ pub async fn request(
     token: Option<&JoinToken>,
     lifetime: Option<Duration>,
 ) -> Result<Issued, String> {
-    let (key, csr) = new_key()?;
+    let (private_key, csr) = new_key()?;
     let channel = control.connect(current, trust).await?;
     let request = v1::IssueCertificateRequest {
         csr,
@@ -56,12 +59,12 @@ pub async fn request(
         .into_inner();
     let answered = SystemTime::now();
     let clock_skew = skew(reply.server_time_unix_millis, asked, answered);
-    accept(reply, key, control, clock_skew)
+    accept(reply, private_key, control, clock_skew)
 }
 
 fn accept(
     reply: v1::IssueCertificateResponse,
-    key: PrivateKeyDer<'static>,
+    private_key: PrivateKey,
     control: &ControlPlane,
     clock_skew: f64,
 ) -> Result<Issued, String> {
@@ -71,18 +74,19 @@ fn accept(
     let peer = verify(&chain, &trust, &accept, false, UnixTime::now()).map_err(|refusal| {
         format!("the certificate that the authority issued is not usable: {refusal} (its clock is {clock_skew:+.1} s from ours)")
     })?;
-    let key = tls::certified_key(chain, key)?;
-    Ok(Issued { peer, key, trust, clock_skew })
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(private_key.as_ref().to_vec()));
+    let key = tls::certified_key(chain, der)?;
+    Ok(Issued { peer, key, private_key, trust, clock_skew })
 }
 
 /// A P-256 key and a CSR that carries nothing but it: who we are is not ours to say.
-fn new_key() -> Result<(PrivateKeyDer<'static>, Vec<u8>), String> {
+fn new_key() -> Result<(PrivateKey, Vec<u8>), String> {
     let failed = |cause: rcgen::Error| format!("no key could be made: {cause}");
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let csr = params.serialize_request(&key).map_err(failed)?.der().to_vec();
-    Ok((PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())), csr))
+    Ok((key.serialize_der().into(), csr))
 }
 
 /// The authority spoke somewhere between question and answer; the middle is the best guess.
@@ -101,7 +105,8 @@ mod tests {
     fn every_certificate_gets_a_new_key_and_the_csr_names_nobody() {
         let (first, csr) = new_key().unwrap();
         let (second, _) = new_key().unwrap();
-        assert_ne!(first.secret_der(), second.secret_der());
+        assert_ne!(first.as_ref(), second.as_ref());
+        assert_eq!(format!("{first:?}"), "PrivateKey(..)");
         let mut named = CertificateParams::new(vec!["name.example".to_owned()]).unwrap();
         named.distinguished_name.push(rcgen::DnType::CommonName, "name.example");
         let key = KeyPair::generate().unwrap();

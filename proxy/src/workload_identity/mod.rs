@@ -185,6 +185,7 @@ impl WorkloadIdentity {
         self.store.publish_credentials(Credentials {
             id: issued.peer.id().clone(),
             key: issued.key,
+            private_key: issued.private_key,
             trust: issued.trust,
             not_after,
             serial: serial.clone(),
