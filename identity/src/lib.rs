@@ -16,7 +16,7 @@ pub mod verify;
 
 pub use bundle::{Bundle, TrustBundles};
 pub use id::{IdError, SpiffeId, TrustDomain};
-pub use jwt::JwtKey;
+pub use jwt::{JwtKey, JwtSvid, TokenRefusal};
 pub use key_id::KeyId;
 pub use refusal::Refusal;
 pub use verify::{Accept, Peer};
