@@ -2,7 +2,7 @@
 
 use crate::{
     attest::{Attested, JoinTokens, KubernetesTokens, TokenReviews},
-    authority::{Authority, MAX_LIFETIME},
+    authority::{Authority, INTERMEDIATE_LIFETIME, MAX_LIFETIME, Settings, Upstream},
     publish::{
         self, Publisher,
         listener::{Listener, Tls},
@@ -43,7 +43,7 @@ pub struct Options {
     pub state: Option<PathBuf>,
     /// Name of the trust domain, e.g. `cluster.local`.
     pub trust_domain: String,
-    /// Default and upper bound of workload certificates; more than zero, at most one hour.
+    /// Default and upper bound of workload certificates; more than zero, at most 24 hours.
     pub certificate_lifetime: Duration,
     /// A unix socket that is served beside `listen`: its callers are attested by who they are. Any user may connect.
     pub unix_socket: Option<PathBuf>,
@@ -85,11 +85,19 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         );
     }
     let now = SystemTime::now();
-    let authority = match &options.state {
-        Some(folder) => Authority::open(folder, trust_domain.clone(), now)
-            .with_context(|| format!("the state folder {} cannot be used", folder.display()))?,
-        None => Authority::in_memory(trust_domain.clone(), now)?,
+    let settings = Settings {
+        state: options.state.clone(),
+        trust_domain: trust_domain.clone(),
+        upstream: Upstream::Own,
+        // At half of its life, when it is renewed, a leaf below it can still be whole.
+        intermediate_lifetime: INTERMEDIATE_LIFETIME.max(lifetime * 2),
+        leaf_lifetime: lifetime,
+        allow_ending: false,
     };
+    let authority = Authority::open(settings, now).await.with_context(|| match &options.state {
+        Some(folder) => format!("the state folder {} cannot be used", folder.display()),
+        None => "the authority cannot be used".to_owned(),
+    })?;
     for problem in authority.problems(now) {
         tracing::warn!("{problem}");
     }

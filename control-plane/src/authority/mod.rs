@@ -1,28 +1,52 @@
-//! The certificate authority of one trust domain: a root, and workload certificates signed by it.
+//! The certificate authority of one trust domain: root, intermediate, workload certificates; and keys for tokens.
 //!
 //! A certificate is issued for what was *attested*; of the request only the public key is used, and its signature as
-//! proof of possession. Today the root signs leaves itself. [`Signer`] is the seam for an intermediate (one per replica,
-//! key in memory only): it carries the certificates between leaf and root, which every issued chain then ends with.
+//! proof of possession. Below the active root each process makes one intermediate whose key it keeps in memory, and signs
+//! leaves with that. Authorities are rotated through slots, [`Slot::Prepared`] to [`Slot::Active`] to [`Slot::Old`]; the steps
+//! check what can be known here, and whoever calls them checks that the sidecars are ready.
 //!
-//! `root` makes and checks roots, `store` keeps them in files, `sign` makes leaves.
+//! `root` makes roots, `sign` intermediates and leaves, `jwt` tokens; `state` is what is remembered (pure), `journal` keeps it
+//! on the disk, `writer` is the one who changes all that; `upstream` is the root that somebody else gives; [`status`] is what
+//! others may know.
 
+mod error;
+mod journal;
+mod jwt;
 mod root;
 mod sign;
-mod store;
+mod state;
+pub mod status;
+mod upstream;
+mod writer;
+
+pub use error::{AuthorityError, IssueError, StepError};
+pub use jwt::{DEFAULT_JWT_LIFETIME, MAX_JWT_LIFETIME};
+pub use status::{AuthorityKind, AuthorityStatus, Event, Published, Slot};
+pub use upstream::{Settings, Upstream};
 
 use crate::attest::Attested;
-use postern_identity::{Bundle, IdError, SpiffeId, TrustDomain, svid};
+use arc_swap::ArcSwap;
+use journal::Store;
+use parking_lot::Mutex;
+use postern_identity::{Bundle, IdError, KeyId, SpiffeId, TrustDomain, bundle::pem_block, jwks, svid};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use state::State;
 use std::{
     fmt,
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::sync::watch;
+use upstream::Supplied;
+use writer::Writer;
 
-/// The longest lifetime of a workload certificate, and the lifetime when none is asked for.
-pub const MAX_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The lifetime of a workload certificate when none is asked for, and of our own server's.
+pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The longest lifetime of a workload certificate.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// The lifetime of the intermediate when none is asked for.
+pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// How far certificates start in the past, for machines whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 /// An authority that ends sooner than this is a problem to report.
@@ -32,11 +56,27 @@ pub const NAMESPACE: &str = "postern-system";
 /// Service account of the control plane's own identity.
 pub const SERVICE_ACCOUNT: &str = "control-plane";
 
-/// The authority of one trust domain. Cheap to share behind an `Arc`; issuing takes `&self`.
+/// The authority of one trust domain. Share it behind an `Arc`: everything takes `&self`, and who issues never waits for who
+/// changes it.
 pub struct Authority {
     trust_domain: TrustDomain,
-    bundle: Bundle,
-    signer: Signer,
+    #[allow(dead_code)]
+    upstream: Upstream,
+    store: Option<Store>,
+    writer: Mutex<Writer>,
+    current: ArcSwap<Current>,
+    changes: watch::Sender<u64>,
+}
+
+/// What issuing reads: made anew after each change.
+struct Current {
+    published: Arc<Published>,
+    state: State,
+    /// Below the active root.
+    workloads: Option<Arc<sign::Signer>>,
+    /// Below the oldest published root.
+    server: Option<Arc<sign::Signer>>,
+    tokens: Option<jwt::TokenSigner>,
 }
 
 /// A certificate and what the caller wants to log about it.
@@ -52,119 +92,13 @@ pub struct Issued {
     pub serial: String,
 }
 
-/// Why an authority cannot be started. `Display` is one sentence of cause and one of remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthorityError {
-    /// A file or folder cannot be read or written.
-    #[error(
-        "{action} {path} failed: {cause}; check that the folder exists on a local disk and belongs to this user"
-    )]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        cause: std::io::Error,
-    },
-    /// The key file is open to others.
-    #[error(
-        "the key file {path} has mode {mode:04o}, so other users may read it; run `chmod 600 {path}`, or replace the root when the key may have been read"
-    )]
-    KeyExposed {
-        /// The key file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The key file holds no usable key.
-    #[error(
-        "{path} holds no usable private key: {cause}; restore it, or remove it together with the certificate to begin with a new root"
-    )]
-    Key {
-        /// The key file.
-        path: PathBuf,
-        /// Why.
-        cause: String,
-    },
-    /// The certificate was left without its key.
-    #[error(
-        "{certificate} is there but {key} is missing; restore the key, or remove the certificate to begin with a new root, which every sidecar must then be given"
-    )]
-    KeyMissing {
-        /// The certificate file.
-        certificate: PathBuf,
-        /// The key file.
-        key: PathBuf,
-    },
-    /// The certificate file holds no usable root.
-    #[error(
-        "{path} cannot be the root of trust domain `{trust_domain}`: {cause}; restore the right file, or remove it together with its key to begin with a new root"
-    )]
-    Root {
-        /// The certificate file.
-        path: PathBuf,
-        /// For whom.
-        trust_domain: TrustDomain,
-        /// Why.
-        cause: String,
-    },
-    /// No certificate in the file belongs to the key.
-    #[error(
-        "the key in {key} belongs to no certificate in {certificate}; restore the pair, or remove both to begin with a new root"
-    )]
-    KeyMismatch {
-        /// The certificate file.
-        certificate: PathBuf,
-        /// The key file.
-        key: PathBuf,
-    },
-    /// The library could not make a certificate or key.
-    #[error(
-        "making a root certificate failed: {0}; this is a fault of this program or of the machine's randomness"
-    )]
-    Make(String),
-}
-
-/// Why a certificate was not issued. `Display` may be told to the caller: it says nothing that the caller did not send.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IssueError {
-    /// Not a PKCS#10 request in DER.
-    #[error("the certificate request is malformed: {0}; send one PKCS#10 request in DER")]
-    Malformed(String),
-    /// Another kind of key.
-    #[error("the key of the certificate request is {0}; only ECDSA keys on the curve P-256 are accepted")]
-    UnsupportedKey(String),
-    /// Another kind of signature.
-    #[error("the certificate request is not signed with ecdsa-with-SHA256 or ecdsa-with-SHA384")]
-    UnsupportedSignature,
-    /// The caller does not hold the private key.
-    #[error("the signature of the certificate request does not fit its key")]
-    BadSignature,
-    /// The attested names do not make a SPIFFE ID.
-    #[error("the attested identity cannot be written as a SPIFFE ID: {0}")]
-    Identity(IdError),
-    /// A lifetime of zero.
-    #[error("a certificate lifetime of less than a second was asked for")]
-    Lifetime,
-    /// The authority itself is not valid now.
-    #[error(
-        "the authority's own certificate is not valid now; the operator must replace it or set the clock right"
-    )]
-    AuthorityNotValid,
-    /// The library could not make the certificate.
-    #[error("making the certificate failed: {0}")]
-    Make(String),
-}
-
-/// What signs leaves: today the root itself, later an intermediate.
-pub(crate) struct Signer {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    /// Certificates between a leaf and the root; empty while the root signs.
-    intermediates: Vec<CertificateDer<'static>>,
-    /// Nothing may outlive any certificate of the chain. Seconds since 1970.
-    not_before: i64,
-    not_after: i64,
+/// A JWT-SVID.
+#[derive(Clone)]
+pub struct JwtIssued {
+    /// JWS compact form. Whoever holds it is its subject: no text for logs.
+    pub token: String,
+    /// End of validity (`exp`).
+    pub expires: SystemTime,
 }
 
 impl Authority {
@@ -173,23 +107,60 @@ impl Authority {
     /// # Errors
     /// Only when the machine has no randomness.
     pub fn in_memory(trust_domain: TrustDomain, now: SystemTime) -> Result<Self, AuthorityError> {
-        let key = root::make_key()?;
-        let certificate = root::make_certificate(&trust_domain, &key, now)?;
-        let bundle = Bundle::new(trust_domain.clone(), vec![certificate.clone()]);
-        let signer = root::signer(&certificate, key).map_err(AuthorityError::Make)?;
-        Ok(Self { trust_domain, bundle, signer })
+        let settings = Settings {
+            state: None,
+            trust_domain,
+            upstream: Upstream::Own,
+            intermediate_lifetime: INTERMEDIATE_LIFETIME,
+            leaf_lifetime: DEFAULT_LIFETIME,
+            allow_ending: false,
+        };
+        Self::open_with(settings, None, now)
     }
 
-    /// The authority whose root lives in `folder` as `root.pem` and `root-key.pem` (mode 0600); made at the first start.
-    ///
-    /// `root.pem` may hold further certificates (the root before or after this one): all are published in the bundle,
-    /// the one that fits the key signs.
+    /// The authority that `settings` describe; made at the first start. A folder with only `root.pem` and `root-key.pem` is
+    /// taken over: the certificate that fits the key signs, further ones are old roots.
     ///
     /// # Errors
-    /// When the files cannot be read or written, or are not a root that may be used: see [`AuthorityError`].
-    pub fn open(folder: &Path, trust_domain: TrustDomain, now: SystemTime) -> Result<Self, AuthorityError> {
-        let (bundle, signer) = store::open(folder, &trust_domain, now)?;
-        Ok(Self { trust_domain, bundle, signer })
+    /// When the files cannot be read or written, are not an authority that may be used, or the outside authority gives none:
+    /// see [`AuthorityError`]. Nothing is overwritten then.
+    pub async fn open(settings: Settings, now: SystemTime) -> Result<Self, AuthorityError> {
+        let supplied = settings.upstream.supply().await?;
+        Self::open_with(settings, supplied, now)
+    }
+
+    fn open_with(
+        settings: Settings,
+        supplied: Option<Supplied>,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let store = settings.state.as_deref().map(Store::open).transpose()?;
+        let lock = store.as_ref().map(Store::lock).transpose()?;
+        let mut writer = Writer::open(&settings, store.as_ref(), supplied, now)?;
+        writer.check_use(&settings, store.as_ref(), now)?;
+        let events = writer.refresh(now);
+        if let Some(Event::RenewalFailed { reason }) =
+            events.iter().find(|event| matches!(event, Event::RenewalFailed { .. }))
+        {
+            return Err(AuthorityError::Upstream {
+                place: "use".into(),
+                trust_domain: settings.trust_domain,
+                cause: reason.clone(),
+            });
+        }
+        if let Some(store) = &store {
+            store.write(&writer.state, &writer.keys)?;
+        }
+        drop(lock);
+        let current = Self::current(&writer, &settings.trust_domain, now);
+        Ok(Self {
+            changes: watch::channel(writer.state.sequence).0,
+            current: ArcSwap::from_pointee(current),
+            trust_domain: settings.trust_domain,
+            upstream: settings.upstream,
+            store,
+            writer: Mutex::new(writer),
+        })
     }
 
     /// The trust domain that this authority signs for.
@@ -197,14 +168,24 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// What others need to verify the certificates of this authority.
-    pub fn bundle(&self) -> Bundle {
-        self.bundle.clone()
+    /// What others need to verify what this authority signs, and what is tainted or revoked.
+    pub fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.current.load().published)
     }
 
-    /// [`Authority::bundle`] as PEM, for the bootstrap of sidecars.
+    /// The sequence of [`Authority::published`], at each change of it.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// What others need to verify the certificates of this authority.
+    pub fn bundle(&self) -> Bundle {
+        self.published().bundle.clone()
+    }
+
+    /// The published roots as PEM, the active one first, for the bootstrap of sidecars.
     pub fn bundle_pem(&self) -> String {
-        self.bundle.to_pem()
+        self.published().bundle.anchors.iter().map(|anchor| pem_block("CERTIFICATE", anchor)).collect()
     }
 
     /// The SPIFFE ID of the control plane, which sidecars expect at the other end.
@@ -215,7 +196,11 @@ impl Authority {
         SpiffeId::for_service_account(&self.trust_domain, NAMESPACE, SERVICE_ACCOUNT)
     }
 
-    /// A new key and certificate for the control plane's own server, valid for [`MAX_LIFETIME`]: ask again at half of it.
+    /// A new key and certificate for the control plane's own server, valid for [`DEFAULT_LIFETIME`]: ask again at half of it,
+    /// and after each of [`Authority::changes`].
+    ///
+    /// It is below the oldest root that is published and neither tainted nor revoked: a sidecar that was away while roots
+    /// rotated still recognises it.
     ///
     /// # Errors
     /// As [`Authority::issue`].
@@ -223,7 +208,9 @@ impl Authority {
         let make = |cause: rcgen::Error| IssueError::Make(cause.to_string());
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(make)?;
         let id = self.server_id().map_err(IssueError::Identity)?;
-        let issued = sign::leaf(&self.signer, &key, id, MAX_LIFETIME, now)?;
+        let current = self.current.load();
+        let signer = current.server.as_ref().ok_or(IssueError::AuthorityNotValid)?;
+        let issued = sign::leaf(signer, &key, id, DEFAULT_LIFETIME, now)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         postern_identity::tls::certified_key(issued.chain, key).map_err(IssueError::Make)
     }
@@ -231,7 +218,7 @@ impl Authority {
     /// Issues a certificate for `attested` and the public key in `csr` (PKCS#10, DER). Everything else in the request is
     /// ignored: names, usages and lifetimes are decided here (X509-SVID 2 to 4).
     ///
-    /// The lifetime is cut to [`MAX_LIFETIME`] and to the end of the authority's own certificate.
+    /// The lifetime is cut to [`MAX_LIFETIME`] and to the end of every certificate above.
     ///
     /// # Errors
     /// See [`IssueError`].
@@ -246,21 +233,269 @@ impl Authority {
         let id =
             SpiffeId::for_service_account(&self.trust_domain, &attested.namespace, &attested.service_account)
                 .map_err(IssueError::Identity)?;
-        sign::leaf(&self.signer, &key, id, lifetime, now)
+        let current = self.current.load();
+        let signer = current.workloads.as_ref().ok_or(IssueError::AuthorityNotValid)?;
+        sign::leaf(signer, &key, id, lifetime, now)
+    }
+
+    /// A JWT-SVID for `id`, to be shown to `audience`; [`DEFAULT_JWT_LIFETIME`] is a good lifetime. It is cut to
+    /// [`MAX_JWT_LIFETIME`] and to the end of the key.
+    ///
+    /// # Errors
+    /// See [`IssueError`]: the ID is of another trust domain, or the audience or lifetime is none.
+    pub fn issue_jwt(
+        &self,
+        id: &SpiffeId,
+        audience: &[String],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<JwtIssued, IssueError> {
+        if id.trust_domain() != self.trust_domain.as_str() || id.path().is_empty() {
+            return Err(IssueError::Foreign(id.clone()));
+        }
+        let current = self.current.load();
+        let signer = current.tokens.as_ref().ok_or(IssueError::AuthorityNotValid)?;
+        signer.sign(id, audience, lifetime, now)
+    }
+
+    /// All authorities, roots first, each kind in the order of its slots; revoked ones last until they would have ended.
+    pub fn status(&self, now: SystemTime) -> Vec<AuthorityStatus> {
+        status::of(&self.current.load().state, &self.writer.lock().keys, now, |id| {
+            let current = self.current.load();
+            [&current.workloads, &current.server].into_iter().flatten().any(|signer| signer.id == id)
+        })
+    }
+
+    /// Makes the next root or token key and publishes it. Gives its id.
+    ///
+    /// # Errors
+    /// There is one already; or the kind is none that is made here, which the text explains.
+    pub fn prepare(&self, kind: AuthorityKind, now: SystemTime) -> Result<KeyId, StepError> {
+        self.step(now, |writer| {
+            match kind {
+                AuthorityKind::Intermediate => {
+                    return Err(StepError::NotHere(
+                        "an intermediate is made anew by itself at half of its life: taint it to have a new one now",
+                    ));
+                }
+                AuthorityKind::Root if writer.supplied.is_some() => {
+                    return Err(StepError::NotHere(
+                        "the root comes from outside: give the new one there, and it is published here by itself",
+                    ));
+                }
+                AuthorityKind::Root | AuthorityKind::JwtKey => {}
+            }
+            if let Some(prepared) = writer.state.slot(kind, Slot::Prepared) {
+                return Err(StepError::AlreadyPrepared(prepared.id));
+            }
+            let next = writer.make_next(kind, now)?;
+            let id = next.id;
+            writer.state.prepare(kind, next)?;
+            Ok(id)
+        })
+    }
+
+    /// Lets the prepared root or token key sign; the one before it becomes old. Whether all sidecars know it is the caller's
+    /// question. Gives its id.
+    ///
+    /// # Errors
+    /// Nothing is prepared, or it cannot sign here.
+    pub fn activate(&self, kind: AuthorityKind, now: SystemTime) -> Result<KeyId, StepError> {
+        self.step(now, |writer| {
+            let waiting = writer.supplied.as_ref().map(|supplied| supplied.signer.root);
+            let (AuthorityKind::Root, Some(root)) = (kind, waiting) else {
+                return writer.state.activate(kind, seconds(now));
+            };
+            let prepared = writer.state.root(root).is_some_and(|root| root.slot == Slot::Prepared);
+            if !prepared {
+                return Err(StepError::NothingPrepared);
+            }
+            writer.state.set_active(root, seconds(now));
+            Ok(root)
+        })
+    }
+
+    /// Publishes an old or prepared root or token key no more. Whether anybody still needs it is the caller's question.
+    ///
+    /// # Errors
+    /// It is active, or unknown; or it comes from outside and is named there still.
+    pub fn retire(&self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
+        self.step(now, |writer| {
+            let named = writer.supplied.as_ref().is_some_and(|supplied| {
+                supplied.anchors.iter().any(|anchor| KeyId::of_certificate(anchor).is_ok_and(|known| known == id))
+            });
+            if named {
+                return Err(StepError::NotHere(
+                    "the outside authority still names this root: take it out there, and it is gone here by itself",
+                ));
+            }
+            writer.state.retire(id).map(|_| ())
+        })
+    }
+
+    /// Whoever holds something that this signed shall have it replaced now: [`Published::tainted`]. A tainted intermediate of
+    /// ours is replaced here at once, so tainting it renews all workloads.
+    ///
+    /// # Errors
+    /// It is the active root or token key (then what is renewed would come from it again), tainted already, or unknown.
+    pub fn taint(&self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
+        self.step(now, |writer| {
+            writer.replaceable(id)?;
+            writer.state.taint(id)
+        })
+    }
+
+    /// Trusts nothing any more that this signed: it is in `revoked` of the bundle, and no anchor or token key any more. In the
+    /// place of an active root steps the prepared one; an active token key without a prepared one gets a new one.
+    ///
+    /// # Errors
+    /// It is the active root and nothing is prepared, or it is revoked already, or unknown.
+    pub fn revoke(&self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
+        self.step(now, |writer| {
+            writer.replaceable(id)?;
+            let kind = AuthorityKind::JwtKey;
+            let active = writer.state.slot(kind, Slot::Active).is_some_and(|key| key.id == id);
+            if active && writer.state.slot(kind, Slot::Prepared).is_none() {
+                let next = writer.make_next(kind, now)?;
+                writer.state.prepare(kind, next)?;
+            }
+            writer.state.revoke(id, seconds(now))
+        })
+    }
+
+    /// What is to be done at `now`: call it every second or so. Renews the intermediate at half of its life, prepares the next
+    /// token key or own root when 20 % of the active one's life are left and activates it at 5 % when nobody has, drops what has
+    /// ended, and takes over what another process changed in the state folder. What happened is logged, and returned.
+    pub fn tick(&self, now: SystemTime) -> Vec<Event> {
+        let mut writer = self.writer.lock();
+        let mut next = writer.clone();
+        let mut events = Vec::new();
+        let mut failed = |next: &mut Writer, cause: AuthorityError| {
+            let told = next.complain(seconds(now), cause.to_string());
+            events.extend(told.map(|_| Event::StateFailed { reason: cause.to_string() }));
+        };
+        let lock = self.store.as_ref().map(Store::lock).transpose().and_then(|lock| {
+            self.reload(&mut next)?;
+            Ok(lock)
+        });
+        let before = next.state.clone();
+        let lock = lock.unwrap_or_else(|cause| {
+            failed(&mut next, cause);
+            None
+        });
+        let advanced = next.advance(now).unwrap_or_else(|cause| {
+            failed(&mut next, cause);
+            Vec::new()
+        });
+        let refreshed = next.refresh(now);
+        if let Some(store) = &self.store
+            && before != next.state
+            && lock.is_some()
+            && let Err(cause) = store.write(&next.state, &next.keys)
+        {
+            failed(&mut next, cause);
+        }
+        drop(lock);
+        events.extend(advanced.into_iter().chain(refreshed).chain(next.remaining(now)));
+        for event in &events {
+            if event.is_warning() {
+                tracing::warn!("{event}");
+            } else {
+                tracing::info!("{event}");
+            }
+        }
+        *writer = next;
+        self.publish(&writer, now);
+        events
     }
 
     /// What should be repaired about the published bundle and the signing certificate, in sentences; empty when all is
     /// well.
     pub fn problems(&self, now: SystemTime) -> Vec<String> {
-        let mut problems = self.bundle.problems(unix(now));
-        let days = self.signer.not_after.saturating_sub(seconds(now)) / (24 * 60 * 60);
+        let current = self.current.load();
+        let mut problems = current.published.bundle.problems(unix(now));
+        let active = current.state.slot(AuthorityKind::Root, Slot::Active);
+        let ends = active.map_or(0, |root| root.not_after);
+        let days = ends.saturating_sub(seconds(now)) / (24 * 60 * 60);
         if (0..WARN_DAYS).contains(&days) {
             problems.push(format!(
-                "the certificate that signs for `{}` ends in {days} days; publish a new root beside it now",
+                "the root that signs for `{}` ends in {days} days; publish a new root beside it now",
                 self.trust_domain
             ));
         }
         problems
+    }
+
+    /// Makes a change on a copy, which takes the place of what was only when it is whole and on the disk.
+    fn step<T>(
+        &self,
+        now: SystemTime,
+        change: impl FnOnce(&mut Writer) -> Result<T, StepError>,
+    ) -> Result<T, StepError> {
+        let mut writer = self.writer.lock();
+        let mut next = writer.clone();
+        let lock = self.store.as_ref().map(Store::lock).transpose()?;
+        self.reload(&mut next)?;
+        let outcome = change(&mut next)?;
+        next.refresh(now);
+        next.keep_only_named_keys();
+        let active = next.state.slot(AuthorityKind::Root, Slot::Active);
+        if !active.is_some_and(|root| next.signers.contains_key(&root.id)) {
+            return Err(StepError::NotHere("after this step nothing could sign workload certificates"));
+        }
+        if let Some(store) = &self.store {
+            store.write(&next.state, &next.keys)?;
+        }
+        drop(lock);
+        *writer = next;
+        self.publish(&writer, now);
+        Ok(outcome)
+    }
+
+    /// What another process wrote meanwhile is in force here too.
+    fn reload(&self, writer: &mut Writer) -> Result<(), AuthorityError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        if let Some(state) = store.read(&self.trust_domain)?
+            && state != writer.state
+        {
+            writer.keys = store.keys(&state, &writer.keys)?;
+            writer.state = state;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, writer: &Writer, now: SystemTime) {
+        let current = Self::current(writer, &self.trust_domain, now);
+        let changed = current.published != self.current.load().published;
+        self.current.store(Arc::new(current));
+        if changed {
+            self.changes.send_replace(writer.state.sequence);
+        }
+    }
+
+    fn current(writer: &Writer, trust_domain: &TrustDomain, now: SystemTime) -> Current {
+        let state = &writer.state;
+        let active = state.slot(AuthorityKind::Root, Slot::Active);
+        let others = state.roots.iter().filter(|root| root.slot != Slot::Active);
+        let anchors = active.into_iter().chain(others).map(state::Entry::certificate).collect();
+        let mut bundle = Bundle::new(trust_domain.clone(), anchors);
+        bundle.jwt_keys = state.jwt_keys.iter().map(state::Entry::public_jwt_key).collect();
+        bundle.sequence = Some(state.sequence);
+        bundle.refresh_hint = Some(jwks::DEFAULT_REFRESH_HINT);
+        bundle.revoked = state.revoked.iter().map(|revoked| revoked.id).collect();
+        let server = writer.server_root(seconds(now)).and_then(|root| writer.signers.get(&root));
+        let tokens = state.slot(AuthorityKind::JwtKey, Slot::Active).and_then(|entry| {
+            jwt::TokenSigner::new(entry, writer.keys.get(&entry.id)?)
+                .inspect_err(|reason| tracing::error!("{reason}"))
+                .ok()
+        });
+        Current {
+            published: Arc::new(Published { bundle, tainted: state.tainted() }),
+            workloads: active.and_then(|root| writer.signers.get(&root.id)).cloned(),
+            server: server.cloned(),
+            tokens,
+            state: state.clone(),
+        }
     }
 }
 
@@ -268,6 +503,13 @@ impl Authority {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+    }
+}
+
+/// Shows no token.
+impl fmt::Debug for JwtIssued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtIssued").field("expires", &self.expires).finish_non_exhaustive()
     }
 }
 
@@ -285,5 +527,12 @@ fn seconds(now: SystemTime) -> i64 {
     i64::try_from(unix(now).as_secs()).unwrap_or(i64::MAX)
 }
 
+/// The inverse of [`seconds`].
+fn instant(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod rotation_tests;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,19 @@
-//! Leaves: what is taken from a request (the key, nothing else), and what a certificate says.
+//! What signs, and what it signs: intermediates, and leaves, of whose request the key is taken and nothing else.
 
-use super::{BACKDATE, IssueError, Issued, MAX_LIFETIME, Signer, seconds};
+use super::{BACKDATE, IssueError, Issued, MAX_LIFETIME, root, seconds, unix};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, UnparsedPublicKey, VerificationAlgorithm,
 };
-use postern_identity::SpiffeId;
+use postern_identity::{Accept, Bundle, KeyId, SpiffeId, TrustBundles, TrustDomain, verify::verify};
 use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
-    SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SigningKey, SubjectPublicKeyInfo,
 };
-use std::time::{Duration, SystemTime};
+use rustls_pki_types::CertificateDer;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use time::OffsetDateTime;
 use x509_parser::{
     certification_request::X509CertificationRequest,
@@ -24,6 +28,113 @@ const ECDSA_SHA256: Oid<'static> = oid!(1.2.840.10045.4.3.2);
 const ECDSA_SHA384: Oid<'static> = oid!(1.2.840.10045.4.3.3);
 /// An uncompressed point: a tag and two coordinates.
 const P256_POINT_BYTES: usize = 65;
+
+/// How far an intermediate starts in the past, more than any leaf below it.
+const INTERMEDIATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
+
+/// A private key that several signers share.
+#[derive(Clone)]
+pub(super) struct Key(Arc<KeyPair>);
+
+impl Key {
+    pub(super) fn new(pair: KeyPair) -> Self {
+        Self(Arc::new(pair))
+    }
+
+    pub(super) fn pair(&self) -> &KeyPair {
+        &self.0
+    }
+}
+
+impl PublicKeyData for Key {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        PublicKeyData::algorithm(&*self.0)
+    }
+}
+
+impl SigningKey for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
+/// A signing certificate with its key.
+pub(super) struct Signer {
+    pub issuer: Issuer<'static, Key>,
+    /// Its own certificate and those above it, without the root; empty for a root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its key.
+    pub id: KeyId,
+    /// The root at the end of the chain.
+    pub root: KeyId,
+    /// When it was made, without the back-dating. Seconds since 1970, as the following.
+    pub made: i64,
+    /// Nothing below may leave what every certificate of the chain and the root have in common.
+    pub not_before: i64,
+    pub not_after: i64,
+}
+
+impl Signer {
+    /// Whether it can sign at `now`.
+    pub(super) fn is_valid(&self, now: i64) -> bool {
+        (self.not_before..self.not_after).contains(&now)
+    }
+
+    /// An intermediate below this one, with a key that exists only here. It signs leaves and nothing else.
+    pub(super) fn intermediate(
+        &self,
+        trust_domain: &TrustDomain,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, IssueError> {
+        let at = seconds(now);
+        if !self.is_valid(at) {
+            return Err(IssueError::AuthorityNotValid);
+        }
+        let key = root::make_key().map_err(|cause| IssueError::Make(cause.to_string()))?;
+        let not_before = at.saturating_sub(whole_seconds(INTERMEDIATE_BACKDATE)).max(self.not_before);
+        let not_after = at.saturating_add(whole_seconds(lifetime).max(1)).min(self.not_after);
+        let mut params = intermediate_params(trust_domain).map_err(make)?;
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = instant(not_before)?;
+        params.not_after = instant(not_after)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(make)?.der().clone();
+        let id =
+            KeyId::of_certificate(&certificate).map_err(|refusal| IssueError::Make(refusal.to_string()))?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(make)?;
+        let chain = std::iter::once(certificate).chain(self.chain.iter().cloned()).collect();
+        Ok(Self { issuer, chain, id, root: self.root, made: at, not_before, not_after })
+    }
+
+    /// Signs a leaf for nobody and lets the verifier judge it, as every sidecar will: what it refuses must not get into use.
+    pub(super) fn prove(
+        &self,
+        trust_domain: &TrustDomain,
+        anchors: &[CertificateDer<'static>],
+        now: SystemTime,
+    ) -> Result<(), String> {
+        let id = SpiffeId::for_service_account(trust_domain, super::NAMESPACE, "probe")
+            .map_err(|cause| cause.to_string())?;
+        let key = root::make_key().map_err(|cause| cause.to_string())?;
+        let issued = leaf(self, &key, id, MAX_LIFETIME, now).map_err(|cause| cause.to_string())?;
+        let trust = TrustBundles::from_iter([Bundle::new(trust_domain.clone(), anchors.to_vec())]);
+        verify(&issued.chain, &trust, &Accept::only(issued.id), true, unix(now))
+            .map(|_| ())
+            .map_err(|refusal| refusal.to_string())
+    }
+}
+
+/// What an intermediate of ours says, dates apart.
+pub(super) fn intermediate_params(trust_domain: &TrustDomain) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = root::signing_params(trust_domain, "mesh intermediate")?;
+    params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, "control plane");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    Ok(params)
+}
 
 /// The public key of a PKCS#10 request whose signature proves that the caller holds the private key.
 pub(super) fn requested_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
@@ -75,7 +186,7 @@ pub(super) fn leaf(
     params.not_after = instant(not_after)?;
     let certificate = params.signed_by(key, &signer.issuer).map_err(make)?;
     let mut chain = vec![certificate.der().clone()];
-    chain.extend(signer.intermediates.iter().cloned());
+    chain.extend(signer.chain.iter().cloned());
     Ok(Issued {
         chain,
         id,
@@ -93,7 +204,7 @@ pub(super) fn random_serial() -> [u8; 16] {
 
 /// `(notBefore, notAfter)` in seconds since 1970, inside the validity of the signer.
 fn validity(signer: &Signer, lifetime: Duration, now: i64) -> Result<(i64, i64), IssueError> {
-    if now < signer.not_before || now >= signer.not_after {
+    if !signer.is_valid(now) {
         return Err(IssueError::AuthorityNotValid);
     }
     let lifetime = whole_seconds(lifetime.min(MAX_LIFETIME));
@@ -118,7 +229,7 @@ fn described(algorithm: &AlgorithmIdentifier<'_>) -> String {
     }
 }
 
-fn whole_seconds(duration: Duration) -> i64 {
+pub(super) fn whole_seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 

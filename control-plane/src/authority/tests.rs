@@ -7,12 +7,13 @@ use rcgen::{CertificateParams, DnType, IsCa, KeyPair, SanType};
 use std::{
     fs,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
     process::Command,
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
-fn now() -> SystemTime {
+pub(super) fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
@@ -20,22 +21,37 @@ fn domain() -> TrustDomain {
     "cluster.local".parse().unwrap()
 }
 
-fn attested() -> Attested {
+pub(super) fn attested() -> Attested {
     Attested { namespace: "shop".into(), service_account: "cart".into(), pod: "cart-1".into() }
 }
 
-fn authority() -> Authority {
+fn settings(folder: &Path, trust_domain: &str) -> Settings {
+    Settings {
+        state: Some(folder.to_owned()),
+        trust_domain: trust_domain.parse().unwrap(),
+        upstream: Upstream::Own,
+        intermediate_lifetime: INTERMEDIATE_LIFETIME,
+        leaf_lifetime: HOUR,
+        allow_ending: false,
+    }
+}
+
+fn open(folder: &Path, at: SystemTime) -> Result<Authority, AuthorityError> {
+    Authority::open_with(settings(folder, "cluster.local"), None, at)
+}
+
+pub(super) fn authority() -> Authority {
     Authority::in_memory(domain(), now()).unwrap()
 }
 
-fn request(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+pub(super) fn request(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     change(&mut params);
     params.serialize_request(key).unwrap().der().to_vec()
 }
 
-fn p256() -> KeyPair {
+pub(super) fn p256() -> KeyPair {
     KeyPair::generate().unwrap()
 }
 
@@ -56,7 +72,7 @@ fn an_issued_certificate_is_an_svid_for_who_was_attested() {
     let issued = issue(&authority, HOUR);
     assert_eq!(issued.id.as_str(), "spiffe://cluster.local/ns/shop/sa/cart");
     assert_eq!(issued.not_after, now() + HOUR);
-    assert_eq!(issued.chain.len(), 1, "the root is in the bundle, not in the chain");
+    assert_eq!(issued.chain.len(), 2, "leaf and intermediate: the root is in the bundle, not in the chain");
     assert_eq!(verified(&authority, &issued.chain, now()), Ok(issued.id.clone()));
     assert_eq!(verified(&authority, &issued.chain, now() - BACKDATE), Ok(issued.id.clone()));
     assert!(verified(&authority, &issued.chain, now() - BACKDATE - Duration::from_secs(1)).is_err());
@@ -143,17 +159,17 @@ fn authority_shared() -> &'static Authority {
 }
 
 #[test]
-fn lifetimes_are_capped_by_the_hour_and_by_the_root() {
+fn lifetimes_are_capped_by_a_day_and_by_every_certificate_above() {
     let authority = authority();
     assert_eq!(issue(&authority, Duration::from_secs(10)).not_after, now() + Duration::from_secs(10));
-    assert_eq!(issue(&authority, HOUR * 48).not_after, now() + HOUR);
+    assert_eq!(issue(&authority, HOUR * 48).not_after, now() + HOUR * 24);
     let csr = request(&p256(), |_| {});
     let asked =
         |lifetime, at| authority.issue(&csr, &attested(), lifetime, at).map(|issued| issued.not_after);
     assert_eq!(asked(Duration::ZERO, now()), Err(IssueError::Lifetime));
     assert_eq!(asked(Duration::from_millis(900), now()), Err(IssueError::Lifetime));
-    let end = now() + HOUR * 24 * 3650;
-    assert_eq!(asked(HOUR, end - HOUR / 2), Ok(end), "never longer than the root");
+    let end = now() + INTERMEDIATE_LIFETIME;
+    assert_eq!(asked(HOUR, end - HOUR / 2), Ok(end), "never longer than the intermediate");
     assert_eq!(asked(HOUR, end), Err(IssueError::AuthorityNotValid));
     assert_eq!(asked(HOUR, now() - HOUR * 2), Err(IssueError::AuthorityNotValid));
 }
@@ -201,10 +217,11 @@ fn the_control_planes_own_certificate_names_the_control_plane() {
 #[test]
 fn openssl_reads_and_accepts_what_is_issued() {
     let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::open(folder.path(), domain(), now()).unwrap();
+    let authority = open(folder.path(), now()).unwrap();
     let issued = issue(&authority, HOUR);
-    let leaf = folder.path().join("leaf.pem");
+    let [leaf, intermediate] = ["leaf.pem", "intermediate.pem"].map(|name| folder.path().join(name));
     fs::write(&leaf, postern_identity::bundle::pem_block("CERTIFICATE", &issued.chain[0])).unwrap();
+    fs::write(&intermediate, postern_identity::bundle::pem_block("CERTIFICATE", &issued.chain[1])).unwrap();
     let root = folder.path().join("root.pem");
     let openssl = |arguments: &[&str]| {
         let output = Command::new("openssl").args(arguments).output().expect("openssl is installed");
@@ -214,6 +231,7 @@ fn openssl_reads_and_accepts_what_is_issued() {
         )
     };
     let (path, root) = (leaf.to_str().unwrap(), root.to_str().unwrap());
+    let intermediate = intermediate.to_str().unwrap();
     let (_, text) = openssl(&["x509", "-noout", "-text", "-in", path]);
     for part in [
         "Version: 3 (0x2)",
@@ -237,6 +255,14 @@ fn openssl_reads_and_accepts_what_is_issued() {
     ] {
         assert!(text.replace("CN=", "CN = ").contains(part), "{part:?} is missing in\n{text}");
     }
+    let (_, text) = openssl(&["x509", "-noout", "-text", "-in", intermediate]);
+    for part in [
+        "URI:spiffe://cluster.local\n",
+        "X509v3 Key Usage: critical\n                Certificate Sign, CRL Sign\n",
+        "CA:TRUE, pathlen:0",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
     let time = seconds(now()).to_string();
     for purpose in ["sslserver", "sslclient"] {
         let (good, text) = openssl(&[
@@ -248,21 +274,24 @@ fn openssl_reads_and_accepts_what_is_issued() {
             purpose,
             "-CAfile",
             root,
+            "-untrusted",
+            intermediate,
             path,
         ]);
         assert!(good, "{text}");
     }
     let late = (seconds(now()) + 3601).to_string();
-    assert!(!openssl(&["verify", "-attime", &late, "-CAfile", root, path]).0);
+    assert!(!openssl(&["verify", "-attime", &late, "-CAfile", root, "-untrusted", intermediate, path]).0);
 }
 
 #[test]
 fn the_first_start_makes_a_root_and_every_other_start_finds_it() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state/authority");
-    let first = Authority::open(&state, domain(), now()).unwrap();
-    let second = Authority::open(&state, domain(), now() + HOUR * 24 * 365).unwrap();
-    assert_eq!(first.bundle(), second.bundle());
+    let first = open(&state, now()).unwrap();
+    let second = open(&state, now() + HOUR * 24 * 365).unwrap();
+    assert_eq!(first.bundle().anchors, second.bundle().anchors);
+    assert_eq!(first.bundle().jwt_keys, second.bundle().jwt_keys);
     assert_eq!(first.bundle_pem(), fs::read_to_string(state.join("root.pem")).unwrap());
     let issued = issue(&first, HOUR);
     assert!(verified(&second, &issued.chain, now()).is_ok());
@@ -274,27 +303,46 @@ fn the_first_start_makes_a_root_and_every_other_start_finds_it() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["root-key.pem", "root.pem"], "nothing unfinished stays behind");
+    let keys: Vec<String> = first
+        .status(now())
+        .iter()
+        .filter(|one| one.kind != AuthorityKind::Intermediate)
+        .map(|one| format!("key-{}.pem", one.id))
+        .collect();
+    let mut expected: Vec<&str> = ["journal.json", "lock", "root-key.pem", "root.pem"].into();
+    expected.extend(keys.iter().map(String::as_str));
+    expected.sort();
+    assert_eq!(names, expected, "nothing unfinished stays behind");
 }
 
 #[test]
 fn many_first_starts_at_once_agree_on_one_root() {
     let folder = tempfile::tempdir().unwrap();
     let bundles: Vec<_> = std::thread::scope(|scope| {
-        let starts: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| Authority::open(folder.path(), domain(), now()).unwrap().bundle_pem()))
-            .collect();
+        let starts: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| open(folder.path(), now()).unwrap().bundle_pem())).collect();
         starts.into_iter().map(|start| start.join().unwrap()).collect()
     });
     assert!(bundles.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
-/// Opens a folder that was spoilt after the first start; `Ok` or a part of the error.
+/// The folder as it was kept before there was a journal.
+fn without_journal(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !["root.pem", "root-key.pem"].iter().any(|kept| path.ends_with(kept)) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+/// Opens a folder without journal that was spoilt after the first start; `Ok` or a part of the error.
 fn check_open(spoil: impl FnOnce(&Path), at: SystemTime, td: &str, expected: Result<(), &str>) {
     let folder = tempfile::tempdir().unwrap();
-    Authority::open(folder.path(), domain(), now()).unwrap();
+    open(folder.path(), now()).unwrap();
+    without_journal(folder.path());
     spoil(folder.path());
-    match (Authority::open(folder.path(), td.parse().unwrap(), at), expected) {
+    match (Authority::open_with(settings(folder.path(), td), None, at), expected) {
         (Ok(_), Ok(())) => {}
         (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error} should contain {part}"),
         (result, expected) => panic!("{result:?}, expected {expected:?}"),
@@ -336,7 +384,9 @@ fn a_root_that_may_not_be_used_stops_the_start_with_a_remedy() {
         |s| write_key(&s.join("root-key.pem"), &p256().serialize_pem()),
         Err("belongs to no certificate"),
     );
-    check_open(|_| {}, now() + HOUR * 24 * 3650, "cluster.local", Ok(()));
+    check_open(|_| {}, now() + HOUR * 24 * 3650, "cluster.local", Err("ends in 0 s"));
+    check_open(|_| {}, now() + HOUR * 24 * 3650 - HOUR, "cluster.local", Err("--allow-ending-authority"));
+    check_open(|_| {}, now() + HOUR * 24 * 3650 - HOUR * 2, "cluster.local", Ok(()));
     check_open(|_| {}, now() + HOUR * 24 * 3651, "cluster.local", Err("is expired"));
     check_open(|_| {}, now() - HOUR * 2, "cluster.local", Err("not yet valid"));
     check_open(|_| {}, now(), "other.example", Err("was to sign for trust domain `other.example`"));
@@ -357,10 +407,11 @@ fn a_leaf_in_the_place_of_the_root_is_no_root() {
 #[test]
 fn further_roots_are_published_and_the_one_with_the_key_signs() {
     let folder = tempfile::tempdir().unwrap();
-    let first = Authority::open(folder.path(), domain(), now()).unwrap();
+    let first = open(folder.path(), now()).unwrap();
     let old = authority();
+    without_journal(folder.path());
     fs::write(folder.path().join("root.pem"), old.bundle_pem() + &first.bundle_pem()).unwrap();
-    let both = Authority::open(folder.path(), domain(), now()).unwrap();
+    let both = open(folder.path(), now()).unwrap();
     assert_eq!(both.bundle().anchors.len(), 2);
     assert!(verified(&first, &issue(&both, HOUR).chain, now()).is_ok());
     assert!(verified(&both, &issue(&old, HOUR).chain, now()).is_ok());
@@ -368,4 +419,10 @@ fn further_roots_are_published_and_the_one_with_the_key_signs() {
     assert_eq!(both.problems(now() + HOUR * 24 * 3651).len(), 2);
     assert_eq!(both.problems(now() + HOUR * 24 * 3589), Vec::<String>::new());
     assert!(both.problems(now() + HOUR * 24 * 3600)[0].contains("ends in 50 days"));
+    let slots: Vec<Slot> =
+        both.status(now()).iter().filter(|one| one.kind == AuthorityKind::Root).map(|one| one.slot).collect();
+    assert_eq!(slots, [Slot::Active, Slot::Old]);
+    // From now on the journal says so, whatever becomes of the file.
+    fs::write(folder.path().join("root.pem"), old.bundle_pem()).unwrap();
+    assert_eq!(open(folder.path(), now()).unwrap().bundle().anchors, both.bundle().anchors);
 }

@@ -167,6 +167,8 @@ impl v1::authority_server::Authority for Certificates {
                     | IssueError::UnsupportedSignature
                     | IssueError::BadSignature
                     | IssueError::Identity(_)
+                    | IssueError::Foreign(_)
+                    | IssueError::Audience(_)
                     | IssueError::Lifetime => Status::invalid_argument(refusal.to_string()),
                     IssueError::AuthorityNotValid => Status::unavailable(refusal.to_string()),
                     IssueError::Make(_) => Status::internal(refusal.to_string()),

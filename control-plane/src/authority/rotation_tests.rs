@@ -1,0 +1,180 @@
+//! Authorities through their slots, as those who verify see it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use super::{
+    tests::{HOUR, attested, authority, now, p256, request},
+    *,
+};
+use postern_identity::{Accept, TrustBundles, verify::verify};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn one(authority: &Authority, kind: AuthorityKind, slot: Slot) -> KeyId {
+    let all = authority.status(now());
+    all.iter().find(|one| one.kind == kind && one.slot == slot).expect("one in this slot").id
+}
+
+fn chain(authority: &Authority, at: SystemTime) -> Vec<CertificateDer<'static>> {
+    authority.issue(&request(&p256(), |_| {}), &attested(), HOUR, at).unwrap().chain
+}
+
+/// What a sidecar that knows `bundle` says of `chain`.
+fn judged(bundle: Bundle, chain: &[CertificateDer<'_>], at: SystemTime) -> Result<(), &'static str> {
+    let accept = Accept::trust_domain(bundle.trust_domain.clone());
+    verify(chain, &TrustBundles::from_iter([bundle]), &accept, true, unix(at))
+        .map(|_| ())
+        .map_err(|refusal| refusal.code())
+}
+
+#[test]
+fn a_root_rotates_with_overlap_and_nobody_meets_a_stranger() {
+    let authority = authority();
+    let first = authority.bundle();
+    let old_leaf = chain(&authority, now());
+    let mut changes = authority.changes();
+    let next = authority.prepare(AuthorityKind::Root, now()).unwrap();
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(*changes.borrow_and_update(), authority.bundle().sequence.unwrap());
+    assert_eq!(authority.bundle().anchors.len(), 2);
+    assert_eq!(judged(first.clone(), &chain(&authority, now()), now()), Ok(()), "the first root still signs");
+    assert!(
+        matches!(authority.prepare(AuthorityKind::Root, now()), Err(StepError::AlreadyPrepared(id)) if id == next)
+    );
+
+    assert_eq!(authority.activate(AuthorityKind::Root, now()).unwrap(), next);
+    let new_leaf = chain(&authority, now());
+    assert_eq!(judged(authority.bundle(), &new_leaf, now()), Ok(()));
+    assert_eq!(judged(authority.bundle(), &old_leaf, now()), Ok(()));
+    assert_eq!(judged(first.clone(), &new_leaf, now()), Err("unknown-issuer"));
+    // Somebody who was away knows the first root only.
+    let server = authority.server_identity(now()).unwrap();
+    assert_eq!(judged(first.clone(), &server.cert, now()), Ok(()));
+
+    authority.retire(one(&authority, AuthorityKind::Root, Slot::Old), now()).unwrap();
+    assert_eq!(judged(authority.bundle(), &old_leaf, now()), Err("unknown-issuer"));
+    assert_eq!(judged(authority.bundle(), &new_leaf, now()), Ok(()));
+    let server = authority.server_identity(now()).unwrap();
+    assert_eq!(judged(authority.bundle(), &server.cert, now()), Ok(()));
+    assert!(authority.bundle().sequence > first.sequence);
+}
+
+#[test]
+fn the_active_authority_cannot_be_taken_away_before_another_one_signs() {
+    let authority = authority();
+    for kind in [AuthorityKind::Root, AuthorityKind::JwtKey] {
+        let active = one(&authority, kind, Slot::Active);
+        let is_active = |outcome| matches!(outcome, Err(StepError::Active(id)) if id == active);
+        assert!(is_active(authority.retire(active, now())), "{kind}");
+        assert!(is_active(authority.taint(active, now())), "{kind}");
+        assert!(matches!(authority.activate(kind, now()), Err(StepError::NothingPrepared)));
+    }
+    let root = one(&authority, AuthorityKind::Root, Slot::Active);
+    let (leaf, before) = (chain(&authority, now()), authority.published());
+    assert!(matches!(authority.revoke(root, now()), Err(StepError::Active(_))));
+    assert_eq!(authority.published(), before, "a refused step has changed nothing");
+
+    authority.prepare(AuthorityKind::Root, now()).unwrap();
+    authority.revoke(root, now()).unwrap();
+    let bundle = authority.bundle();
+    assert_eq!(bundle.revoked, [root].into());
+    assert_eq!(judged(bundle.clone(), &leaf, now()), Err("unknown-issuer"));
+    assert_eq!(judged(bundle.clone(), &chain(&authority, now()), now()), Ok(()));
+    assert_eq!(judged(bundle, &authority.server_identity(now()).unwrap().cert, now()), Ok(()));
+    assert!(matches!(authority.revoke(root, now()), Err(StepError::Already(..))));
+    assert!(matches!(authority.retire(root, now()), Err(StepError::Unknown(_))));
+    assert!(authority.status(now()).iter().any(|line| line.id == root && line.revoked));
+}
+
+#[test]
+fn a_tainted_intermediate_is_replaced_at_once_and_a_revoked_one_is_refused() {
+    let authority = authority();
+    let leaf = chain(&authority, now());
+    let first = KeyId::of_certificate(&leaf[1]).unwrap();
+    assert_eq!(first, one(&authority, AuthorityKind::Intermediate, Slot::Active));
+    authority.taint(first, now()).unwrap();
+    assert_eq!(authority.published().tainted, [first].into());
+    let second = chain(&authority, now());
+    assert_ne!(leaf[1], second[1]);
+    assert_eq!(judged(authority.bundle(), &leaf, now()), Ok(()), "tainted is not revoked");
+    assert!(matches!(authority.taint(first, now()), Err(StepError::Already(..))));
+
+    authority.revoke(first, now()).unwrap();
+    assert_eq!(judged(authority.bundle(), &leaf, now()), Err("authority-revoked"));
+    assert_eq!(judged(authority.bundle(), &second, now()), Ok(()));
+    // Also the one that signs now.
+    authority.revoke(KeyId::of_certificate(&second[1]).unwrap(), now()).unwrap();
+    assert_eq!(judged(authority.bundle(), &second, now()), Err("authority-revoked"));
+    assert_eq!(judged(authority.bundle(), &chain(&authority, now()), now()), Ok(()));
+    assert!(matches!(authority.taint(KeyId::of_spki(b"nobody"), now()), Err(StepError::Unknown(_))));
+    assert!(matches!(authority.revoke(KeyId::of_spki(b"nobody"), now()), Err(StepError::Unknown(_))));
+    // Forgotten when it would have ended.
+    authority.tick(now() + INTERMEDIATE_LIFETIME + HOUR);
+    assert!(authority.bundle().revoked.is_empty());
+    assert!(authority.published().tainted.is_empty());
+}
+
+#[test]
+fn a_tainted_old_root_signs_for_our_server_no_more() {
+    let authority = authority();
+    let first = authority.bundle();
+    authority.prepare(AuthorityKind::Root, now()).unwrap();
+    authority.activate(AuthorityKind::Root, now()).unwrap();
+    let server = |authority: &Authority| authority.server_identity(now()).unwrap().cert.clone();
+    assert_eq!(judged(first.clone(), &server(&authority), now()), Ok(()));
+    let old = one(&authority, AuthorityKind::Root, Slot::Old);
+    authority.taint(old, now()).unwrap();
+    assert_eq!(authority.published().tainted, [old].into());
+    assert_eq!(judged(first, &server(&authority), now()), Err("unknown-issuer"));
+    assert_eq!(judged(authority.bundle(), &server(&authority), now()), Ok(()));
+}
+
+#[test]
+fn an_intermediate_is_renewed_at_half_of_its_life_and_ends_with_the_root() {
+    let authority = authority();
+    let first = chain(&authority, now())[1].clone();
+    let half = now() + INTERMEDIATE_LIFETIME / 2;
+    assert!(authority.tick(half - Duration::from_secs(1)).is_empty());
+    let events = authority.tick(half);
+    assert!(
+        matches!(events.as_slice(), [Event::Renewed { not_after, .. }] if *not_after == half + INTERMEDIATE_LIFETIME)
+    );
+    assert_ne!(chain(&authority, half)[1], first);
+    // Nobody renews for ever what ends with its root.
+    let end = now() + DAY * 3650;
+    let late = end - HOUR;
+    authority.tick(late);
+    let last = chain(&authority, late)[1].clone();
+    authority.tick(late + HOUR / 2);
+    let (_, to) = state::validity(&last).unwrap();
+    assert!(to <= seconds(end) || authority.bundle().anchors.len() > 1);
+}
+
+#[test]
+fn a_long_life_goes_by_itself_and_is_told_at_its_marks() {
+    let authority = authority();
+    let first_root = one(&authority, AuthorityKind::Root, Slot::Active);
+    let (mut told, mut key_changes) = (Vec::new(), 0);
+    // A day at a time, eleven years; each day somebody asks for a certificate and a token.
+    for day in 0..365 * 11 {
+        let at = now() + DAY * day;
+        for event in authority.tick(at) {
+            match event {
+                Event::Remaining { kind: AuthorityKind::Root, id, percent, .. } if id == first_root => {
+                    told.push(percent);
+                }
+                Event::Activated { kind: AuthorityKind::JwtKey, .. } => key_changes += 1,
+                Event::RenewalFailed { reason } => panic!("day {day}: {reason}"),
+                _ => {}
+            }
+        }
+        if day % 50 == 0 {
+            assert_eq!(judged(authority.bundle(), &chain(&authority, at), at), Ok(()), "day {day}");
+            let id = "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap();
+            authority.issue_jwt(&id, &["a".into()], DEFAULT_JWT_LIFETIME, at).unwrap();
+        }
+    }
+    assert_eq!(told, [50, 20, 5]);
+    assert!((100..200).contains(&key_changes), "{key_changes}");
+    assert_ne!(one(&authority, AuthorityKind::Root, Slot::Active), first_root);
+    assert!(authority.status(now()).len() < 10, "nothing heaps up: {:#?}", authority.status(now()));
+}
