@@ -11,6 +11,7 @@ use postern_config::{
     path::Normalization,
     problem, validate,
 };
+use postern_identity::tls::Versions;
 use std::{fs, path::Path};
 
 fn file(name: &str, text: &str) -> SourceFile {
@@ -569,13 +570,30 @@ fn the_mesh_configuration_is_the_one_of_the_root_namespace() {
     let (d, problems) = read(&map("other", "trustDomain: x"));
     assert_eq!((d.mesh.trust_domain.as_str(), problems[0].code), ("cluster.local", problem::NO_EFFECT));
     assert_eq!(clean(&map("istio-system", "enableTracing: false")).mesh.tracing_sampling, Some(0.0));
-    let (_, problems) = read(&map("istio-system", "\n    # c\n\n    meshMTLS: {}"));
+    let (_, problems) = read(&map("istio-system", "\n    # c\n\n    tlsDefaults: {}"));
     assert_eq!(
         (problems[0].code, problems[0].line, problems[0].column),
         (problem::MESH_KEY_NOT_ENFORCED, 9, 5),
         "{}",
         show(&problems)
     );
+    for (mesh, versions) in [
+        ("{}", Versions::Tls13),
+        ("meshMTLS: {}", Versions::Tls13),
+        ("meshMTLS: {minProtocolVersion: TLS_AUTO}", Versions::Tls13),
+        ("meshMTLS: {minProtocolVersion: TLSV1_3}", Versions::Tls13),
+        ("meshMTLS: {minProtocolVersion: TLSV1_2}", Versions::Tls12And13),
+    ] {
+        assert_eq!(clean(&map("istio-system", mesh)).mesh.tls_versions, versions, "{mesh}");
+    }
+    for (mesh, code) in [
+        ("meshMTLS: {minProtocolVersion: TLSV1_1}", problem::UNKNOWN_VALUE),
+        ("meshMTLS: {cipherSuites: [a]}", problem::MESH_KEY_NOT_ENFORCED),
+        ("meshMTLS: {minProtocolVersio: TLSV1_2}", problem::UNKNOWN_FIELD),
+    ] {
+        let (_, problems) = read(&map("istio-system", mesh));
+        assert_eq!(problems[0].code, code, "{}", show(&problems));
+    }
     let (_, problems) = read(&map("istio-system", "trustDomain: [a"));
     assert_eq!(problems[0].code, problem::SYNTAX);
     assert!(problems[0].line >= 6, "{}", problems[0]);

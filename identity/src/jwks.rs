@@ -18,12 +18,19 @@ impl Bundle {
     /// # Errors
     /// What is wrong, and with which element.
     pub fn from_document(trust_domain: TrustDomain, document: &[u8]) -> Result<Self, String> {
+        match json::read(document) {
+            Ok(Value::Object(members)) => Self::from_members(trust_domain, &members),
+            Ok(_) => Err(format!("trust bundle of `{trust_domain}`: not a JSON object")),
+            Err(cause) => Err(format!("trust bundle of `{trust_domain}`: not JSON: {cause}")),
+        }
+    }
+
+    /// [`Bundle::from_document`] of what was read already.
+    pub(crate) fn from_members(
+        trust_domain: TrustDomain,
+        members: &Map<String, Value>,
+    ) -> Result<Self, String> {
         let wrong = |cause: String| format!("trust bundle of `{trust_domain}`: {cause}");
-        let Value::Object(members) =
-            json::read(document).map_err(|cause| wrong(format!("not JSON: {cause}")))?
-        else {
-            return Err(wrong("not a JSON object".into()));
-        };
         let Some(Value::Array(keys)) = members.get("keys") else {
             return Err(wrong("no `keys` array".into()));
         };
@@ -43,15 +50,19 @@ impl Bundle {
                 _ => {}
             }
         }
-        let sequence = whole_number(&members, "spiffe_sequence").map_err(wrong)?;
+        let sequence = whole_number(members, "spiffe_sequence").map_err(wrong)?;
         let refresh_hint =
-            whole_number(&members, "spiffe_refresh_hint").map_err(wrong)?.map(Duration::from_secs);
+            whole_number(members, "spiffe_refresh_hint").map_err(wrong)?.map(Duration::from_secs);
         let anchors = Self::readable(&trust_domain, anchors)?;
         Ok(Self { jwt_keys, sequence, refresh_hint, ..Self::new(trust_domain, anchors) })
     }
 
     /// The document form. What only our own mesh knows ([`Bundle::revoked`]) is not in it.
     pub fn to_document(&self) -> String {
+        Value::Object(self.to_members()).to_string()
+    }
+
+    pub(crate) fn to_members(&self) -> Map<String, Value> {
         let mut document = Map::new();
         let certificates = self.anchors.iter().filter_map(|anchor| certificate_jwk(anchor));
         let keys: Vec<Value> = certificates.chain(self.jwt_keys.iter().map(JwtKey::to_jwk)).collect();
@@ -62,7 +73,7 @@ impl Bundle {
         if let Some(hint) = self.refresh_hint {
             document.insert("spiffe_refresh_hint".into(), hint.as_secs().into());
         }
-        Value::Object(document).to_string()
+        document
     }
 
     /// The keys of JWT-SVIDs alone, as the Workload API hands them out (SPIFFE Workload API 6.2.2).
@@ -86,7 +97,7 @@ fn authority(jwk: &Map<String, Value>) -> Result<Option<Vec<u8>>, String> {
 /// `{kty, use, x5c}` and the members of the key itself, which RFC 7517 wants beside `x5c`.
 fn certificate_jwk(der: &[u8]) -> Option<Value> {
     let certificate = crate::svid::read(der).ok()?;
-    let mut jwk = crate::jwt::key::public_members(certificate.public_key());
+    let mut jwk = crate::jwt_key::public_members(certificate.public_key());
     jwk.insert("use".into(), "x509-svid".into());
     jwk.insert("x5c".into(), json!([STANDARD.encode(der)]));
     Some(Value::Object(jwk))

@@ -1,6 +1,5 @@
 //! The name of a key: what revocation and the bookkeeping of authorities speak of.
 
-use crate::{Refusal, svid};
 use aws_lc_rs::digest;
 use std::{fmt, str::FromStr};
 
@@ -10,14 +9,6 @@ use std::{fmt, str::FromStr};
 pub struct KeyId([u8; 32]);
 
 impl KeyId {
-    /// Of the key in a certificate (DER).
-    ///
-    /// # Errors
-    /// When the certificate cannot be read.
-    pub fn of_certificate(der: &[u8]) -> Result<Self, Refusal> {
-        Ok(Self::of_spki(svid::read(der)?.public_key().raw))
-    }
-
     /// Of a SubjectPublicKeyInfo in DER, tag and length included.
     pub fn of_spki(spki: &[u8]) -> Self {
         let mut id = [0; 32];

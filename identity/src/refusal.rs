@@ -75,6 +75,17 @@ pub enum Refusal {
         /// Which purpose is missing.
         missing: &'static str,
     },
+    /// An RSA key that can be broken.
+    #[error("{what} has an RSA key of {bits} bits; at least 2048 are needed")]
+    WeakKey {
+        /// Whose certificate.
+        what: String,
+        /// Length of the modulus.
+        bits: usize,
+    },
+    /// A signature algorithm that we do not verify, SHA-1 among them.
+    #[error("{0}: a certificate in the chain is signed with an algorithm that is weak or unknown")]
+    SignatureAlgorithm(SpiffeId),
     /// We hold no bundle for the trust domain of the presented ID.
     #[error("{id}: its trust domain is not trusted here (known: {known})")]
     UnknownTrustDomain {
@@ -201,6 +212,8 @@ impl Refusal {
             Self::LeafCanSignCertificates(_) => "leaf-can-sign-certificates",
             Self::LeafCanSignCrls(_) => "leaf-can-sign-crls",
             Self::HalfExtendedKeyUsage { .. } => "half-extended-key-usage",
+            Self::WeakKey { .. } => "weak-key",
+            Self::SignatureAlgorithm(_) => "signature-algorithm",
             Self::UnknownTrustDomain { .. } => "unknown-trust-domain",
             Self::NoUsableAuthority { .. } => "no-usable-authority",
             Self::AuthorityRevoked { .. } => "authority-revoked",

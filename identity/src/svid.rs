@@ -4,7 +4,7 @@
 //! without keyCertSign, and anchors that expired. So every rule stands here, and [`crate::verify`] applies them all.
 
 use crate::{
-    Refusal, SpiffeId,
+    KeyId, Refusal, SpiffeId,
     id::quoted,
     refusal::{Validity, seconds},
 };
@@ -17,7 +17,11 @@ use x509_parser::{
         OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME, Oid,
     },
     prelude::{FromDer, X509Extension, X509Version},
+    public_key::PublicKey,
 };
+
+/// RSA keys below this are weak, whoever signed them.
+const LEAST_RSA_BITS: usize = 2048;
 
 /// What a leaf says about itself once it satisfies every rule of a leaf. It proves nothing about who signed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +54,7 @@ pub fn check_leaf(der: &[u8]) -> Result<Leaf, Refusal> {
     }
     check_leaf_key_usage(&certificate, &id)?;
     check_leaf_purposes(&certificate, &id)?;
+    check_key(&certificate, || format!("the certificate of {id}"))?;
     Ok(Leaf {
         id,
         serial: serial(&certificate),
@@ -106,6 +111,16 @@ pub(crate) fn read(der: &[u8]) -> Result<X509Certificate<'_>, Refusal> {
         return Err(Refusal::Malformed("X.509 version 3 is required".into()));
     }
     Ok(certificate)
+}
+
+impl KeyId {
+    /// Of the key in a certificate (DER).
+    ///
+    /// # Errors
+    /// When the certificate cannot be read.
+    pub fn of_certificate(der: &[u8]) -> Result<Self, Refusal> {
+        Ok(Self::of_spki(read(der)?.public_key().raw))
+    }
 }
 
 /// The one URI and whether the extension is critical.
@@ -178,6 +193,7 @@ fn check_signing_certificate(certificate: &X509Certificate<'_>, trust_domain: &s
         Some((usage, true)) if usage.key_cert_sign() => {}
         _ => return Err(Refusal::SigningNoKeyCertSign(named(certificate))),
     }
+    check_key(certificate, || named(certificate))?;
     if constrains_uris(certificate)? {
         return Err(Refusal::UriNameConstraint(named(certificate)));
     }
@@ -197,6 +213,17 @@ fn check_signing_certificate(certificate: &X509Certificate<'_>, trust_domain: &s
                 id,
                 wanted: trust_domain.to_owned(),
             });
+        }
+    }
+    Ok(())
+}
+
+/// Nobody can prove who he is with a key that others can compute.
+fn check_key(certificate: &X509Certificate<'_>, what: impl FnOnce() -> String) -> Result<(), Refusal> {
+    if let Ok(PublicKey::RSA(key)) = certificate.public_key().parsed() {
+        let bits = key.key_size();
+        if bits < LEAST_RSA_BITS {
+            return Err(Refusal::WeakKey { what: what(), bits });
         }
     }
     Ok(())

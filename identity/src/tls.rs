@@ -1,4 +1,7 @@
-//! The verifier as rustls wants it, and the only two places that build TLS configurations: no resumption, no tickets, no early data.
+//! The verifier as rustls wants it, and the only place that builds TLS configurations: no resumption, no tickets, no early data.
+//!
+//! TLS 1.3 is spoken. TLS 1.2 is spoken beside it only where [`Versions::Tls12And13`] is written, which is a decision of
+//! the operator of the mesh: in 1.2 certificates cross the wire in clear.
 //!
 //! A resumed TLS session skips the certificate verifier (expiry, removed authority and all), so mesh connections never
 //! resume: the server sends no ticket and stores no session, the client keeps none.
@@ -11,13 +14,13 @@ use rustls::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::verify_tls13_signature,
+    crypto::{verify_tls12_signature, verify_tls13_signature},
     server::{
         ClientHello, NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::{CertifiedKey, SingleCertAndKey},
-    version::TLS13,
+    version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::sync::Arc;
@@ -54,12 +57,28 @@ pub enum ClientCertificate {
     Optional,
 }
 
-/// TLS 1.3 server for mesh connections. `alpn` in preference order; a client that offers none of them is accepted without ALPN.
-///
-/// rustls itself ends the handshake with `no_application_protocol` when both sides name protocols and none is common.
-/// So the acceptor must look first: keep this configuration and [`without_alpn`] of it, accept with
-/// `tokio_rustls::LazyConfigAcceptor`, and start with [`config_for`] of the client hello. (A client that sends no
-/// ALPN at all needs nothing of that.)
+/// Which versions of TLS are spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Versions {
+    /// TLS 1.3 and nothing else.
+    #[default]
+    Tls13,
+    /// TLS 1.2 as well, for peers that cannot do better. Never resumed either, and only with the extended master secret
+    /// (RFC 7627), without which two sessions can be made to share their keys.
+    Tls12And13,
+}
+
+impl Versions {
+    fn supported(self) -> &'static [&'static rustls::SupportedProtocolVersion] {
+        static ALL: [&rustls::SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+        match self {
+            Self::Tls13 => ALL.split_at(1).0,
+            Self::Tls12And13 => &ALL,
+        }
+    }
+}
+
+/// [`server_config_for`] TLS 1.3.
 ///
 /// # Errors
 /// When the provider cannot do TLS 1.3; never in practice.
@@ -70,23 +89,41 @@ pub fn server_config(
     client: ClientCertificate,
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, String> {
+    server_config_for(Versions::Tls13, key, trust, accept, client, alpn)
+}
+
+/// Server for mesh connections. `alpn` in preference order; a client that offers none of them is accepted without ALPN.
+///
+/// rustls itself ends the handshake with `no_application_protocol` when both sides name protocols and none is common.
+/// So the acceptor must look first: keep this configuration and [`without_alpn`] of it, accept with
+/// `tokio_rustls::LazyConfigAcceptor`, and start with [`config_for`] of the client hello. (A client that sends no
+/// ALPN at all needs nothing of that.)
+///
+/// # Errors
+/// When the provider cannot do these versions; never in practice.
+pub fn server_config_for(
+    versions: Versions,
+    key: Arc<CertifiedKey>,
+    trust: Arc<TrustBundles>,
+    accept: Accept,
+    client: ClientCertificate,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, String> {
     let verifier = Verifier { trust, accept, mandatory: client == ClientCertificate::Required };
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|cause| format!("TLS 1.3 is not available: {cause}"))?
+        .with_protocol_versions(versions.supported())
+        .map_err(|cause| format!("TLS is not available: {cause}"))?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    config.require_ems = true;
     Ok(config)
 }
 
-/// TLS 1.3 client for mesh connections. `key` is `None` only before the first certificate.
-///
-/// The server name given to the connection is sent as SNI and otherwise ignored: whom we talk to is decided by
-/// `accept` on the SPIFFE ID, never by a DNS name.
+/// [`client_config_for`] TLS 1.3.
 ///
 /// # Errors
 /// When the provider cannot do TLS 1.3; never in practice.
@@ -96,9 +133,26 @@ pub fn client_config(
     accept: Accept,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, String> {
+    client_config_for(Versions::Tls13, key, trust, accept, alpn)
+}
+
+/// Client for mesh connections. `key` is `None` only before the first certificate.
+///
+/// The server name given to the connection is sent as SNI and otherwise ignored: whom we talk to is decided by
+/// `accept` on the SPIFFE ID, never by a DNS name.
+///
+/// # Errors
+/// When the provider cannot do these versions; never in practice.
+pub fn client_config_for(
+    versions: Versions,
+    key: Option<Arc<CertifiedKey>>,
+    trust: Arc<TrustBundles>,
+    accept: Accept,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|cause| format!("TLS 1.3 is not available: {cause}"))?
+        .with_protocol_versions(versions.supported())
+        .map_err(|cause| format!("TLS is not available: {cause}"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Verifier { trust, accept, mandatory: true }));
     let mut config = match key {
@@ -108,6 +162,7 @@ pub fn client_config(
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
+    config.require_ems = true;
     Ok(config)
 }
 
@@ -203,11 +258,11 @@ impl ServerCertVerifier for Verifier {
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(tls12_is_never_spoken())
+        verify_tls12_signature(message, cert, dss, &provider_ref().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -245,11 +300,11 @@ impl ClientCertVerifier for Verifier {
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(tls12_is_never_spoken())
+        verify_tls12_signature(message, cert, dss, &provider_ref().signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -264,8 +319,4 @@ impl ClientCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider_ref().signature_verification_algorithms.supported_schemes()
     }
-}
-
-fn tls12_is_never_spoken() -> Error {
-    Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
 }

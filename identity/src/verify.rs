@@ -226,6 +226,8 @@ fn path_refusal(
     match cause {
         E::UnknownIssuer => Refusal::UnknownIssuer(id),
         E::InvalidSignatureForPublicKey | E::SignatureAlgorithmMismatch => Refusal::BadSignature(id),
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Refusal::SignatureAlgorithm(id),
         E::PathLenConstraintViolated => Refusal::PathLength(id),
         E::UnsupportedCriticalExtension => Refusal::UnknownCriticalExtension(id),
         E::EndEntityUsedAsCa => Refusal::SigningNotAuthority(format!("an intermediate in the chain of {id}")),

@@ -9,10 +9,14 @@ use postern_identity::{
     tls::{self, ClientCertificate},
 };
 use rustls::{
-    ClientConfig, ClientConnection, Error, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig,
-    ServerConnection, server::Acceptor, sign::CertifiedKey, time_provider::TimeProvider,
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind, NamedGroup, ProtocolVersion,
+    ServerConfig, ServerConnection, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    server::Acceptor,
+    sign::CertifiedKey,
+    time_provider::TimeProvider,
 };
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::sync::Arc;
 
 /// The clock of the certificates, not of the machine.
@@ -162,6 +166,166 @@ fn tls_1_2_is_not_spoken() {
         world.server(world.key(API), ClientCertificate::Required, &[]),
     );
     assert!(matches!(pair.shake(), Err(Failure::Server(Error::PeerIncompatible(_)))));
+}
+
+/// The two mesh configurations, each side with these versions; what was agreed on.
+fn check_versions(client: tls::Versions, server: tls::Versions, expected: Option<ProtocolVersion>) {
+    let world = World::new();
+    let accept = || Accept::trust_domain(TD.parse().unwrap());
+    let trust = || world.trust.clone();
+    let mut client = tls::client_config_for(client, Some(world.key(CART)), trust(), accept(), &[]).unwrap();
+    let required = ClientCertificate::Required;
+    let mut server =
+        tls::server_config_for(server, world.key(API), trust(), accept(), required, &[]).unwrap();
+    (client.time_provider, server.time_provider) = (Arc::new(Clock), Arc::new(Clock));
+    // A client that would resume if it could.
+    client.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    assert!(client.require_ems && server.require_ems, "RFC 7627");
+    for _ in 0..2 {
+        let mut pair = Pair::new(client.clone(), server.clone());
+        match (pair.shake(), expected) {
+            (Ok(()), Some(version)) => {
+                assert_eq!(pair.server.protocol_version(), Some(version));
+                assert_eq!(tls::peer(pair.server.peer_certificates()).unwrap().id().as_str(), CART);
+                assert_eq!(tls::peer(pair.client.peer_certificates()).unwrap().id().as_str(), API);
+                assert!(matches!(pair.server.handshake_kind(), Some(HandshakeKind::Full)), "never resumed");
+            }
+            (Err(Failure::Server(Error::PeerIncompatible(_))), None) => {}
+            (result, expected) => panic!("{result:?}, expected {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn tls_1_2_is_spoken_where_both_say_so_and_1_3_is_preferred_even_there() {
+    use tls::Versions::{Tls12And13, Tls13};
+    for (client, server) in
+        [(Tls13, Tls13), (Tls13, Tls12And13), (Tls12And13, Tls13), (Tls12And13, Tls12And13)]
+    {
+        check_versions(client, server, Some(ProtocolVersion::TLSv1_3));
+    }
+    assert_eq!(tls::Versions::default(), Tls13);
+}
+
+/// A client that does not care whom it talks to.
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        tls::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A client of TLS 1.2 only, with this chain and this key, against a server that allows 1.2.
+fn check_tls_1_2(world: &World, key: Option<Arc<CertifiedKey>>, expected: Result<(), Option<&str>>) {
+    let accept = Accept::trust_domain(TD.parse().unwrap());
+    let required = ClientCertificate::Required;
+    let versions = tls::Versions::Tls12And13;
+    let mut server =
+        tls::server_config_for(versions, world.key(API), world.trust.clone(), accept, required, &[]).unwrap();
+    let builder = ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer));
+    let mut client = match key {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key))),
+        None => builder.with_no_client_auth(),
+    };
+    (client.time_provider, server.time_provider) = (Arc::new(Clock), Arc::new(Clock));
+    client.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    for _ in 0..2 {
+        let mut pair = Pair::new(client.clone(), server.clone());
+        match (pair.shake(), expected) {
+            (Ok(()), Ok(())) => {
+                assert_eq!(pair.server.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+                assert!(matches!(pair.server.handshake_kind(), Some(HandshakeKind::Full)), "never resumed");
+                assert!(tls::peer(pair.server.peer_certificates()).is_some());
+            }
+            (Err(Failure::Server(error)), Err(code)) => {
+                assert_eq!(tls::refusal(&error).map(Refusal::code), code, "{error}")
+            }
+            (result, expected) => panic!("{result:?}, expected {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn tls_1_2_where_it_is_allowed_holds_to_every_rule_and_checks_who_owns_the_key() {
+    let world = World::new();
+    check_tls_1_2(&world, Some(world.key(CART)), Ok(()));
+    check_tls_1_2(&world, None, Err(Some("no-certificate")));
+    check_tls_1_2(&world, Some(certified(&self_signed(CART))), Err(Some("unknown-issuer")));
+    // Somebody else's certificate, shown without its key: the signature of the handshake gives it away.
+    let (stolen, own) = (world.root.leaf(CART, |_| {}), world.root.leaf(API, |_| {}));
+    let signing = tls::certified_key(vec![own.der.clone()], own.key()).unwrap().key.clone();
+    check_tls_1_2(&world, Some(Arc::new(CertifiedKey::new(vec![stolen.der], signing))), Err(None));
+}
+
+/// A server of TLS 1.2 only, with this certificate and tickets to give, against our client that allows 1.2.
+fn check_server_of_tls_1_2(world: &World, key: Arc<CertifiedKey>, expected: Result<(), Option<&str>>) {
+    let accept = Accept::only(API.parse().unwrap());
+    let versions = tls::Versions::Tls12And13;
+    let mut client =
+        tls::client_config_for(versions, Some(world.key(CART)), world.trust.clone(), accept, &[]).unwrap();
+    let mut server = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+    server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    (client.time_provider, server.time_provider) = (Arc::new(Clock), Arc::new(Clock));
+    for _ in 0..2 {
+        let mut pair = Pair::new(client.clone(), server.clone());
+        match (pair.shake(), expected) {
+            (Ok(()), Ok(())) => {
+                assert_eq!(pair.client.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+                assert!(matches!(pair.client.handshake_kind(), Some(HandshakeKind::Full)), "never resumed");
+            }
+            (Err(Failure::Client(error)), Err(code)) => {
+                assert_eq!(tls::refusal(&error).map(Refusal::code), code, "{error}")
+            }
+            (result, expected) => panic!("{result:?}, expected {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn our_client_holds_a_server_of_tls_1_2_to_every_rule_too() {
+    let world = World::new();
+    check_server_of_tls_1_2(&world, world.key(API), Ok(()));
+    check_server_of_tls_1_2(&world, world.key(CART), Err(Some("not-accepted")));
+    check_server_of_tls_1_2(&world, certified(&self_signed(API)), Err(Some("unknown-issuer")));
+    let (stolen, own) = (world.root.leaf(API, |_| {}), world.root.leaf(CART, |_| {}));
+    let signing = tls::certified_key(vec![own.der.clone()], own.key()).unwrap().key.clone();
+    check_server_of_tls_1_2(&world, Arc::new(CertifiedKey::new(vec![stolen.der], signing)), Err(None));
 }
 
 /// A client with this certificate against a good server: the code of the server's refusal.

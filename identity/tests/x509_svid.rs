@@ -314,6 +314,46 @@ fn name_constraints_are_obeyed_and_uri_constraints_reported() {
 }
 
 #[test]
+fn rsa_keys_below_2048_bits_are_refused_on_leaf_intermediate_and_root() {
+    let root = root(TD, |_| {});
+    for (bits, expected) in [
+        (512, Err("weak-key")),
+        (1024, Err("weak-key")),
+        (2040, Err("weak-key")),
+        (2048, Ok(CART)),
+        (4096, Ok(CART)),
+    ] {
+        let leaf = root.certify(&RsaOf::bits(bits), &leaf_params(CART));
+        let refusal = check(&[&leaf], &root.trust(TD), expected);
+        if let Some(refusal) = refusal {
+            assert!(refusal.to_string().contains(&format!("RSA key of {bits} bits")), "{refusal}");
+        }
+    }
+    // As an authority: the reason stands in the list of the anchors that cannot be used.
+    let weak = root.certify(&RsaOf::bits(1024), &authority_params(TD));
+    let trust = TrustBundles::from_iter([postern_identity::Bundle::new(TD.parse().unwrap(), vec![weak])]);
+    let refusal = check(&[&root.leaf(CART, |_| {}).der], &trust, Err("no-usable-authority")).unwrap();
+    assert!(refusal.to_string().contains("RSA key of 1024 bits"), "{refusal}");
+}
+
+#[test]
+fn signatures_with_sha1_are_refused_for_the_algorithm() {
+    // sha256WithRSAEncryption and sha1WithRSAEncryption differ in one byte.
+    const SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b];
+    let root = root_with(KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap(), TD, |_| {});
+    let leaf = root.leaf(CART, |_| {}).der;
+    check(&[&leaf], &root.trust(TD), Ok(CART));
+    let mut sha1 = leaf.to_vec();
+    let places: Vec<usize> =
+        (0..sha1.len() - SHA256.len()).filter(|at| sha1[*at..].starts_with(SHA256)).collect();
+    assert_eq!(places.len(), 2, "inside and outside of what is signed");
+    for at in places {
+        sha1[at + SHA256.len() - 1] = 0x05;
+    }
+    check(&[&sha1.into()], &root.trust(TD), Err("signature-algorithm"));
+}
+
+#[test]
 fn chains_that_are_no_chains_are_refused_without_harm() {
     let root = root(TD, |_| {});
     let (good, trust) = (root.leaf(CART, |_| {}).der, root.trust(TD));

@@ -4,7 +4,10 @@ use crate::{error::ProxyError, net::Prefixed};
 use parking_lot::Mutex;
 use postern_identity::{
     Accept, Peer, SpiffeId, TrustBundles,
-    tls::{ClientCertificate, alpn_for, client_config, peer, refusal_in, server_config, without_alpn},
+    tls::{
+        ClientCertificate, Versions, alpn_for, client_config_for, peer, refusal_in, server_config_for,
+        without_alpn,
+    },
     verify::verify,
 };
 use rustls::{ClientConfig, ServerConfig, sign::CertifiedKey};
@@ -46,14 +49,21 @@ impl Carries {
 
 /// Server contexts, ready to use; client contexts are made per expected identity and cached here.
 pub struct Contexts {
+    tls_1_3: Servers,
+    // Used only while the mesh configuration says so.
+    tls_1_2: Servers,
+    key: Arc<CertifiedKey>,
+    trust: Arc<TrustBundles>,
+    // Locked only while a connection is dialled, never per request.
+    clients: Mutex<HashMap<(SpiffeId, Carries, Versions), Arc<ClientConfig>>>,
+}
+
+/// The server contexts of one setting of versions.
+struct Servers {
     http: Arc<ServerConfig>,
     tcp: Arc<ServerConfig>,
     // For clients that offer only protocols we do not have: they are accepted without ALPN, as Istio does.
     no_alpn: Arc<ServerConfig>,
-    key: Arc<CertifiedKey>,
-    trust: Arc<TrustBundles>,
-    // Locked only while a connection is dialled, never per request.
-    clients: Mutex<HashMap<(SpiffeId, Carries), Arc<ClientConfig>>>,
 }
 
 /// More identities than this are not worth remembering: the contexts are cheap to make again.
@@ -78,25 +88,33 @@ impl Contexts {
                 .map_err(|refusal| format!("our own certificate would be refused by our peers: {refusal}"))?;
         }
         let domains = Accept::TrustDomains(trust.iter().map(|bundle| bundle.trust_domain.clone()).collect());
-        let server = |alpn: &[&[u8]]| {
-            server_config(key.clone(), trust.clone(), domains.clone(), ClientCertificate::Required, alpn)
-                .map(Arc::new)
+        let server = |versions, alpn: &[&[u8]]| {
+            let (key, trust, domains) = (key.clone(), trust.clone(), domains.clone());
+            server_config_for(versions, key, trust, domains, ClientCertificate::Required, alpn).map(Arc::new)
         };
-        let http = server(&[b"h2", b"http/1.1"])?;
-        let tcp = server(&[b"istio-peer-exchange", b"h2", b"http/1.1"])?;
-        let no_alpn = Arc::new(without_alpn(&http));
-        Ok(Self { http, tcp, no_alpn, key, trust, clients: Mutex::default() })
+        let servers = |versions| {
+            let http = server(versions, &[b"h2", b"http/1.1"])?;
+            let tcp = server(versions, &[b"istio-peer-exchange", b"h2", b"http/1.1"])?;
+            let no_alpn = Arc::new(without_alpn(&http));
+            Ok::<_, String>(Servers { http, tcp, no_alpn })
+        };
+        let (tls_1_3, tls_1_2) = (servers(Versions::Tls13)?, servers(Versions::Tls12And13)?);
+        Ok(Self { tls_1_3, tls_1_2, key, trust, clients: Mutex::default() })
     }
 
-    fn client(&self, expected: &SpiffeId, carries: Carries) -> Result<Arc<ClientConfig>, String> {
-        let wanted = (expected.clone(), carries);
+    fn client(
+        &self,
+        expected: &SpiffeId,
+        carries: Carries,
+        versions: Versions,
+    ) -> Result<Arc<ClientConfig>, String> {
+        let wanted = (expected.clone(), carries, versions);
         if let Some(config) = self.clients.lock().get(&wanted) {
             return Ok(config.clone());
         }
         let exactly = Accept::Exactly(BTreeSet::from([expected.clone()]));
-        let config =
-            client_config(Some(self.key.clone()), self.trust.clone(), exactly, carries.client_alpn())
-                .map(Arc::new)?;
+        let (key, trust) = (Some(self.key.clone()), self.trust.clone());
+        let config = client_config_for(versions, key, trust, exactly, carries.client_alpn()).map(Arc::new)?;
         let mut clients = self.clients.lock();
         if clients.len() >= MOST_CLIENTS {
             clients.clear();
@@ -112,10 +130,16 @@ impl Contexts {
         stream: Prefixed<TcpStream>,
         alpn: &[Vec<u8>],
         http: bool,
+        versions: Versions,
     ) -> Result<(Stream, Peer, TlsFacts), ProxyError> {
-        let config = if http { &self.http } else { &self.tcp };
+        let servers = match versions {
+            Versions::Tls13 => &self.tls_1_3,
+            Versions::Tls12And13 => &self.tls_1_2,
+        };
+        let config = if http { &servers.http } else { &servers.tcp };
         let offers = alpn.iter().map(Vec::as_slice);
-        let config = if alpn_for(offers, &config.alpn_protocols).is_empty() { &self.no_alpn } else { config };
+        let config =
+            if alpn_for(offers, &config.alpn_protocols).is_empty() { &servers.no_alpn } else { config };
         let stream = TlsAcceptor::from(config.clone()).accept(stream).await.map_err(downstream_failure)?;
         let stream = TlsStream::Server(stream);
         // Our configurations demand a certificate; without a peer there is nothing to trust.
@@ -133,15 +157,19 @@ impl Contexts {
         expected: &SpiffeId,
         sni: &str,
         carries: Carries,
+        versions: Versions,
     ) -> Result<(Stream, Peer, TlsFacts), ProxyError> {
         let failed = |cause: String| ProxyError::UpstreamTls { address, cause };
-        let config = self.client(expected, carries).map_err(failed)?;
+        let config = self.client(expected, carries, versions).map_err(failed)?;
         // The name only labels the connection: who may answer is decided by the SPIFFE ID alone.
         let name = ServerName::try_from(sni.to_owned())
             .unwrap_or_else(|_| ServerName::IpAddress(address.ip().into()));
         let stream =
             TlsConnector::from(config).connect(name, Prefixed::new(stream)).await.map_err(|error| {
-                failed(refusal_in(&error).map_or_else(|| error.to_string(), |refusal| refusal.to_string()))
+                failed(refusal_in(&error).map_or_else(
+                    || error.to_string(),
+                    |refusal| format!("expected {expected}, refused: {refusal}"),
+                ))
             })?;
         let stream = TlsStream::Client(stream);
         let peer = peer(stream.get_ref().1.peer_certificates())

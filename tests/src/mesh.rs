@@ -170,6 +170,13 @@ impl Mesh {
         self.control.apply(documents);
     }
 
+    /// From now on the mesh believes that a port of a workload is reached at `address`: whoever sits there is an impostor.
+    pub fn impersonate(&mut self, name: &str, port: u16, address: SocketAddr) {
+        let workload = self.workloads.get_mut(name).expect("a workload of this mesh");
+        workload.annotation = Some(format!("{}={address}", ports::real(port)));
+        self.apply_read(self.documents.clone());
+    }
+
     /// One workload.
     pub fn workload(&self, name: &str) -> &Workload {
         self.workloads

@@ -19,6 +19,10 @@ pub struct MeshConfig {
     pub tracing_sampling: Option<f64>,
     /// `outboundTrafficPolicy.mode` is `REGISTRY_ONLY`.
     pub outbound_registry_only: bool,
+    /// `meshMTLS.minProtocolVersion`: TLS 1.3 alone when unset, `TLS_AUTO` or `TLSV1_3`; 1.2 as well with `TLSV1_2`. (Istio's
+    /// own default is 1.2.)
+    #[serde(default)]
+    pub tls_versions: postern_identity::tls::Versions,
 }
 
 impl Default for MeshConfig {
@@ -31,6 +35,7 @@ impl Default for MeshConfig {
             access_log_file: "/dev/stdout".into(),
             tracing_sampling: None,
             outbound_registry_only: false,
+            tls_versions: postern_identity::tls::Versions::default(),
         }
     }
 }

@@ -20,6 +20,9 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
             refuse_others(report, tracing, shape, &["sampling"], "defaultConfig.tracing.");
         }
     }
+    if let (Some(mesh_mtls), Some(shape)) = (node.get("meshMTLS"), field(istio::MESH_CONFIG, "meshMTLS")) {
+        refuse_others(report, mesh_mtls, shape, &["minProtocolVersion"], "meshMTLS.");
+    }
     for domain in node.get("trustDomain").into_iter().chain(node.list("trustDomainAliases")) {
         let text = domain.text().unwrap_or_default();
         if let Some(why) = values::trust_domain(text) {

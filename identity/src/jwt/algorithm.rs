@@ -1,6 +1,6 @@
 //! The nine signature algorithms of JWT-SVID (section 2.1), and which key each of them takes.
 
-use super::key::{Curve, PublicKey};
+use crate::jwt_key::{Curve, PublicKey};
 use aws_lc_rs::signature::{self, EcdsaVerificationAlgorithm, RsaParameters, UnparsedPublicKey};
 
 /// RSA moduli outside of this many bits are not used: shorter ones are weak (RFC 7518 3.3 and 3.5), longer ones slow.

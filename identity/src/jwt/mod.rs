@@ -2,12 +2,12 @@
 
 pub mod algorithm;
 pub mod compose;
-pub mod key;
 pub mod refusal;
 pub mod svid;
 
 pub use algorithm::Algorithm;
 pub use compose::{assemble, signing_input};
-pub use key::{Curve, JwtKey, PublicKey};
 pub use refusal::TokenRefusal;
 pub use svid::{JwtSvid, verify};
+
+pub use crate::jwt_key::{Curve, JwtKey, PublicKey};

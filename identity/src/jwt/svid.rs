@@ -3,8 +3,8 @@
 //! The order: form, header, who the token speaks of, a key of *that* trust domain, the signature; and only then what the
 //! token says about audience and time, so that a stranger learns nothing by trying.
 
-use super::{Algorithm, JwtKey, TokenRefusal};
-use crate::{Bundle, SpiffeId, TrustBundles, json, refusal::seconds};
+use super::{Algorithm, TokenRefusal};
+use crate::{Bundle, JwtKey, SpiffeId, TrustBundles, json, refusal::seconds};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value};

@@ -222,10 +222,7 @@ fn jwt_svid_2_the_token_is_a_jws_in_compact_form() {
 
 #[test]
 fn jwt_svid_2_header_and_claims_are_objects_with_each_member_once() {
-    for wrong in ["", "[]", "null", "\"x\"", "{", "{}{}", "\u{feff}{}", r#"{"alg":"ES256","alg":"ES256"}"#] {
-        if wrong.is_empty() {
-            continue;
-        }
+    for wrong in ["[]", "null", "\"x\"", "{", "{}{}", "\u{feff}{}", r#"{"alg":"ES256","alg":"ES256"}"#] {
         check_header(wrong, Err("not-json"));
         check(&WORLD.p256.token(HEADER, wrong), Err("not-json"));
     }

@@ -4,7 +4,7 @@
 use postern_identity::{Bundle, TrustBundles};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, string::Ia5String,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, string::Ia5String,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use std::time::Duration;
@@ -46,7 +46,11 @@ impl Leaf {
 
 /// A root whose only certificate names `trust_domain`.
 pub fn root(trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Authority {
-    let (mut params, key) = (authority_params(trust_domain), KeyPair::generate().unwrap());
+    root_with(KeyPair::generate().unwrap(), trust_domain, change)
+}
+
+pub fn root_with(key: KeyPair, trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Authority {
+    let mut params = authority_params(trust_domain);
     change(&mut params);
     let der = params.self_signed(&key).unwrap().der().clone();
     Authority { der, issuer: Issuer::new(params, key) }
@@ -54,7 +58,16 @@ pub fn root(trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> 
 
 impl Authority {
     pub fn intermediate(&self, trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Authority {
-        let (mut params, key) = (authority_params(trust_domain), KeyPair::generate().unwrap());
+        self.intermediate_with(KeyPair::generate().unwrap(), trust_domain, change)
+    }
+
+    pub fn intermediate_with(
+        &self,
+        key: KeyPair,
+        trust_domain: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Authority {
+        let mut params = authority_params(trust_domain);
         params.distinguished_name.push(DnType::CommonName, format!("{trust_domain} intermediate"));
         change(&mut params);
         let der = params.signed_by(&key, &self.issuer).unwrap().der().clone();
@@ -71,6 +84,11 @@ impl Authority {
         Leaf { der: params.signed_by(&key, &self.issuer).unwrap().der().clone(), key }
     }
 
+    /// The certificate of a key that nobody has: SubjectPublicKeyInfo of any kind.
+    pub fn certify(&self, key: &impl PublicKeyData, params: &CertificateParams) -> CertificateDer<'static> {
+        params.signed_by(key, &self.issuer).unwrap().der().clone()
+    }
+
     pub fn trust(&self, trust_domain: &str) -> TrustBundles {
         TrustBundles::from_iter([self.bundle(trust_domain)])
     }
@@ -80,7 +98,7 @@ impl Authority {
     }
 }
 
-fn authority_params(trust_domain: &str) -> CertificateParams {
+pub fn authority_params(trust_domain: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, trust_domain);
@@ -103,6 +121,28 @@ pub fn leaf_params(id: &str) -> CertificateParams {
     params.not_before = at(NOW - 300);
     params.not_after = at(NOW + 3_600);
     params
+}
+
+/// An RSA key of this many bits, as far as a certificate shows.
+pub struct RsaOf {
+    der: Vec<u8>,
+}
+
+impl RsaOf {
+    pub fn bits(bits: usize) -> Self {
+        let modulus = [&[0][..], &vec![0xc1; bits / 8]].concat();
+        Self { der: der(0x30, &[der(0x02, &modulus), der(0x02, &[1, 0, 1])].concat()) }
+    }
+}
+
+impl PublicKeyData for RsaOf {
+    fn der_bytes(&self) -> &[u8] {
+        &self.der
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_RSA_SHA256
+    }
 }
 
 pub fn self_signed(id: &str) -> Leaf {

@@ -16,7 +16,7 @@ use postern_config::{
     documents::peer_authentication::MtlsMode,
     snapshot::{Protocol, Snapshot},
 };
-use postern_identity::Peer;
+use postern_identity::{Peer, tls::Versions};
 use std::{io, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::Instant};
 
@@ -69,7 +69,9 @@ pub async fn admit(
         Secured::Plain(Stream::Plain(Prefixed::new(stream)))
     } else {
         let credentials = or_reset(&stream, credentials.ok_or(ProxyError::NoCertificate))?;
-        secure(stream, mode, protocol, &credentials, limits.server_first, deadline, record).await?
+        let versions = policy.snapshot.spec().mesh.tls_versions;
+        let rules = Rules { mode, protocol, versions, server_first: limits.server_first };
+        secure(stream, rules, &credentials, deadline, record).await?
     };
     let (stream, certainty) = match secured {
         Secured::Mutual { stream, peer, hello } => {
@@ -100,16 +102,23 @@ enum Secured {
     Opaque(Stream),
 }
 
+/// What holds for the transport of one port.
+struct Rules {
+    mode: MtlsMode,
+    protocol: Protocol,
+    versions: Versions,
+    server_first: Duration,
+}
+
 /// The transport half of the table: what is TLS, and who ends it.
 async fn secure(
     stream: TcpStream,
-    mode: MtlsMode,
-    protocol: Protocol,
+    rules: Rules,
     credentials: &Arc<Credentials>,
-    server_first: Duration,
     deadline: Instant,
     record: &mut Record,
 ) -> Result<Secured, ProxyError> {
+    let Rules { mode, protocol, versions, server_first } = rules;
     let is_http = matches!(protocol, Protocol::Http | Protocol::Http2);
     // Anything but PERMISSIVE is treated as STRICT: a mode that we do not know must not open a port.
     let is_permissive = mode == MtlsMode::Permissive;
@@ -137,10 +146,9 @@ async fn secure(
         Transport::Raw | Transport::Closed(_) => return Ok(Secured::Plain(plain(stream))),
     };
     let carries_http = is_http || (protocol == Protocol::Auto && !hello.is_mesh_tcp());
+    let accepting = credentials.tls.accept(stream, &hello.alpn, carries_http, versions);
     let (stream, peer, facts) =
-        tokio::time::timeout_at(deadline, credentials.tls.accept(stream, &hello.alpn, carries_http))
-            .await
-            .map_err(|_| ProxyError::DownstreamTimeout)??;
+        tokio::time::timeout_at(deadline, accepting).await.map_err(|_| ProxyError::DownstreamTimeout)??;
     record.set_peer(&peer);
     record.set_tls(&facts);
     Ok(Secured::Mutual { stream, peer, hello })

@@ -91,7 +91,9 @@ pub async fn open(
     };
     // An endpoint with an identity is never called without one of our own.
     let credentials = credentials.ok_or(ProxyError::NoCertificate)?;
-    let handshake = credentials.tls.connect(stream, address, expected, sni, carries);
+    let policy = worker.shared.store.inbound();
+    let versions = policy.map(|policy| policy.snapshot.spec().mesh.tls_versions).unwrap_or_default();
+    let handshake = credentials.tls.connect(stream, address, expected, sni, carries, versions);
     let patience = worker.shared.settings.limits.handshake;
     let (stream, peer, facts) = tokio::time::timeout(patience, handshake).await.map_err(|_| {
         ProxyError::UpstreamTls { address, cause: format!("no handshake within {patience:?}") }

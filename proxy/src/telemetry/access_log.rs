@@ -148,7 +148,7 @@ pub fn line(entry: &Entry) -> String {
         status: entry.status,
         grpc_status: entry.grpc_status,
         flags: entry.flag,
-        reason: entry.reason.as_deref().map(|reason| cut(reason, super::record::TEXT_KEPT)),
+        reason: entry.reason.as_deref().map(|reason| cut(reason, super::record::REASON_KEPT)),
         source_principal: entry.source_principal.as_deref(),
         destination_principal: entry.destination_principal.as_deref(),
         source_address: entry.source_address,

@@ -21,6 +21,8 @@ use std::{
 pub const PATH_KEPT: usize = 2048;
 /// Other texts longer than this are cut in the log (bytes).
 pub const TEXT_KEPT: usize = 256;
+/// Reasons longer than this are cut in the log (bytes): two identities, a rule, and both clocks must fit.
+pub const REASON_KEPT: usize = 1024;
 
 /// One line of the access log in the making. Dropping it writes it: access line, metrics, span, exactly once.
 pub struct Record {

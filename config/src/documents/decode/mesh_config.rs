@@ -4,6 +4,7 @@ use crate::{
     documents::{mesh_config::MeshConfig, parse::Node, schema},
     path::Normalization,
 };
+use postern_identity::tls::Versions;
 
 pub fn mesh_config(node: &Node) -> MeshConfig {
     let default = MeshConfig::default();
@@ -23,5 +24,9 @@ pub fn mesh_config(node: &Node) -> MeshConfig {
         tracing_sampling: if tracing_off { Some(0.0) } else { sampling },
         outbound_registry_only: node.at("outboundTrafficPolicy.mode").and_then(Node::text)
             == Some("REGISTRY_ONLY"),
+        tls_versions: match node.at("meshMTLS.minProtocolVersion").and_then(Node::text) {
+            Some("TLSV1_2") => Versions::Tls12And13,
+            _ => Versions::Tls13,
+        },
     }
 }

@@ -98,6 +98,7 @@ pub const MESH_CONFIG: Shape = object(&Object::open(&[
     ("enableTracing", Boolean),
     ("defaultConfig", object(&PROXY_CONFIG)),
     ("outboundTrafficPolicy", object(&Object::open(&[("mode", Word(&["ALLOW_ANY", "REGISTRY_ONLY"]))]))),
+    ("meshMTLS", object(&MESH_MTLS)),
     ("accessLogFormat", Any),
     ("caCertificates", Any),
     ("certificates", Any),
@@ -124,7 +125,6 @@ pub const MESH_CONFIG: Shape = object(&Object::open(&[
     ("ingressSelector", Any),
     ("ingressService", Any),
     ("localityLbSetting", Any),
-    ("meshMTLS", Any),
     ("outboundClusterStatName", Any),
     ("protocolDetectionTimeout", Any),
     ("proxyHttpPort", Any),
@@ -149,7 +149,14 @@ pub const ENFORCED_MESH_KEYS: &[&str] = &[
     "enableTracing",
     "defaultConfig",
     "outboundTrafficPolicy",
+    "meshMTLS",
 ];
+/// Only `minProtocolVersion` is acted on.
+const MESH_MTLS: Object = Object::open(&[
+    ("minProtocolVersion", Word(&["TLS_AUTO", "TLSV1_2", "TLSV1_3"])),
+    ("ecdhCurves", Any),
+    ("cipherSuites", Any),
+]);
 /// Only `tracing` is acted on.
 const PROXY_CONFIG: Object = Object::open(&[
     ("tracing", object(&TRACING)),

@@ -1,0 +1,10 @@
+//! Whatever somebody publishes: bundle documents and bundle maps.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../src/identity_checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+fuzz_target!(|text: &str| checks::bundle(text));

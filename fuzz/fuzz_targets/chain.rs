@@ -1,0 +1,10 @@
+//! Whatever certificates come in a handshake.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../src/identity_checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+fuzz_target!(|text: &str| checks::chain(text));
