@@ -14,7 +14,10 @@ use crate::{
     state::Store,
     telemetry::{self, Direction, Telemetry},
     traffic::{Settings, Shared},
-    workload_identity::WorkloadIdentity,
+    workload_identity::{
+        WorkloadIdentity,
+        source::{Authority, Source},
+    },
 };
 use anyhow::Context;
 use postern_identity::{Bundle, TrustDomain};
@@ -87,21 +90,20 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let (trigger, draining) = drain::channel();
     let trigger = Arc::new(trigger);
     let destinations = Destinations::new(Bounds::default(), telemetry.clone());
-    let (identity, renewals) = WorkloadIdentity::new(
-        control.clone(),
-        store.clone(),
-        telemetry.clone(),
-        bootstrap.join_token,
-        bootstrap.certificate_lifetime,
-        ready.clone(),
-    );
+    let source = Source::Authority(Authority {
+        control: control.clone(),
+        lifetime: bootstrap.certificate_lifetime,
+        join_token: bootstrap.join_token,
+        service_account_token: bootstrap.service_account_token,
+    });
+    let (identity, renewals) = WorkloadIdentity::new(source, store.clone(), telemetry.clone(), ready.clone());
     let subscriber = Subscriber::new(
         control,
         store.clone(),
         destinations.clone(),
         telemetry.clone(),
         bootstrap.instance.clone(),
-        ready.block("policy"),
+        store.inbound().is_none().then(|| ready.block("policy")),
     );
     let shared = Arc::new(Shared {
         store: store.clone(),
@@ -210,7 +212,7 @@ fn control_plane(bootstrap: &Bootstrap) -> anyhow::Result<ControlPlane> {
         tracing::warn!(%problem, "an authority of the trust bundle cannot be used");
     }
     let trust = [bundle].into_iter().collect();
-    ControlPlane::new(bootstrap.control_plane, trust_domain, trust, bootstrap.mark)
+    ControlPlane::new(bootstrap.control_plane.clone(), trust_domain, trust, bootstrap.mark)
         .map_err(anyhow::Error::msg)
 }
 

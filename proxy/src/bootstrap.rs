@@ -38,19 +38,45 @@ pub enum AccessLogSink {
     Off,
 }
 
+/// Where a control plane is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `ip:port`.
+    Tcp(SocketAddr),
+    /// A unix socket on this machine, whose other end attests us by our user.
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// Everything that is needed to start.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
     /// Pod name, for people.
     pub instance: String,
-    /// `ip:port` of the control plane.
-    pub control_plane: SocketAddr,
+    /// Where the control plane is.
+    pub control_plane: Address,
     /// Ours.
     pub trust_domain: String,
     /// PEM of the authority's root, to trust the control plane at first contact.
     pub trust_bundle_pem: Vec<u8>,
     /// One-use join token; dropped after the first certificate.
     pub join_token: Option<JoinToken>,
+    /// Kubernetes' projected service account token, with the control plane's audience.
+    pub service_account_token: Option<TokenFile>,
     /// How connections reach us.
     pub interception: Interception,
     /// Loopback admin (15000).
@@ -89,11 +115,38 @@ impl Drop for JoinToken {
     }
 }
 
+/// A file with a token that somebody else keeps fresh (the kubelet): read again at each use.
+#[derive(Clone, Debug)]
+pub struct TokenFile(pub PathBuf);
+
+/// Tokens are a few kilobytes.
+const LARGEST_TOKEN: u64 = 64 * 1024;
+
+impl TokenFile {
+    /// The token as it is now.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty, or holds more than 64 KiB.
+    pub fn read(&self) -> Result<JoinToken, String> {
+        use std::io::Read;
+        let unusable = |cause: String| format!("the token file {} {cause}", self.0.display());
+        let mut text = zeroize::Zeroizing::new(String::new());
+        std::fs::File::open(&self.0)
+            .and_then(|file| file.take(LARGEST_TOKEN + 1).read_to_string(&mut text))
+            .map_err(|cause| unusable(format!("cannot be read: {cause}")))?;
+        match text.trim() {
+            "" => Err(unusable("is empty".into())),
+            _ if text.len() as u64 > LARGEST_TOKEN => Err(unusable("is larger than 64 KiB".into())),
+            token => Ok(JoinToken(token.to_owned())),
+        }
+    }
+}
+
 /// The flags of `postern-proxy` and `postern proxy`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Flags {
-    /// Address of the control plane, `host:port`
-    #[arg(long, value_name = "ADDR")]
+    /// Address of the control plane, `host:port`, or `unix:/path` of its socket on this machine
+    #[arg(long, value_name = "ADDR|unix:PATH")]
     pub control_plane: String,
     /// Trust domain of the mesh
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
@@ -104,6 +157,9 @@ pub struct Flags {
     /// File with the one-use join token; read once, then deleted
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
+    /// File with a projected Kubernetes service account token; read again at each use
+    #[arg(long, value_name = "FILE")]
+    pub service_account_token_file: Option<PathBuf>,
     /// Name of this instance (the pod), for people
     #[arg(long, value_name = "NAME", default_value = "sidecar")]
     pub instance: String,
@@ -185,11 +241,12 @@ impl Bootstrap {
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            control_plane: resolve(&flags.control_plane)?,
+            control_plane: located(&flags.control_plane)?,
             instance: flags.instance,
             trust_domain: flags.trust_domain,
             trust_bundle_pem,
             join_token: flags.join_token_file.map(take_token).transpose()?,
+            service_account_token: flags.service_account_token_file.map(TokenFile),
             interception,
             admin: flags.admin,
             probes: flags.probes,
@@ -257,6 +314,17 @@ fn take_token(path: PathBuf) -> anyhow::Result<JoinToken> {
     // Where it lies on a read-only mount it stays; it is of one use anyway.
     let _ = std::fs::remove_file(&path);
     Ok(token)
+}
+
+fn located(address: &str) -> anyhow::Result<Address> {
+    let Some(path) = address.strip_prefix("unix:") else { return Ok(Address::Tcp(resolve(address)?)) };
+    if !path.starts_with('/') {
+        return Err(Failure::error(
+            format!("the control plane `{address}` is not an absolute path."),
+            "Give `--control-plane` as `unix:/path/to/socket`.",
+        ));
+    }
+    Ok(Address::Unix(path.into()))
 }
 
 fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
@@ -345,7 +413,25 @@ mod tests {
     }
 
     #[test]
-    fn a_control_plane_is_an_address_or_a_name() {
+    fn a_projected_token_is_read_again_at_each_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = TokenFile(folder.path().join("token"));
+        assert!(file.read().unwrap_err().contains("cannot be read"));
+        for token in ["first", "second"] {
+            std::fs::write(&file.0, format!("{token}\n")).unwrap();
+            assert_eq!(file.read().unwrap().0, token);
+        }
+        for (content, reason) in [("", "is empty"), (&"x".repeat(65 * 1024), "is larger")] {
+            std::fs::write(&file.0, content).unwrap();
+            assert!(file.read().unwrap_err().contains(reason));
+        }
+    }
+
+    #[test]
+    fn a_control_plane_is_an_address_or_a_name_or_a_socket() {
+        assert_eq!(located("unix:/run/p.sock").unwrap(), Address::Unix("/run/p.sock".into()));
+        assert_eq!(located("127.0.0.1:1").unwrap(), Address::Tcp("127.0.0.1:1".parse().unwrap()));
+        assert!(located("unix:run/p.sock").is_err());
         assert_eq!(resolve("127.0.0.1:15012").unwrap(), "127.0.0.1:15012".parse().unwrap());
         assert_eq!(resolve("[::1]:15012").unwrap(), "[::1]:15012".parse().unwrap());
         assert!(resolve("127.0.0.1").is_err());

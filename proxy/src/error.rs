@@ -22,8 +22,8 @@ pub enum Fault {
 pub enum ProxyError {
     #[error("no policy received yet; refusing until the control plane has spoken")]
     NoSnapshot,
-    #[error("no certificate yet; refusing until the authority has issued one")]
-    NoCertificate,
+    #[error("no usable certificate: {0}")]
+    NoCertificate(String),
     #[error("connection to the proxy's own port {0}: a loop")]
     Loop(u16),
     #[error("plaintext on a port that is STRICT")]
@@ -105,7 +105,7 @@ macro_rules! rows {
 // code, fault, may be retried, HTTP, gRPC, flag, level, public text, help
 rows! {
     NO_SNAPSHOT: "no-policy", Us, true, 503, 14, "NR", WARN, "not ready", "The sidecar has not received its policy yet and refuses everything until then. Look at the readiness probe and at the control plane's log.";
-    NO_CERTIFICATE: "no-certificate", Us, true, 503, 14, "NR", WARN, "not ready", "The sidecar has no certificate yet and refuses everything that needs one. Look at the authority's log for the refused attestation.";
+    NO_CERTIFICATE: "no-certificate", Us, true, 503, 14, "NR", WARN, "not ready", "The sidecar has no certificate that it may use (none yet, ended, or below a revoked authority) and refuses everything that needs one. The access log says which; look at the authority's log for the refused attestation.";
     LOOP: "loop", Downstream, false, 508, 13, "NR", INFO, "loop detected", "Something connected to the sidecar's own port. Address the application's port instead.";
     PLAINTEXT_REFUSED: "plaintext-refused", Policy, false, 403, 16, "NR", INFO, "mutual TLS required", "A caller without mutual TLS reached a STRICT port and was reset. Put the caller into the mesh, or make the port PERMISSIVE with a PeerAuthentication.";
     DOWNSTREAM_TLS: "downstream-tls", Downstream, false, 403, 16, "DPE", INFO, "TLS handshake failed", "The caller's TLS handshake did not complete. The log names the reason.";
@@ -134,7 +134,7 @@ impl ProxyError {
     pub fn row(&self) -> &'static Row {
         match self {
             Self::NoSnapshot => &NO_SNAPSHOT,
-            Self::NoCertificate => &NO_CERTIFICATE,
+            Self::NoCertificate(_) => &NO_CERTIFICATE,
             Self::Loop(_) => &LOOP,
             Self::PlaintextRefused => &PLAINTEXT_REFUSED,
             Self::DownstreamTls(_) => &DOWNSTREAM_TLS,
@@ -211,7 +211,7 @@ mod tests {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let all = [
             ProxyError::NoSnapshot,
-            ProxyError::NoCertificate,
+            ProxyError::NoCertificate(String::new()),
             ProxyError::Loop(1),
             ProxyError::PlaintextRefused,
             ProxyError::DownstreamTls(String::new()),

@@ -1,12 +1,21 @@
 //! The store: the only place that loads a snapshot, credentials or a destination.
 
+mod credentials;
+
+pub use credentials::{Credentials, PrivateKey};
+
+use crate::error::ProxyError;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use postern_config::{Snapshot, snapshot::Protocol};
-use postern_identity::{SpiffeId, TrustBundles};
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use postern_identity::{KeyId, SpiffeId, TrustBundles};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 use tokio::sync::watch;
-use zeroize::Zeroizing;
 
 /// The inbound policy in force.
 #[derive(Debug)]
@@ -15,46 +24,6 @@ pub struct Inbound {
     pub version: String,
     /// What is enforced.
     pub snapshot: Snapshot,
-}
-
-/// What the current certificate makes possible: published whole.
-pub struct Credentials {
-    /// Our own ID.
-    pub id: SpiffeId,
-    /// Certificate and key.
-    pub key: Arc<rustls::sign::CertifiedKey>,
-    /// The same key for those who need its bytes: the workload itself, by the Workload API.
-    pub private_key: PrivateKey,
-    /// Bundles by trust domain.
-    pub trust: Arc<TrustBundles>,
-    /// When the leaf ends.
-    pub not_after: SystemTime,
-    /// Serial of the leaf, hex.
-    pub serial: String,
-    /// Ready-made TLS contexts for this certificate.
-    pub tls: crate::tls::Contexts,
-}
-
-/// A private key, PKCS#8 DER: wiped when the last clone goes, and never printed.
-#[derive(Clone)]
-pub struct PrivateKey(Arc<Zeroizing<Vec<u8>>>);
-
-impl From<Vec<u8>> for PrivateKey {
-    fn from(pkcs8: Vec<u8>) -> Self {
-        Self(Arc::new(Zeroizing::new(pkcs8)))
-    }
-}
-
-impl AsRef<[u8]> for PrivateKey {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PrivateKey(..)")
-    }
 }
 
 /// Where a connection to one original destination goes; replaced whole when the control plane says so.
@@ -107,8 +76,14 @@ pub struct Endpoint {
 pub struct Store {
     inbound: ArcSwapOption<Inbound>,
     credentials: ArcSwapOption<Credentials>,
+    // Beside the credentials, since it outlives a certificate that it forbids.
+    trust: ArcSwapOption<TrustBundles>,
+    tainted: ArcSwap<BTreeSet<KeyId>>,
+    // Why there is no certificate; `None` before the first one.
+    withdrawn: Mutex<Option<String>>,
     policy_changed: watch::Sender<u64>,
     credentials_changed: watch::Sender<u64>,
+    trust_changed: watch::Sender<u64>,
     // One writer of credentials at a time: a renewal and a new bundle must not overwrite each other.
     writing: Mutex<()>,
 }
@@ -118,8 +93,12 @@ impl Default for Store {
         Self {
             inbound: ArcSwapOption::empty(),
             credentials: ArcSwapOption::empty(),
+            trust: ArcSwapOption::empty(),
+            tainted: ArcSwap::default(),
+            withdrawn: Mutex::new(None),
             policy_changed: watch::channel(0).0,
             credentials_changed: watch::channel(0).0,
+            trust_changed: watch::channel(0).0,
             writing: Mutex::new(()),
         }
     }
@@ -131,9 +110,43 @@ impl Store {
         self.inbound.load_full()
     }
 
-    /// The current credentials. `None` = no certificate yet: refuse.
+    /// The current credentials. `None` = no certificate yet, or its authority is revoked: refuse.
     pub fn credentials(&self) -> Option<Arc<Credentials>> {
         self.credentials.load_full()
+    }
+
+    /// The credentials that may be used with a peer now.
+    ///
+    /// # Errors
+    /// [`ProxyError::NoCertificate`] with the reason: none yet, ended, or below a revoked authority.
+    pub fn own(&self) -> Result<Arc<Credentials>, ProxyError> {
+        match self.credentials() {
+            Some(current) if current.not_after > SystemTime::now() => Ok(current),
+            Some(ended) => Err(ProxyError::NoCertificate(format!(
+                "our own ended at {} (Unix seconds) and no other was obtained in time",
+                ended.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+            ))),
+            None => Err(ProxyError::NoCertificate(
+                self.withdrawn
+                    .lock()
+                    .clone()
+                    .unwrap_or_else(|| "the authority has not issued one yet".to_owned()),
+            )),
+        }
+    }
+
+    /// The bundles that peers are judged by. `None` before the first certificate.
+    pub fn trust(&self) -> Option<Arc<TrustBundles>> {
+        self.trust.load_full()
+    }
+
+    /// Whether our certificate shall be replaced now: it is below an authority that is about to go, or has gone.
+    pub fn wants_renewal(&self) -> bool {
+        let tainted = self.tainted.load();
+        match self.credentials() {
+            Some(current) => current.authorities.iter().any(|key| tainted.contains(key)),
+            None => self.withdrawn.lock().is_some(),
+        }
     }
 
     /// Publishes a compiled policy and wakes those who re-check open connections.
@@ -142,33 +155,54 @@ impl Store {
         self.policy_changed.send_modify(|generation| *generation += 1);
     }
 
-    /// Publishes credentials.
-    pub fn publish_credentials(&self, credentials: Credentials) {
-        let _one_at_a_time = self.writing.lock();
-        self.replace_credentials(credentials);
-    }
-
-    /// Publishes the current certificate with other bundles.
+    /// Publishes credentials. When newer bundles came in while the certificate was being issued, it is published with them:
+    /// what was revoked in the meantime must not come back.
     ///
     /// # Errors
-    /// When there is no certificate yet, or the current one would not be valid under these bundles; nothing changes then.
-    pub fn publish_trust(&self, trust: TrustBundles) -> Result<(), String> {
+    /// When the certificate is not valid under those newer bundles; nothing changes then.
+    pub fn publish_credentials(&self, mut credentials: Credentials) -> Result<(), String> {
         let _one_at_a_time = self.writing.lock();
-        let current = self.credentials().ok_or("there is no certificate yet")?;
-        if *current.trust == trust {
-            return Ok(());
+        if let Some(trust) = self.trust()
+            && is_newer(&trust, &credentials.trust, credentials.id.trust_domain())
+        {
+            credentials = credentials.under(trust)?;
         }
-        let trust = Arc::new(trust);
-        let tls = crate::tls::Contexts::build(current.key.clone(), trust.clone(), &current.id)?;
-        self.replace_credentials(Credentials {
-            id: current.id.clone(),
-            key: current.key.clone(),
-            private_key: current.private_key.clone(),
-            trust,
-            not_after: current.not_after,
-            serial: current.serial.clone(),
-            tls,
-        });
+        self.replace_trust(credentials.trust.clone());
+        self.replace_credentials(credentials);
+        Ok(())
+    }
+
+    /// Publishes other bundles, and which authorities are about to go (`tainted`). When ours is among the revoked ones, trust is
+    /// taken all the same and our certificate withdrawn: peers are judged by it at once, and nothing forbidden is presented.
+    ///
+    /// # Errors
+    /// When there was no certificate ever, or the current one would not be valid under these bundles; nothing changes then.
+    pub fn publish_trust(&self, trust: TrustBundles, tainted: BTreeSet<KeyId>) -> Result<(), String> {
+        let _one_at_a_time = self.writing.lock();
+        let known = self.trust().ok_or("there is no certificate yet")?;
+        let is_news = *known != trust || **self.tainted.load() != tainted;
+        if *known != trust {
+            let trust = Arc::new(trust);
+            // Old values of the two are never seen together with new ones in a way that accepts more than either.
+            match self.credentials() {
+                None => self.trust.store(Some(trust)),
+                Some(current) => match current.under(trust.clone()) {
+                    Ok(credentials) => {
+                        self.trust.store(Some(trust));
+                        self.replace_credentials(credentials);
+                    }
+                    Err(reason) => {
+                        let key = current.revoked_by(&trust).ok_or(reason)?;
+                        self.trust.store(Some(trust));
+                        self.withdraw(key);
+                    }
+                },
+            }
+        }
+        if is_news {
+            self.tainted.store(Arc::new(tainted));
+            self.trust_changed.send_modify(|generation| *generation += 1);
+        }
         Ok(())
     }
 
@@ -177,15 +211,43 @@ impl Store {
         self.policy_changed.subscribe()
     }
 
-    /// Changes with every published certificate or bundle.
+    /// Changes with every published certificate or bundle, and when a certificate is withdrawn.
     pub fn credentials_generation(&self) -> watch::Receiver<u64> {
         self.credentials_changed.subscribe()
     }
 
+    /// Changes with the bundles and with what is tainted, but not with our own certificate.
+    pub fn trust_generation(&self) -> watch::Receiver<u64> {
+        self.trust_changed.subscribe()
+    }
+
     fn replace_credentials(&self, credentials: Credentials) {
+        *self.withdrawn.lock() = None;
         self.credentials.store(Some(Arc::new(credentials)));
         self.credentials_changed.send_modify(|generation| *generation += 1);
     }
+
+    fn replace_trust(&self, trust: Arc<TrustBundles>) {
+        let is_news = self.trust().is_none_or(|known| known != trust);
+        self.trust.store(Some(trust));
+        if is_news {
+            self.trust_changed.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    fn withdraw(&self, key: KeyId) {
+        let reason = format!("our own is below authority {key}, which is revoked; another one is asked for");
+        tracing::error!(%reason, "our certificate is withdrawn; nothing that needs it is served until there is another");
+        *self.withdrawn.lock() = Some(reason);
+        self.credentials.store(None);
+        self.credentials_changed.send_modify(|generation| *generation += 1);
+    }
+}
+
+/// Whether `known` is younger than `other`, by the sequence of our own bundle.
+fn is_newer(known: &TrustBundles, other: &TrustBundles, own: &str) -> bool {
+    let sequence = |trust: &TrustBundles| trust.get(own).and_then(|bundle| bundle.sequence);
+    matches!((sequence(known), sequence(other)), (Some(known), Some(other)) if known > other)
 }
 
 /// A destination that stays fresh while held.
@@ -203,3 +265,7 @@ impl DestinationHandle {
         self.0.load_full()
     }
 }
+
+#[cfg(test)]
+#[path = "state/state_tests.rs"]
+mod tests;

@@ -295,7 +295,8 @@ impl Mesh {
         let token = self.control.join_token(&workload.namespace, &workload.service_account, &workload.name);
         let sidecar = postern_proxy::start(Bootstrap {
             instance: workload.name.clone(),
-            control_plane: self.control.address(),
+            control_plane: self.control.address().into(),
+            service_account_token: None,
             trust_domain: self.mesh_trust_domain.clone(),
             trust_bundle_pem: self.control.trust_bundle_pem().into_bytes(),
             join_token: Some(JoinToken(token)),

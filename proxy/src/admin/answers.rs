@@ -78,13 +78,18 @@ pub(super) fn certificates(admin: &Admin) -> Answer {
         json!({
             "id": credentials.id.as_str(),
             "serial": credentials.serial,
+            "not_before": timestamp(credentials.not_before),
             "not_after": timestamp(credentials.not_after),
             "chain_length": credentials.key.cert.len(),
+            "authorities": credentials.authorities.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "bundles": bundles,
         })
     });
+    let unusable = admin.store.own().err().map(|error| error.to_string());
     page(&json!({
         "current": current,
+        "unusable": unusable,
+        "wants_renewal": admin.store.wants_renewal(),
         "obtained": status.obtained,
         "renew_at": status.renew_at.map(timestamp),
         "last_failure": status.last_failure,

@@ -10,10 +10,11 @@ use crate::{
 };
 use postern_api::v1::{self, control_message, discovery_client::DiscoveryClient, sidecar_message};
 use postern_config::snapshot::Workload;
+use rustls_pki_types::UnixTime;
 use std::{
     collections::VecDeque,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,9 +50,9 @@ impl Subscriber {
         destinations: Destinations,
         telemetry: Telemetry,
         instance: String,
-        first_policy: ready::Guard,
+        first_policy: Option<ready::Guard>,
     ) -> Self {
-        Self { control, store, destinations, telemetry, instance, first_policy: Some(first_policy) }
+        Self { control, store, destinations, telemetry, instance, first_policy }
     }
 
     /// Runs until stopped.
@@ -99,7 +100,9 @@ impl Subscriber {
     }
 
     async fn converse(&mut self, credentials: &Credentials, backoff: &mut Backoff) -> Result<Ended, String> {
-        let channel = self.control.connect(Some(credentials.key.clone()), credentials.trust.clone()).await?;
+        let mut generation = self.store.credentials_generation();
+        let (channel, server) =
+            self.control.connect(Some(credentials.key.clone()), credentials.trust.clone()).await?;
         let mut client = DiscoveryClient::new(channel).max_decoding_message_size(LARGEST_UPDATE);
         let (sender, receiver) = mpsc::channel(64);
         let hello = v1::Hello { build: env!("CARGO_PKG_VERSION").into(), instance: self.instance.clone() };
@@ -118,6 +121,8 @@ impl Subscriber {
         tracing::info!(control_plane = %self.control.address, "stream to the control plane stands");
         unsent
             .extend(self.destinations.connected().into_iter().map(|address| said(Wish::Subscribe(address))));
+        let mut reported = None;
+        generation.mark_changed();
         let mut tick = tokio::time::interval(TICK);
         let life = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let expiry = tokio::time::sleep(life);
@@ -142,6 +147,24 @@ impl Subscriber {
                     self.telemetry.metrics().control_plane_heard(SystemTime::now());
                     self.destinations.sweep(Instant::now());
                 }
+                // The sender lives in our own store, so this never fails.
+                _ = generation.changed() => {
+                    let trust = self.store.trust().unwrap_or_default();
+                    server.still_trusted(&trust, true, UnixTime::now()).map_err(|refusal| {
+                        format!("the control plane is not trusted any more: {refusal}")
+                    })?;
+                    if let Some(current) = self.store.credentials() {
+                        let report = certificate(&current);
+                        if reported.as_ref() != Some(&report) {
+                            unsent.push_back(message(sidecar_message::Message::Certificate(report.clone())));
+                            reported = Some(report);
+                        }
+                        if credentials.revoked_by(&trust).is_some() {
+                            backoff.reset();
+                            return Ok(Ended::Rotated);
+                        }
+                    }
+                }
                 // A stream must not outlive the proof it was opened with; the next one starts with the new certificate.
                 () = &mut expiry => {
                     backoff.reset();
@@ -165,8 +188,8 @@ impl Subscriber {
                 })
             }
             Some(control_message::Message::Bundles(wire)) => {
-                translate::bundles(wire.bundles, &self.control.trust_domain)
-                    .and_then(|trust| self.store.publish_trust(trust))
+                translate::trust(wire, &self.control.trust_domain)
+                    .and_then(|(trust, tainted)| self.store.publish_trust(trust, tainted))
             }
             None => {
                 Err("an update of a kind that this sidecar does not know; it is older than the control plane"
@@ -201,9 +224,22 @@ impl Subscriber {
     }
 }
 
+/// What the control plane hears of a certificate: evidence for the steps of a rotation.
+fn certificate(current: &Credentials) -> v1::Certificate {
+    let seconds = |at: SystemTime| {
+        i64::try_from(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
+    };
+    v1::Certificate {
+        serial: current.serial.clone(),
+        not_before_unix_seconds: seconds(current.not_before),
+        not_after_unix_seconds: seconds(current.not_after),
+        authorities: current.authorities.iter().map(|key| key.as_bytes().to_vec()).collect(),
+    }
+}
+
 /// How a session ended.
 enum Ended {
-    /// Its certificate has ended and a newer one is there.
+    /// Its certificate has ended, or is below a revoked authority, and a newer one is there.
     Rotated,
     Failed(String),
 }

@@ -16,7 +16,7 @@ fn subscriber() -> (Subscriber, Arc<Store>, Ready) {
     let store = Arc::new(Store::default());
     let ready = Ready::default();
     let control = ControlPlane::new(
-        "127.0.0.1:1".parse().unwrap(),
+        std::net::SocketAddr::from(([127, 0, 0, 1], 1)).into(),
         "cluster.local".parse().unwrap(),
         TrustBundles::default(),
         None,
@@ -28,7 +28,7 @@ fn subscriber() -> (Subscriber, Arc<Store>, Ready) {
         Destinations::new(Bounds::default(), telemetry.clone()),
         telemetry,
         "web-1".into(),
-        ready.block("policy"),
+        Some(ready.block("policy")),
     );
     (subscriber, store, ready)
 }

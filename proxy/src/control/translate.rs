@@ -4,7 +4,7 @@ use crate::state::{Destination, Endpoint, ServiceTarget};
 use postern_api::v1;
 use postern_config::{InboundSpec, Snapshot, snapshot::Protocol};
 use postern_identity::{Bundle, KeyId, SpiffeId, TrustBundles, TrustDomain};
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 /// The longest reason of a nack, in bytes.
 const REASON_KEPT: usize = 8 * 1024;
@@ -42,6 +42,15 @@ pub fn destination(wire: v1::Destination) -> Result<(SocketAddr, Destination), S
         None => return Err(format!("destination {address} is of a kind that this sidecar does not know")),
     };
     Ok((address, destination))
+}
+
+/// Reads an update of trust: all bundles, and the keys that are about to go.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn trust(wire: v1::BundleUpdate, own: &TrustDomain) -> Result<(TrustBundles, BTreeSet<KeyId>), String> {
+    let tainted = wire.tainted.iter().map(|id| KeyId::try_from(&id[..])).collect::<Result<_, _>>()?;
+    Ok((bundles(wire.bundles, own)?, tainted))
 }
 
 /// Reads all bundles; that of `own` must be among them.

@@ -59,8 +59,8 @@ pub async fn admit(
     let port = destination.port();
     let policy = or_reset(&stream, store.inbound().ok_or(ProxyError::NoSnapshot))?;
     let (mode, protocol) = (policy.snapshot.mtls_mode(port), policy.snapshot.protocol(port));
-    let credentials = store.credentials();
-    if let Some(credentials) = &credentials {
+    let credentials = store.own();
+    if let Ok(credentials) = &credentials {
         record.set_own_identity(credentials.id.as_str());
     }
     let mut caller = Caller { peer: None, downstream, destination, sni: None };
@@ -68,7 +68,7 @@ pub async fn admit(
     let secured = if mode == MtlsMode::Disable {
         Secured::Plain(Stream::Plain(Prefixed::new(stream)))
     } else {
-        let credentials = or_reset(&stream, credentials.ok_or(ProxyError::NoCertificate))?;
+        let credentials = or_reset(&stream, credentials)?;
         let versions = policy.snapshot.spec().mesh.tls_versions;
         let rules = Rules { mode, protocol, versions, server_first: limits.server_first };
         secure(stream, rules, &credentials, deadline, record).await?

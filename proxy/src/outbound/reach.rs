@@ -72,7 +72,7 @@ impl Name<'_> {
 pub fn credentials_for(worker: &Worker, endpoint: &Endpoint) -> Result<Option<Arc<Credentials>>, ProxyError> {
     match endpoint.identity {
         None => Ok(None),
-        Some(_) => worker.shared.store.credentials().map(Some).ok_or(ProxyError::NoCertificate),
+        Some(_) => worker.shared.store.own().map(Some),
     }
 }
 
@@ -90,7 +90,7 @@ pub async fn open(
         return Ok((Stream::Plain(Prefixed::new(stream)), None));
     };
     // An endpoint with an identity is never called without one of our own.
-    let credentials = credentials.ok_or(ProxyError::NoCertificate)?;
+    let credentials = credentials.ok_or_else(|| ProxyError::NoCertificate("none was loaded".into()))?;
     let policy = worker.shared.store.inbound();
     let versions = policy.map(|policy| policy.snapshot.spec().mesh.tls_versions).unwrap_or_default();
     let handshake = credentials.tls.connect(stream, address, expected, sni, carries, versions);

@@ -69,6 +69,12 @@ struct VersionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    reporter: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -93,6 +99,8 @@ pub struct Metrics {
     connections_opened: Family<ReporterLabels, Counter>,
     connections_open: Family<ReporterLabels, Gauge>,
     certificate_expiry: Gauge<i64, AtomicI64>,
+    certificate_begin: Gauge<i64, AtomicI64>,
+    refusals: Family<RefusalLabels, Counter>,
     renewals: Family<ResultLabels, Counter>,
     clock_skew: Seconds,
     policy_version: Family<VersionLabels, Gauge>,
@@ -124,6 +132,8 @@ impl Default for Metrics {
             connections_opened: Family::default(),
             connections_open: Family::default(),
             certificate_expiry: Gauge::default(),
+            certificate_begin: Gauge::default(),
+            refusals: Family::default(),
             renewals: Family::default(),
             clock_skew: Gauge::default(),
             policy_version: Family::default(),
@@ -236,18 +246,32 @@ impl Metrics {
         self.connections_open.get_or_create(&ReporterLabels { reporter: direction.reporter() }).dec();
     }
 
-    /// A certificate was published, or renewing it failed.
-    pub fn certificate_renewed(&self, not_after: Option<SystemTime>) {
-        let result = if not_after.is_some() { "success" } else { "failure" };
+    /// A certificate was obtained, or obtaining one failed.
+    pub fn certificate_renewed(&self, is_success: bool) {
+        let result = if is_success { "success" } else { "failure" };
         self.renewals.get_or_create(&ResultLabels { result }).inc();
-        if let Some(not_after) = not_after {
-            self.certificate_expiry.set(unix_millis(not_after).div_euclid(1000));
-        }
+    }
+
+    /// The validity of the certificate in force.
+    pub fn set_certificate(&self, not_before: SystemTime, not_after: SystemTime) {
+        self.certificate_begin.set(unix_millis(not_before).div_euclid(1000));
+        self.certificate_expiry.set(unix_millis(not_after).div_euclid(1000));
+    }
+
+    /// A peer's certificate was refused, in the handshake or on an open connection; `code` is the rule
+    /// (`postern_identity::Refusal::code`).
+    pub fn peer_refused(&self, direction: Direction, code: &'static str) {
+        self.refusals.get_or_create(&RefusalLabels { reporter: direction.reporter(), code }).inc();
     }
 
     /// The authority's clock minus ours.
     pub fn set_clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
+    }
+
+    /// [`Metrics::set_clock_skew`] as it was last measured.
+    pub fn clock_skew(&self) -> f64 {
+        self.clock_skew.get()
     }
 
     /// The policy now in force.
@@ -354,6 +378,16 @@ impl Metrics {
             "End of the current certificate, Unix time; 0 = no certificate yet",
             self.certificate_expiry.clone(),
         );
+        registry.register(
+            "postern_certificate_not_before_timestamp_seconds",
+            "Beginning of the current certificate, Unix time; 0 = no certificate yet",
+            self.certificate_begin.clone(),
+        );
+        registry.register(
+            "postern_peer_refusals",
+            "Certificates of peers refused, in handshakes and on open connections, by the rule broken",
+            self.refusals.clone(),
+        );
         registry.register("postern_certificate_renewals", "Certificates asked for", self.renewals.clone());
         registry.register(
             "postern_clock_skew_seconds",
@@ -405,87 +439,5 @@ fn unix_millis(at: SystemTime) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-    use super::*;
-    use std::time::Duration;
-
-    fn entry(principal: &str) -> Entry {
-        let address = "10.0.0.1:1".parse().unwrap();
-        let mut entry = Entry::new(Direction::Inbound, SystemTime::now(), address, address);
-        entry.source_principal = Some(Arc::from(principal));
-        entry
-    }
-
-    #[test]
-    fn the_number_of_series_is_bounded_and_nothing_is_lost() {
-        let metrics = Metrics::default();
-        for number in 0..SERIES + 500 {
-            metrics.observe(&entry(&format!("spiffe://td/ns/n/sa/{number}")));
-        }
-        let text = metrics.encode(SystemTime::now());
-        let series = text.lines().filter(|line| line.starts_with("istio_requests_total{")).count();
-        assert_eq!(series, SERIES + 1);
-        let other = text.lines().find(|line| line.contains("source_principal=\"other\"")).unwrap();
-        assert!(other.ends_with(" 500"), "{other}");
-    }
-
-    #[test]
-    fn dry_run_differences_are_bounded_and_none_is_lost() {
-        let metrics = Metrics::default();
-        for number in 0..DIFFERENCES + 7 {
-            let mut entry = entry(&format!("spiffe://td/ns/n/sa/{number}"));
-            let would =
-                Would { is_allowed: false, policy: Some("n/p".into()), rule: None, workload: "n/w".into() };
-            entry.decided = Some(crate::telemetry::entry::Decided {
-                is_allowed: true,
-                id: None,
-                policy: None,
-                rule: None,
-                reason: "",
-                version: String::new(),
-                would: Some(Box::new(would)),
-                audit_policy: None,
-            });
-            metrics.observe(&entry);
-        }
-        let text = metrics.encode(SystemTime::now());
-        let lines = || text.lines().filter(|line| line.starts_with("postern_dry_run_differences_total{"));
-        assert_eq!(lines().count(), DIFFERENCES + 1);
-        assert!(lines().any(|line| line.contains("policy=\"other\"") && line.ends_with(" 7")), "{text}");
-    }
-
-    #[test]
-    fn the_age_of_what_we_know_grows_until_the_control_plane_is_heard_again() {
-        let metrics = Metrics::default();
-        let at = UNIX_EPOCH + Duration::from_secs(1000);
-        metrics.control_plane_heard(at);
-        let text = metrics.encode(at + Duration::from_millis(2500));
-        assert!(text.contains("postern_control_plane_age_seconds 2.5"), "{text}");
-        metrics.control_plane_heard(at + Duration::from_secs(2));
-        assert!(
-            metrics.encode(at + Duration::from_secs(2)).contains("postern_control_plane_age_seconds 0.0")
-        );
-    }
-
-    #[test]
-    fn names_of_series_are_what_users_know() {
-        let metrics = Metrics::default();
-        metrics.observe(&entry("spiffe://td/ns/n/sa/s"));
-        metrics.set_policy_version("v1");
-        metrics.set_policy_version("v2");
-        metrics.certificate_renewed(Some(UNIX_EPOCH + Duration::from_secs(77)));
-        let text = metrics.encode(SystemTime::now());
-        for wanted in [
-            "istio_requests_total{reporter=\"destination\",source_principal=\"spiffe://td/ns/n/sa/s\"",
-            "connection_security_policy=\"mutual_tls\"",
-            "postern_proxy_seconds_bucket{le=\"0.000025\"",
-            "postern_policy_version_info{version=\"v2\"} 1",
-            "postern_certificate_expiry_timestamp_seconds 77",
-            "postern_access_log_dropped_total 0",
-        ] {
-            assert!(text.contains(wanted), "{wanted} is missing in\n{text}");
-        }
-        assert!(!text.contains("version=\"v1\""));
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

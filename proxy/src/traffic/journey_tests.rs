@@ -13,7 +13,6 @@ use crate::{
     outbound,
     state::{Credentials, Destination, Endpoint, Inbound, ServiceTarget, Store},
     telemetry::Telemetry,
-    tls::Contexts,
 };
 use postern_config::{
     Snapshot,
@@ -24,7 +23,7 @@ use postern_config::{
     },
     snapshot::{DeclaredPort, InboundSpec, Protocol, Workload},
 };
-use postern_identity::{Bundle, SpiffeId, TrustBundles};
+use postern_identity::{Bundle, TrustBundles};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
@@ -78,10 +77,7 @@ impl Authority {
         let der = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let private_key = key.serialize_der().into();
         let key = postern_identity::tls::certified_key(chain, der).unwrap();
-        let id: SpiffeId = id.parse().unwrap();
-        let tls = Contexts::build(key.clone(), self.trust.clone(), &id).unwrap();
-        let not_after = std::time::SystemTime::now() + Duration::from_secs(3600);
-        Credentials { id, key, private_key, trust: self.trust.clone(), not_after, serial: "1".into(), tls }
+        Credentials::prove(key, private_key, self.trust.clone()).unwrap()
     }
 }
 
@@ -163,7 +159,7 @@ fn shared(
 ) -> (Arc<Shared>, drain::Trigger) {
     let telemetry = Telemetry::silent();
     let store = Arc::new(Store::default());
-    store.publish_credentials(credentials);
+    store.publish_credentials(credentials).unwrap();
     store.publish_inbound(Inbound { version: "1".into(), snapshot: Snapshot::compile(spec).unwrap() });
     let destinations = Destinations::new(Bounds::default(), telemetry.clone());
     if let Some(to) = to {

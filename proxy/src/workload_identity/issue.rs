@@ -3,10 +3,10 @@
 use crate::{
     bootstrap::JoinToken,
     control::{ControlPlane, channel::describe, translate},
-    state::PrivateKey,
+    state::{Credentials, PrivateKey},
 };
 use postern_api::v1::{self, authority_client::AuthorityClient};
-use postern_identity::{Accept, Peer, TrustBundles, tls, verify::verify};
+use postern_identity::{Accept, TrustBundles, tls, verify::verify};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
@@ -17,21 +17,24 @@ use std::{
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A certificate that passed our own verifier, with everything that came with it.
+/// A certificate that passed our own verifier, and what was learned on the way.
 pub struct Issued {
-    /// Who it says we are.
-    pub peer: Peer,
-    /// Certificate and key.
-    pub key: Arc<CertifiedKey>,
-    /// The key's bytes.
-    pub private_key: PrivateKey,
-    /// All bundles.
-    pub trust: Arc<TrustBundles>,
-    /// The authority's clock minus ours, in seconds.
-    pub clock_skew: f64,
+    /// Proven, with the bundles that came with it.
+    pub credentials: Credentials,
+    /// The authority's clock minus ours, in seconds; `None` where nobody told the time.
+    pub clock_skew: Option<f64>,
 }
 
-/// Asks for one certificate, proving ourselves with `current` (mutual TLS) or with `token`.
+/// Proofs that travel in the request; none of them where the connection itself is the proof.
+#[derive(Clone, Copy, Default)]
+pub struct Tokens<'a> {
+    /// One use.
+    pub join: Option<&'a JoinToken>,
+    /// Kubernetes' projected token.
+    pub service_account: Option<&'a JoinToken>,
+}
+
+/// Asks for one certificate, proving ourselves with `current` (mutual TLS), with tokens, or by who we are on a unix socket.
 ///
 /// # Errors
 /// One sentence: which step failed, and why.
@@ -39,17 +42,18 @@ pub async fn request(
     control: &ControlPlane,
     current: Option<Arc<CertifiedKey>>,
     trust: Arc<TrustBundles>,
-    token: Option<&JoinToken>,
+    tokens: Tokens<'_>,
     lifetime: Option<Duration>,
 ) -> Result<Issued, String> {
     let (private_key, csr) = new_key()?;
-    let channel = control.connect(current, trust).await?;
+    let (channel, _) = control.connect(current, trust).await?;
+    let text = |token: Option<&JoinToken>| token.map(|token| token.0.clone()).unwrap_or_default();
     let request = v1::IssueCertificateRequest {
         csr,
-        join_token: token.map(|token| token.0.clone()).unwrap_or_default(),
+        join_token: text(tokens.join),
         lifetime_seconds: lifetime
             .map_or(0, |lifetime| u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX)),
-        service_account_token: String::new(),
+        service_account_token: text(tokens.service_account),
     };
     let asked = SystemTime::now();
     let reply = tokio::time::timeout(DEADLINE, AuthorityClient::new(channel).issue_certificate(request))
@@ -62,21 +66,24 @@ pub async fn request(
     accept(reply, private_key, control, clock_skew)
 }
 
+/// Only what our own verifier accepts now: a certificate that is not yet valid on our clock replaces none that is.
 fn accept(
     reply: v1::IssueCertificateResponse,
     private_key: PrivateKey,
     control: &ControlPlane,
     clock_skew: f64,
 ) -> Result<Issued, String> {
-    let trust = Arc::new(translate::bundles(reply.trust.unwrap_or_default().bundles, &control.trust_domain)?);
+    let (trust, _) = translate::trust(reply.trust.unwrap_or_default(), &control.trust_domain)?;
+    let trust = Arc::new(trust);
     let chain: Vec<_> = reply.chain.into_iter().map(CertificateDer::from).collect();
     let accept = Accept::trust_domain(control.trust_domain.clone());
-    let peer = verify(&chain, &trust, &accept, false, UnixTime::now()).map_err(|refusal| {
+    verify(&chain, &trust, &accept, false, UnixTime::now()).map_err(|refusal| {
         format!("the certificate that the authority issued is not usable: {refusal} (its clock is {clock_skew:+.1} s from ours)")
     })?;
     let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(private_key.as_ref().to_vec()));
     let key = tls::certified_key(chain, der)?;
-    Ok(Issued { peer, key, private_key, trust, clock_skew })
+    let credentials = Credentials::prove(key, private_key, trust)?;
+    Ok(Issued { credentials, clock_skew: Some(clock_skew) })
 }
 
 /// A P-256 key and a CSR that carries nothing but it: who we are is not ours to say.

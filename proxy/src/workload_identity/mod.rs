@@ -3,17 +3,19 @@
 //! A new key for each certificate; the key never leaves the process. A failed renewal never drops a valid certificate.
 
 pub mod issue;
+mod readiness;
 pub mod schedule;
+pub mod source;
 
 use crate::{
-    bootstrap::JoinToken,
-    control::ControlPlane,
     ready,
     state::{Credentials, Store},
     telemetry::Telemetry,
 };
 use issue::Issued;
 use parking_lot::Mutex;
+use readiness::Readiness;
+use source::Source;
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -67,45 +69,61 @@ impl Handle {
 
 /// Keeps a valid certificate in the store.
 pub struct WorkloadIdentity {
-    control: Arc<ControlPlane>,
+    source: Source,
     store: Arc<Store>,
     telemetry: Telemetry,
-    token: Option<JoinToken>,
-    lifetime: Option<Duration>,
-    ready: ready::Ready,
-    blocked: Option<ready::Guard>,
+    readiness: Option<Readiness>,
     asks: mpsc::Receiver<oneshot::Sender<Result<String, String>>>,
     status: Arc<Mutex<Status>>,
     failures: u32,
 }
 
 impl WorkloadIdentity {
-    /// Nothing happens until [`WorkloadIdentity::run`]. Readiness is held back from here on, as `certificate`.
+    /// Nothing happens until [`WorkloadIdentity::run`]. Readiness is held back from here on, as `certificate`, unless the store has a
+    /// certificate already.
     pub fn new(
-        control: Arc<ControlPlane>,
+        source: Source,
         store: Arc<Store>,
         telemetry: Telemetry,
-        token: Option<JoinToken>,
-        lifetime: Option<Duration>,
         ready: ready::Ready,
     ) -> (Self, Handle) {
         let (sender, asks) = mpsc::channel(8);
         let status = Arc::new(Mutex::new(Status::default()));
         let handle = Handle { asks: sender, status: status.clone() };
-        let blocked = Some(ready.block("certificate"));
-        let identity =
-            Self { control, store, telemetry, token, lifetime, ready, blocked, asks, status, failures: 0 };
+        let readiness = Some(Readiness::new(store.clone(), ready));
+        let identity = Self { source, store, telemetry, readiness, asks, status, failures: 0 };
         (identity, handle)
     }
 
     /// Obtains the first certificate, then renews it in time, until stopped.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut due = SystemTime::now();
+        let readiness = self.readiness.take();
+        let follow = async {
+            match readiness {
+                Some(readiness) => readiness.follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = follow => {}
+            () = self.keep_valid() => {}
+        }
+    }
+
+    async fn keep_valid(&mut self) {
+        let mut due = self.first_due();
+        let mut trust = self.store.trust_generation();
         let mut has_askers = true;
         loop {
+            self.status.lock().renew_at = Some(due);
             let ask = tokio::select! {
-                () = stop.cancelled() => return,
                 () = until(due) => None,
+                // The sender lives in our own store, so this never fails.
+                _ = trust.changed() => {
+                    due = self.sooner(due);
+                    continue;
+                }
                 ask = self.asks.recv(), if has_askers => match ask {
                     Some(ask) => Some(ask),
                     // Nobody holds a handle any more; the schedule goes on.
@@ -115,11 +133,8 @@ impl WorkloadIdentity {
                     }
                 },
             };
-            let obtained = tokio::select! {
-                () = stop.cancelled() => return,
-                obtained = self.obtain() => obtained,
-            };
-            let answer = match obtained {
+            let obtained = self.source.obtain(&self.store).await;
+            let answer = match obtained.and_then(|issued| self.publish(issued)) {
                 Ok((serial, next)) => {
                     due = next;
                     Ok(serial)
@@ -129,72 +144,57 @@ impl WorkloadIdentity {
                     Err(reason)
                 }
             };
-            self.status.lock().renew_at = Some(due);
             if let Some(ask) = ask {
                 let _ = ask.send(answer);
             }
         }
     }
 
-    /// By the current certificate first, by the token second.
-    async fn obtain(&mut self) -> Result<(String, SystemTime), String> {
-        let current = self.store.credentials().filter(|current| current.not_after > SystemTime::now());
-        let mut reasons = Vec::new();
-        if let Some(current) = &current {
-            let attempt = issue::request(
-                &self.control,
-                Some(current.key.clone()),
-                current.trust.clone(),
-                None,
-                self.lifetime,
-            );
-            match attempt.await.and_then(|issued| self.publish(issued)) {
-                Ok(published) => return Ok(published),
-                Err(reason) => reasons.push(format!("with the current certificate: {reason}")),
-            }
+    /// At once without a certificate; else as if the one that was kept had been obtained by us.
+    fn first_due(&self) -> SystemTime {
+        let now = SystemTime::now();
+        let Some(kept) = self.store.credentials() else { return now };
+        self.telemetry.metrics().set_certificate(kept.not_before, kept.not_after);
+        let due = schedule::renewal_moment(kept.not_before, kept.not_before, kept.not_after, rand::random());
+        due.max(now + schedule::taint_pause(remaining(&kept, now), rand::random()))
+    }
+
+    /// Trust has changed: a certificate below an authority that is about to go is replaced soon, one below a revoked
+    /// authority at once.
+    fn sooner(&self, due: SystemTime) -> SystemTime {
+        if !self.store.wants_renewal() {
+            return due;
         }
-        if let Some(token) = self.token.clone() {
-            let trust = self.store.credentials().map(|current| current.trust.clone());
-            let trust = trust.unwrap_or_else(|| self.control.bootstrap_trust.clone());
-            let attempt = issue::request(&self.control, None, trust, Some(&token), self.lifetime);
-            match attempt.await.and_then(|issued| self.publish(issued)) {
-                Ok(published) => return Ok(published),
-                Err(reason) => reasons.push(format!("with the join token: {reason}")),
-            }
-        }
-        if reasons.is_empty() {
-            reasons.push(
-                "no valid certificate and no join token is left; restart the sidecar with a new token".into(),
-            );
-        }
-        Err(reasons.join("; "))
+        let now = SystemTime::now();
+        let pause = match self.store.credentials() {
+            Some(current) => schedule::taint_pause(remaining(&current, now), rand::random()),
+            None => Duration::ZERO,
+        };
+        tracing::info!(
+            pause_ms = pause.as_millis(),
+            "our certificate is below an authority that goes; renewing it now"
+        );
+        due.min(now + pause)
     }
 
     /// Only what our own verifier accepts is published: what peers would refuse never replaces what they accept.
     fn publish(&mut self, issued: Issued) -> Result<(String, SystemTime), String> {
-        self.note_skew(&issued);
-        let tls = crate::tls::Contexts::build(issued.key.clone(), issued.trust.clone(), issued.peer.id())?;
-        let not_after = issued.peer.not_after();
-        let serial = issued.peer.serial().to_owned();
+        if let Some(skew) = issued.clock_skew {
+            self.note_skew(skew);
+        }
+        let new = issued.credentials;
+        let (id, serial, not_before, not_after) =
+            (new.id.clone(), new.serial.clone(), new.not_before, new.not_after);
+        self.store.publish_credentials(new)?;
         let now = SystemTime::now();
         let next = schedule::renewal_moment(now, now, not_after, rand::random());
         tracing::info!(
-            identity = %issued.peer.id(), %serial, seconds = seconds_until(now, not_after),
+            identity = %id, %serial, seconds = seconds_until(now, not_after),
             renewal_in_seconds = seconds_until(now, next), "certificate in force"
         );
-        self.store.publish_credentials(Credentials {
-            id: issued.peer.id().clone(),
-            key: issued.key,
-            private_key: issued.private_key,
-            trust: issued.trust,
-            not_after,
-            serial: serial.clone(),
-            tls,
-        });
-        self.telemetry.metrics().certificate_renewed(Some(not_after));
-        // One use only: it has no value any more.
-        self.token = None;
-        self.blocked = None;
+        self.telemetry.metrics().certificate_renewed(true);
+        self.telemetry.metrics().set_certificate(not_before, not_after);
+        self.source.used();
         self.failures = 0;
         let mut status = self.status.lock();
         status.last_failure = None;
@@ -202,37 +202,35 @@ impl WorkloadIdentity {
         Ok((serial, next))
     }
 
-    /// The current certificate stays; readiness goes when its end is near. The moment of the next attempt.
+    /// The current certificate stays. The moment of the next attempt.
     fn failed(&mut self, reason: &str) -> SystemTime {
         let now = SystemTime::now();
-        let remaining =
-            self.store.credentials().map(|current| current.not_after.duration_since(now).unwrap_or_default());
+        let remaining = self.store.credentials().map(|current| remaining(&current, now));
         let pause = schedule::retry_pause(self.failures, remaining, rand::random());
         self.failures = self.failures.saturating_add(1);
-        self.telemetry.metrics().certificate_renewed(None);
-        let left = remaining.unwrap_or_default();
-        // The last renewal was due at 65 % at the latest; a fifth of the lifetime later it is serious.
-        if self.blocked.is_none() && left < self.lifetime.unwrap_or(Duration::from_secs(3600)) / 10 {
-            self.blocked = Some(self.ready.block("certificate"));
-        }
+        self.telemetry.metrics().certificate_renewed(false);
         tracing::warn!(
-            %reason, retry_ms = pause.as_millis(), remaining_seconds = left.as_secs(),
-            "no new certificate; the current one stays in force until it ends"
+            %reason, retry_ms = pause.as_millis(), remaining_seconds = remaining.unwrap_or_default().as_secs(),
+            "no new certificate; the current one, if any, stays in force until it ends"
         );
         self.status.lock().last_failure = Some(reason.to_owned());
         now + pause
     }
 
-    fn note_skew(&mut self, issued: &Issued) {
-        self.telemetry.metrics().set_clock_skew(issued.clock_skew);
-        self.status.lock().clock_skew = Some(issued.clock_skew);
-        if issued.clock_skew.abs() >= SKEW_WARNING.as_secs_f64() {
+    fn note_skew(&self, seconds: f64) {
+        self.telemetry.metrics().set_clock_skew(seconds);
+        self.status.lock().clock_skew = Some(seconds);
+        if seconds.abs() >= SKEW_WARNING.as_secs_f64() {
             tracing::warn!(
-                skew_seconds = issued.clock_skew,
+                skew_seconds = seconds,
                 "our clock and the authority's differ; certificates may look expired or not yet valid: check time synchronization"
             );
         }
     }
+}
+
+fn remaining(current: &Credentials, now: SystemTime) -> Duration {
+    current.not_after.duration_since(now).unwrap_or_default()
 }
 
 async fn until(moment: SystemTime) {

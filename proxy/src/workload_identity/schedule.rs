@@ -9,6 +9,7 @@ const LATEST: f64 = 0.65;
 const SHORTEST: Duration = Duration::from_millis(200);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+const LONGEST_TAINT: Duration = Duration::from_secs(2);
 /// While there is no certificate nothing works, so the wait stays short.
 const LONGEST_WITHOUT: Duration = Duration::from_secs(15);
 
@@ -23,6 +24,12 @@ pub fn renewal_moment(
     let begin = now.max(not_before);
     let life = not_after.duration_since(begin).unwrap_or_default();
     begin + life.mul_f64(EARLIEST + (LATEST - EARLIEST) * random.clamp(0.0, 1.0)).max(SHORTEST)
+}
+
+/// The pause before a certificate below a tainted authority is replaced: uniform in 0-2 s, so that a fleet does not ask at once, and
+/// at most a tenth of the life left. `random` is in 0.0..1.0.
+pub fn taint_pause(remaining: Duration, random: f64) -> Duration {
+    LONGEST_TAINT.min(remaining / 10).mul_f64(random.clamp(0.0, 1.0))
 }
 
 /// The pause after a failed attempt: full jitter, capped at five minutes and at a tenth of the life left.
@@ -86,6 +93,15 @@ mod tests {
             let moment = renewal_moment(now, now, at(103_600), random);
             assert!((1619.0..2341.0).contains(&after(now, moment)));
         }
+    }
+
+    #[test]
+    fn tainted_certificates_go_within_two_seconds_and_a_tenth_of_the_life_left() {
+        for random in [-1.0, 0.0, 0.5, 1.0, 2.0] {
+            assert!(taint_pause(Duration::from_secs(3600), random) <= Duration::from_secs(2));
+            assert!(taint_pause(Duration::from_secs(5), random) <= Duration::from_millis(500));
+        }
+        assert_eq!(taint_pause(Duration::from_secs(3600), 0.5), Duration::from_secs(1));
     }
 
     #[test]

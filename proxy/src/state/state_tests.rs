@@ -1,0 +1,172 @@
+//! What changes of trust do to our own certificate.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+use super::*;
+use postern_identity::Bundle;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::time::Duration;
+
+const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+/// A root, or an intermediate below another one.
+struct Signer {
+    issuer: Issuer<'static, KeyPair>,
+    der: CertificateDer<'static>,
+}
+
+impl Signer {
+    fn new(name: &str, above: Option<&Self>) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let der = match above {
+            None => params.self_signed(&key).unwrap().der().clone(),
+            Some(above) => params.signed_by(&key, &above.issuer).unwrap().der().clone(),
+        };
+        Self { issuer: Issuer::new(params, key), der }
+    }
+
+    fn key(&self) -> KeyId {
+        KeyId::of_certificate(&self.der).unwrap()
+    }
+
+    fn credentials(
+        &self,
+        above: &[&Self],
+        trust: TrustBundles,
+        life: Duration,
+    ) -> Result<Credentials, String> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(OWN.try_into().unwrap())];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = time::OffsetDateTime::now_utc() - Duration::from_secs(60);
+        params.not_after = time::OffsetDateTime::now_utc() + life;
+        let key = KeyPair::generate().unwrap();
+        let mut chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
+        chain.extend(above.iter().map(|signer| signer.der.clone()));
+        let der = key.serialize_der();
+        let certified =
+            postern_identity::tls::certified_key(chain, PrivateKeyDer::Pkcs8(der.clone().into())).unwrap();
+        Credentials::prove(certified, der.into(), Arc::new(trust))
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn trust(anchors: &[&Signer], revoked: &[KeyId], sequence: u64) -> TrustBundles {
+    let mut bundle = Bundle::new(
+        "cluster.local".parse().unwrap(),
+        anchors.iter().map(|signer| signer.der.clone()).collect(),
+    );
+    bundle.revoked = revoked.iter().copied().collect();
+    bundle.sequence = Some(sequence);
+    [bundle].into_iter().collect()
+}
+
+#[test]
+fn the_authorities_of_a_certificate_are_all_keys_above_it_up_to_the_anchor_that_verifies_it() {
+    let (old, root) = (Signer::new("old", None), Signer::new("root", None));
+    let intermediate = Signer::new("intermediate", Some(&root));
+    let trust = trust(&[&old, &root], &[], 1);
+    let below = intermediate.credentials(&[&intermediate], trust.clone(), HOUR).unwrap();
+    assert_eq!(below.authorities, [intermediate.key(), root.key()]);
+    let direct = old.credentials(&[], trust, HOUR).unwrap();
+    assert_eq!(direct.authorities, [old.key()]);
+}
+
+#[test]
+fn trust_without_our_authority_is_refused_unless_it_names_it_as_revoked() {
+    let (root, other) = (Signer::new("root", None), Signer::new("other", None));
+    let intermediate = Signer::new("intermediate", Some(&root));
+    // (anchors, revoked, whether trust is taken, whether our certificate stays)
+    let rows: [(&[&Signer], &[KeyId], bool, bool); 6] = [
+        (&[&root, &other], &[], true, true),
+        (&[&other], &[], false, true),
+        (&[], &[], false, true),
+        (&[&other], &[root.key()], true, false),
+        (&[&root, &other], &[intermediate.key()], true, false),
+        (&[&root, &other], &[other.key()], true, true),
+    ];
+    for (number, (anchors, revoked, taken, stays)) in rows.into_iter().enumerate() {
+        let store = Store::default();
+        let first = trust(&[&root], &[], 1);
+        store
+            .publish_credentials(intermediate.credentials(&[&intermediate], first.clone(), HOUR).unwrap())
+            .unwrap();
+        let next = trust(anchors, revoked, 2);
+        let answer = store.publish_trust(next.clone(), BTreeSet::new());
+        assert_eq!(answer.is_ok(), taken, "row {number}: {answer:?}");
+        assert_eq!(*store.trust().unwrap(), if taken { next } else { first }, "row {number}");
+        assert_eq!(store.own().is_ok(), stays, "row {number}");
+        assert_eq!(store.wants_renewal(), !stays, "row {number}");
+        if !stays {
+            assert!(store.own().err().unwrap().to_string().contains("is revoked"));
+        }
+    }
+}
+
+#[test]
+fn a_withdrawn_certificate_is_replaced_and_until_then_newer_trust_is_still_taken() {
+    let (root, other) = (Signer::new("root", None), Signer::new("other", None));
+    let store = Store::default();
+    store.publish_credentials(root.credentials(&[], trust(&[&root], &[], 1), HOUR).unwrap()).unwrap();
+    store.publish_trust(trust(&[&other], &[root.key()], 2), BTreeSet::new()).unwrap();
+    let newer = trust(&[&other], &[root.key()], 3);
+    store.publish_trust(newer.clone(), BTreeSet::new()).unwrap();
+    assert_eq!(*store.trust().unwrap(), newer);
+    store.publish_credentials(other.credentials(&[], newer, HOUR).unwrap()).unwrap();
+    assert!(store.own().is_ok() && !store.wants_renewal());
+}
+
+#[test]
+fn a_certificate_that_was_issued_before_a_revocation_does_not_bring_the_old_trust_back() {
+    let (root, other) = (Signer::new("root", None), Signer::new("other", None));
+    let (before, after) = (trust(&[&root, &other], &[], 1), trust(&[&other], &[root.key()], 2));
+    for (signer, is_good) in [(&root, false), (&other, true)] {
+        let store = Store::default();
+        store.publish_credentials(other.credentials(&[], before.clone(), HOUR).unwrap()).unwrap();
+        let in_flight = signer.credentials(&[], before.clone(), HOUR).unwrap();
+        store.publish_trust(after.clone(), BTreeSet::new()).unwrap();
+        assert_eq!(store.publish_credentials(in_flight).is_ok(), is_good);
+        assert_eq!(*store.trust().unwrap(), after);
+        assert_eq!(*store.credentials().unwrap().trust, after);
+    }
+}
+
+#[test]
+fn a_tainted_authority_above_us_asks_for_a_renewal_and_another_one_does_not() {
+    let root = Signer::new("root", None);
+    let intermediate = Signer::new("intermediate", Some(&root));
+    let trust = trust(&[&root], &[], 1);
+    for (tainted, wanted) in
+        [(root.key(), true), (intermediate.key(), true), (Signer::new("x", None).key(), false)]
+    {
+        let store = Store::default();
+        let own = intermediate.credentials(&[&intermediate], trust.clone(), HOUR).unwrap();
+        store.publish_credentials(own).unwrap();
+        let mut generation = store.trust_generation();
+        generation.mark_unchanged();
+        store.publish_trust(trust.clone(), BTreeSet::from([tainted])).unwrap();
+        assert_eq!(store.wants_renewal(), wanted);
+        assert!(generation.has_changed().unwrap());
+        assert!(store.own().is_ok());
+    }
+}
+
+#[test]
+fn readiness_ends_at_a_tenth_of_the_life_of_the_certificate_and_not_of_a_wish() {
+    let root = Signer::new("root", None);
+    // A minute of backdating, then 540 seconds: 600 in all.
+    let own = root.credentials(&[], trust(&[&root], &[], 1), Duration::from_secs(540)).unwrap();
+    assert_eq!(own.not_after.duration_since(own.nearly_over()).unwrap(), Duration::from_secs(60));
+}
