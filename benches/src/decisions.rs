@@ -2,10 +2,9 @@
 //! them against `budgets.toml`, and ends with exit code 2 when a promise is broken. Run it in a release build.
 #![allow(clippy::expect_used, clippy::indexing_slicing)] // benches stop at what should not be
 
-use postern_benches::{Call, Mix, heap};
+use postern_benches::{Call, Mix, budgets, heap, process::thread_cpu};
 use postern_config::{Facts, Judgement, Snapshot, authorize::judge, snapshot::linear};
 use std::{
-    collections::BTreeMap,
     hint::black_box,
     process::ExitCode,
     time::{Duration, Instant},
@@ -20,8 +19,6 @@ const BATCH: usize = 64;
 /// Looks at the clock.
 const SAMPLES: usize = 1_500;
 
-type Measured = BTreeMap<String, f64>;
-
 fn main() -> ExitCode {
     if cfg!(debug_assertions) {
         eprintln!(
@@ -29,23 +26,16 @@ fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    let mut measured = Measured::new();
+    let mut measured = budgets::Measured::new();
     for mix in Mix::ALL {
         decide(mix, &mut measured);
     }
     compile(&mut measured);
-    match judge_budgets(&measured) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(2),
-        Err(cause) => {
-            eprintln!("error: {cause}");
-            ExitCode::FAILURE
-        }
-    }
+    budgets::judge(&["decisions", "compile"], &measured)
 }
 
 /// Medians in nanoseconds for one mix, by size.
-fn decide(mix: Mix, measured: &mut Measured) {
+fn decide(mix: Mix, measured: &mut budgets::Measured) {
     println!("\n{:<12} {:>8} {:>10} {:>10} {:>10}", mix.name(), "rules", "index ns", "p99 ns", "scan ns");
     let mut at_ten = 0.0;
     for rules in SIZES {
@@ -100,7 +90,7 @@ fn time(
 }
 
 /// Milliseconds on a core and bytes for 10,000 rules of each mix.
-fn compile(measured: &mut Measured) {
+fn compile(measured: &mut budgets::Measured) {
     println!(
         "\n{:<12} {:>12} {:>14} {:>14} {:>14}",
         "compile", "median ms", "documents MiB", "snapshot MiB", "peak MiB"
@@ -114,9 +104,9 @@ fn compile(measured: &mut Measured) {
             documents = heap::live() - before;
             heap::forget_peak();
             let before = heap::live();
-            let start = cpu_time();
+            let start = thread_cpu();
             let snapshot = Snapshot::compile(spec).expect("valid policies");
-            times.push(cpu_time() - start);
+            times.push(thread_cpu() - start);
             // The documents stay, as a part of the snapshot.
             kept = heap::live() - before;
             peak = heap::peak() - before;
@@ -135,30 +125,4 @@ fn compile(measured: &mut Measured) {
         measured.insert(format!("{}/compile/milliseconds", mix.name()), median);
         measured.insert(format!("{}/compile/mebibytes", mix.name()), mib(peak));
     }
-}
-
-/// Time that this thread has had on a core: on a shared machine, compiling is not charged for what others do.
-fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("a Linux machine");
-    let nanoseconds = text.split(' ').next().and_then(|text| text.parse().ok()).expect("a number");
-    Duration::from_nanos(nanoseconds)
-}
-
-/// Whether every promise is kept.
-fn judge_budgets(measured: &Measured) -> Result<bool, String> {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/budgets.toml");
-    let budgets = std::fs::read_to_string(file).map_err(|cause| format!("budgets.toml: {cause}"))?;
-    let mut kept = true;
-    println!("\n{:<36} {:>10} {:>10}", "promise", "measured", "budget");
-    for line in budgets.lines().map(str::trim).filter(|line| line.starts_with('"')) {
-        let bad = || format!("budgets.toml: `{line}` is not \"name\" = number");
-        let (name, budget) = line.split_once('=').ok_or_else(bad)?;
-        let name = name.trim().trim_matches('"');
-        let budget: f64 = budget.trim().parse().map_err(|_| bad())?;
-        let value = measured.get(name).ok_or_else(|| format!("budgets.toml: {name} is not measured"))?;
-        let broken = *value > budget;
-        kept &= !broken;
-        println!("{name:<36} {value:>10.1} {budget:>10.1}{}", if broken { "  BROKEN" } else { "" });
-    }
-    Ok(kept)
 }

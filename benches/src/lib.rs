@@ -1,7 +1,9 @@
 //! What the benches share: sets of rules of any size for one workload, and the calls that meet them.
 #![allow(clippy::expect_used, clippy::indexing_slicing)] // benches stop at what should not be
 
+pub mod budgets;
 pub mod heap;
+pub mod process;
 
 use http::HeaderMap;
 use postern_config::{
