@@ -14,6 +14,7 @@ use crate::{
     state::Store,
     telemetry::{self, Direction, Telemetry},
     traffic::{Settings, Shared},
+    workload_api,
     workload_identity::{
         WorkloadIdentity,
         source::{Authority, Source},
@@ -80,6 +81,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let admin_listener = bind_plain(bootstrap.admin).await?;
     let probes_listener = bind_plain(bootstrap.probes).await?;
     let metrics_listener = bind_plain(bootstrap.metrics).await?;
+    let workload_socket = bootstrap.workload_api.as_deref().map(workload_api::Socket::bind).transpose()?;
     addresses.admin = admin_listener.local_addr().ok();
     addresses.probes = probes_listener.local_addr().ok();
     addresses.metrics = metrics_listener.local_addr().ok();
@@ -98,7 +100,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     });
     let (identity, renewals) = WorkloadIdentity::new(source, store.clone(), telemetry.clone(), ready.clone());
     let subscriber = Subscriber::new(
-        control,
+        control.clone(),
         store.clone(),
         destinations.clone(),
         telemetry.clone(),
@@ -112,6 +114,8 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         settings: settings(&bootstrap.interception, &addresses, bootstrap.mark),
         drain: draining.clone(),
     });
+    let workload_api =
+        workload_socket.map(|socket| workload_api::serve(socket, store.clone(), control, stop.clone()));
     let admin = Arc::new(Admin {
         store,
         destinations,
@@ -140,6 +144,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         workers: Vec::new(),
         writers: Some(writers),
     };
+    sidecar.tasks.extend(workload_api.map(tokio::spawn));
     for (number, set) in sets.drain(..).enumerate() {
         let (shared, guard) = (shared.clone(), sidecar.ready.block("listeners"));
         let worker = thread::Builder::new()

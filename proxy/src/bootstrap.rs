@@ -85,6 +85,8 @@ pub struct Bootstrap {
     pub probes: SocketAddr,
     /// Prometheus (15090); port 0 = any.
     pub metrics: SocketAddr,
+    /// Where the pod gets its identity from us: the socket of the SPIFFE Workload API and of Envoy's SDS.
+    pub workload_api: Option<PathBuf>,
     /// Threads of the data plane; at least 1.
     pub workers: usize,
     /// `SO_MARK` on every socket we open (when exemption is by mark); needs CAP_NET_ADMIN.
@@ -184,6 +186,9 @@ pub struct Flags {
     /// Prometheus: /metrics
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15090")]
     pub metrics: SocketAddr,
+    /// Serve the SPIFFE Workload API and Envoy's SDS to the pod on this socket
+    #[arg(long, value_name = "unix:PATH", value_parser = unix_path)]
+    pub workload_api: Option<PathBuf>,
     /// Threads of the data plane [default: number of processors, at most 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
@@ -251,6 +256,7 @@ impl Bootstrap {
             admin: flags.admin,
             probes: flags.probes,
             metrics: flags.metrics,
+            workload_api: flags.workload_api,
             workers: flags.workers.map_or(processors.min(2), usize::from),
             mark: flags.mark,
             access_log: match flags.access_log.as_str() {
@@ -364,6 +370,14 @@ fn pair(text: &str) -> Result<(SocketAddr, SocketAddr), String> {
     Ok((address(bind)?, address(to)?))
 }
 
+/// `unix:/path` and `unix:///path` (SPIFFE Workload Endpoint 4).
+fn unix_path(text: &str) -> Result<PathBuf, String> {
+    let wrong = || format!("`{text}` is not a socket; write `unix:` and an absolute path");
+    let path = text.strip_prefix("unix:").ok_or_else(wrong)?;
+    let path = path.strip_prefix("//").unwrap_or(path);
+    if path.starts_with('/') { Ok(path.into()) } else { Err(wrong()) }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
@@ -386,12 +400,19 @@ mod tests {
         assert!(parse(&[]).is_ok());
         assert!(parse(&["--explicit-inbound", "127.0.0.1:0=127.0.0.1:80"]).is_ok());
         assert!(parse(&["--explicit-outbound", "[::1]:1=[fd00::1]:80"]).is_ok());
+        for socket in ["unix:/run/workload.sock", "unix:///run/workload.sock"] {
+            let flags = parse(&["--workload-api", socket]).unwrap();
+            assert_eq!(flags.workload_api, Some("/run/workload.sock".into()));
+        }
         for wrong in [
             &["--explicit-inbound", "127.0.0.1:0"][..],
             &["--explicit-inbound", "127.0.0.1=127.0.0.1:80"],
             &["--explicit-inbound", "127.0.0.1:1=127.0.0.1:2", "--inbound", "0.0.0.0:15006"],
             &["--workers", "0"],
             &["--admin", "15000"],
+            &["--workload-api", "/run/workload.sock"],
+            &["--workload-api", "unix:run/workload.sock"],
+            &["--workload-api", "unix://host/workload.sock"],
             &["--surprise"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

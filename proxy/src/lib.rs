@@ -1,6 +1,6 @@
 //! The sidecar: takes over a workload's TCP traffic, proves both ends, decides, forwards, and records.
 //!
-//! Layers, nothing points up: run > app > admin > inbound | outbound > traffic > http > workload_identity > control >
+//! Layers, nothing points up: run > app > admin | workload_api > inbound | outbound > traffic > http > workload_identity > control >
 //! tls | state > net; telemetry, error, drain and ready are words that all use.
 
 pub mod admin;
@@ -19,6 +19,7 @@ pub mod state;
 pub mod telemetry;
 pub mod tls;
 pub mod traffic;
+pub mod workload_api;
 pub mod workload_identity;
 
 pub use app::{Sidecar, start};

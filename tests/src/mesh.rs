@@ -67,6 +67,8 @@ pub struct Settings {
     pub outside: Vec<(String, SocketAddr)>,
     /// Do not send any policy yet.
     pub without_policy: bool,
+    /// The folder where each sidecar serves the Workload API, as `<pod>.sock`.
+    pub workload_api: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -77,6 +79,7 @@ impl Default for Settings {
             otlp_endpoint: None,
             outside: vec![],
             without_policy: false,
+            workload_api: None,
         }
     }
 }
@@ -307,6 +310,10 @@ impl Mesh {
             admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             probes: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             metrics: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            workload_api: settings
+                .workload_api
+                .as_ref()
+                .map(|folder| folder.join(format!("{}.sock", workload.name))),
             workers: 1,
             mark: None,
             access_log: AccessLogSink::Channel(log_sink),

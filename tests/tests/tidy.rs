@@ -25,7 +25,7 @@ const CRATES: &[(&str, &str, &[&str])] = &[
 const PROXY_LAYERS: &[&[&str]] = &[
     &["main", "run"],
     &["app"],
-    &["admin"],
+    &["admin", "workload_api"],
     &["inbound", "outbound"],
     &["traffic"],
     &["http"],
