@@ -15,6 +15,7 @@ pub mod processes;
 pub mod scenario;
 pub mod tree;
 pub mod up;
+pub mod workload_api;
 
 pub use apps::{App, Received};
 pub use client::{Answer, Broken, Request};

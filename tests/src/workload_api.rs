@@ -1,0 +1,129 @@
+//! Clients of the Workload API: ours on a bare socket, and the Python that PyPI's `spiffe` runs in.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+use crate::{
+    Request,
+    mesh::{Settings, Workload},
+};
+use hyper_util::rt::TokioIo;
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+use tokio::{io::AsyncBufReadExt, net::UnixStream};
+use tonic::transport::{Channel, Endpoint};
+
+/// A mesh whose sidecars serve the Workload API in `folder`.
+pub fn settings(folder: &Path) -> Settings {
+    Settings { workload_api: Some(folder.to_owned()), ..Settings::default() }
+}
+
+/// The socket of a pod of such a mesh, as clients are told it.
+pub fn endpoint(folder: &Path, pod: &str) -> String {
+    format!("unix://{}", folder.join(format!("{pod}.sock")).display())
+}
+
+/// A channel to a socket, for generated clients.
+pub async fn channel(path: PathBuf) -> Channel {
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap()
+}
+
+/// A request as the specification demands it.
+pub fn marked<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+    request
+}
+
+/// A new certificate now; its serial.
+pub async fn renew(workload: &Workload) -> String {
+    let answer = Request::new(workload.admin(), "localhost")
+        .method("POST")
+        .path("/certificates/renew")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status, 200, "{:?}", answer.body);
+    answer.json()["serial"].as_str().unwrap().to_owned()
+}
+
+/// A Python with PyPI's `spiffe` (`scripts/python-env.sh`).
+///
+/// `None` when there is none to be had, which is said on stderr; with `POSTERN_PYTHON_REQUIRED=1` that is a failure.
+pub fn python() -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/python-env.sh");
+    let output = Command::new(script).output().expect("scripts/python-env.sh can be run");
+    if output.status.success() {
+        return Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()));
+    }
+    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    assert!(std::env::var_os("POSTERN_PYTHON_REQUIRED").is_none_or(|v| v != "1"), "{reason}");
+    eprintln!("SKIPPED, no client on gRPC's C-core was tried: {reason}");
+    None
+}
+
+/// A foreign client that prints one JSON document a line.
+pub struct Client {
+    child: tokio::process::Child,
+    lines: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Client {
+    /// `tests/clients/workload_api.py` with these arguments.
+    pub fn python(python: &Path, arguments: &[&str]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/workload_api.py");
+        let mut command = tokio::process::Command::new(python);
+        command.arg(script).args(arguments);
+        Self::start(command)
+    }
+
+    /// Any other program.
+    pub fn start(mut command: tokio::process::Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// What it says next; the test fails with its exit code when it ends instead.
+    pub async fn says(&mut self) -> serde_json::Value {
+        let line = tokio::time::timeout(std::time::Duration::from_secs(60), self.lines.next_line())
+            .await
+            .expect("the client says something within a minute")
+            .unwrap();
+        match line {
+            Some(line) => serde_json::from_str(&line).unwrap(),
+            None => panic!("the client ended: {:?}", self.child.wait().await),
+        }
+    }
+}
+
+/// A sidecar whose control plane does not answer: it serves the Workload API on `socket` and has no identity.
+pub async fn nobody_there(socket: PathBuf) -> postern_proxy::Sidecar {
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let root = rcgen::generate_simple_self_signed(vec!["nobody".into()]).unwrap();
+    postern_proxy::start(postern_proxy::Bootstrap {
+        instance: "early".into(),
+        // Bound by nobody: the port of a listener that is gone.
+        control_plane: std::net::TcpListener::bind(any).unwrap().local_addr().unwrap(),
+        trust_domain: "cluster.local".into(),
+        trust_bundle_pem: root.cert.pem().into_bytes(),
+        join_token: None,
+        interception: postern_proxy::Interception::Explicit { inbound: vec![], outbound: vec![] },
+        admin: any,
+        probes: any,
+        metrics: any,
+        workload_api: Some(socket),
+        workers: 1,
+        mark: None,
+        access_log: postern_proxy::bootstrap::AccessLogSink::Off,
+        otlp_endpoint: None,
+        certificate_lifetime: None,
+        drain_deadline: std::time::Duration::from_millis(100),
+    })
+    .await
+    .unwrap()
+}
