@@ -494,6 +494,139 @@ fn each_mistake_has_its_code_place_and_remedy() {
 }
 
 #[test]
+fn federation_is_read_whole_or_refused_with_code_place_and_remedy() {
+    const PEM: &str = include_str!("golden/federation.pem");
+    let pem: String = PEM.lines().map(|line| format!("    {line}\n")).collect();
+    let document = |spec: &str| {
+        format!(
+            "apiVersion: spire.spiffe.io/v1alpha1\nkind: ClusterFederatedTrustDomain\nmetadata: {{name: other}}\nspec:\n{spec}"
+        )
+    };
+    let web = "  trustDomain: other.example\n  bundleEndpointURL: https://b.example:8443/x?y\n  bundleEndpointProfile: {type: https_web}\n";
+    let spiffe = |id: &str| {
+        web.replace("{type: https_web}", &format!("{{type: https_spiffe, endpointSPIFFEID: '{id}'}}"))
+    };
+    let own = spiffe("spiffe://other.example/endpoint");
+    let keys = "  trustDomainBundle: '{\"keys\": [], \"spiffe_sequence\": 3}'\n";
+    let mesh = |text: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    {text}\n---\n"
+        )
+    };
+
+    let federated = clean(&document(web)).federated_trust_domains.remove(0).value;
+    assert_eq!((federated.trust_domain.as_str(), federated.bundle), ("other.example", None));
+    assert_eq!(federated.url.to_string(), "https://b.example:8443/x?y");
+    let with_keys = clean(&document(&format!("{own}{keys}"))).federated_trust_domains.remove(0).value;
+    assert_eq!(with_keys.bundle.unwrap().sequence, Some(3));
+    let with_pem = format!("{own}  trustDomainBundle: |\n{pem}");
+    let with_pem = clean(&document(&with_pem)).federated_trust_domains.remove(0).value;
+    assert_eq!(with_pem.bundle.unwrap().anchors.len(), 1);
+    // An endpoint of ours may serve it, too.
+    clean(&document(&spiffe("spiffe://cluster.local/ns/a/sa/b")));
+
+    for (text, code, line, reason, hint) in [
+        (
+            document(&web.replace("https://", "http://")),
+            "PST0317",
+            6,
+            "does not begin with https://",
+            "https://",
+        ),
+        (document(&web.replace("b.example", "u:p@b.example")), "PST0317", 6, "user information", "https://"),
+        (document(&web.replace("?y", "#y")), "PST0317", 6, "fragment", "https://"),
+        (document(&web.replace(":8443", ":0")), "PST0317", 6, "port", "https://"),
+        (document(&web.replace("b.example:8443", "")), "PST0317", 6, "cannot be used", "https://"),
+        (
+            document(&web.replace("other.example", "Other")),
+            "PST0309",
+            5,
+            "trust domain `Other`",
+            "other.example",
+        ),
+        (document(&web.replace("https_web", "https_wb")), "PST0112", 7, "https_wb", "`https_web`"),
+        (
+            document(&web.replace("bundleEndpointURL", "bundleEndpointUrl")),
+            "PST0102",
+            6,
+            "unknown field",
+            "`bundleEndpointURL`",
+        ),
+        (
+            document(&web.replace("{type: https_web}", "{type: https_spiffe}")),
+            "PST0317",
+            7,
+            "without endpointSPIFFEID",
+            "add",
+        ),
+        (
+            document(&web.replace("https_web}", "https_web, endpointSPIFFEID: 'spiffe://a/b'}")),
+            "PST0317",
+            7,
+            "host name",
+            "https_spiffe",
+        ),
+        (document(&own), "PST0317", 7, "without trustDomainBundle", "bundle"),
+        (
+            document(&spiffe("other.example/x")),
+            "PST0317",
+            7,
+            "endpointSPIFFEID `other.example/x`",
+            "spiffe://",
+        ),
+        (
+            document(&spiffe("spiffe://third.example/x")),
+            "PST0317",
+            7,
+            "authorities nothing here names",
+            "ClusterFederatedTrustDomain",
+        ),
+        (document(&format!("{own}  trustDomainBundle: '{{}}'\n")), "PST0317", 8, "no `keys` array", "PEM"),
+        (
+            document(&format!("{own}  trustDomainBundle: '{{\"keys\": [], \"keys\": []}}'\n")),
+            "PST0317",
+            8,
+            "occurs twice",
+            "PEM",
+        ),
+        (document(&format!("{web}  className: x\n")), "PST0408", 8, "className", "remove"),
+        (document(&web.replace("other.example", "cluster.local")), "PST0317", 5, "of this mesh", "other"),
+        (
+            format!("{}---\n{}", document(web), document(web).replace("name: other", "name: o2")),
+            "PST0317",
+            13,
+            "already federated",
+            "keep",
+        ),
+        (
+            format!("{}{}", mesh("trustDomainAliases: [other.example]"), document(web)),
+            "PST0317",
+            12,
+            "all the rights of ours",
+            "alias",
+        ),
+        (
+            format!(
+                "{}{}",
+                mesh("trustDomain: our.example"),
+                document(&web.replace("other.example", "cluster.local"))
+            ),
+            "PST0317",
+            12,
+            "stands for the mesh's own",
+            "names of their own",
+        ),
+    ] {
+        let (_, problems) = read(&text);
+        let found = problems.iter().find(|p| p.code == code && p.reason.contains(reason));
+        let found =
+            found.unwrap_or_else(|| panic!("no {code} `{reason}` for\n{text}\nbut {}", show(&problems)));
+        assert_eq!(found.line, line, "{found}");
+        assert!(found.hint.contains(hint), "{found}");
+    }
+}
+
+#[test]
 fn what_is_right_stays_without_a_word() {
     let clean_policies = [
         "{}",

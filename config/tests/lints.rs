@@ -33,6 +33,22 @@ fn twins(table: &[(&str, &str, &str)], around: &str) {
 }
 
 #[test]
+fn names_that_a_federated_domain_has_too() {
+    let federated = "apiVersion: spire.spiffe.io/v1alpha1\nkind: ClusterFederatedTrustDomain\nmetadata: {name: other}\n\
+        spec: {trustDomain: x.org, bundleEndpointURL: 'https://x.org/', bundleEndpointProfile: {type: https_web}}\n---\n";
+    let source = |source: &str| format!("rules: [{{from: [{{source: {{{source}}}}}]}}]");
+    let table = [
+        (source("namespaces: [a]"), source("namespaces: [a], trustDomains: [cluster.local]")),
+        (source("serviceAccounts: [a/b]"), source("principals: [x.org/ns/a/sa/b]")),
+        (source("namespaces: [a]"), format!("action: DENY, {}", source("namespaces: [a]"))),
+    ];
+    for (bad, good) in &table {
+        twins(&[(bad.as_str(), good.as_str(), "PST0417")], federated);
+        assert!(!codes(&policy(bad)).contains(&"PST0417"), "without federation there are no others");
+    }
+}
+
+#[test]
 fn values_that_never_match() {
     let source = |source: &str| format!("rules: [{{from: [{{source: {{{source}}}}}]}}]");
     let operation = |operation: &str| format!("rules: [{{to: [{{operation: {{{operation}}}}}]}}]");

@@ -3,6 +3,7 @@
 use crate::{
     attest::{Attested, JoinTokens, KubernetesTokens, TokenReviews},
     authority::{Authority, INTERMEDIATE_LIFETIME, MAX_LIFETIME, Settings, Upstream},
+    federation::{self, Federation, FederationStatus},
     publish::{
         self, Publisher,
         listener::{Listener, Tls},
@@ -49,6 +50,8 @@ pub struct Options {
     pub unix_socket: Option<PathBuf>,
     /// How Kubernetes service account tokens are reviewed; `None` = they are refused.
     pub kubernetes: Option<KubernetesTokens>,
+    /// How foreign trust domains get our bundle, and we theirs.
+    pub federation: federation::Settings,
 }
 
 /// How long a join token that [`ControlPlane::join_token`] made is good.
@@ -59,6 +62,7 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 /// A running control plane; dropping it stops it.
 pub struct ControlPlane {
     address: SocketAddr,
+    bundle_endpoint: Option<SocketAddr>,
     publisher: Arc<Publisher>,
     tls: Tls,
     tasks: TaskTracker,
@@ -111,10 +115,22 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         socket
     });
 
+    let authority = Arc::new(authority);
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (federation, bundle_endpoint) = Federation::start(
+        Arc::clone(&authority),
+        options.federation,
+        options.state.as_deref(),
+        stop.clone(),
+        tasks.clone(),
+    )
+    .await?;
     let (key, ends) = own_certificate(&authority, now)?;
+    federation.present(Arc::clone(&key));
     let tls: Tls = Arc::new(ArcSwap::from_pointee(own_tls(&authority, &trust_domain, key)?));
     let publisher = Arc::new(Publisher {
         authority,
+        federation,
         tokens: JoinTokens::default(),
         reviews,
         trust_domain,
@@ -127,19 +143,28 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         by_user: Rate::new(20, 2),
         // All replicas of a deployment share an identity.
         by_identity: Rate::new(200, 20),
-        stop: CancellationToken::new(),
+        stop,
     });
-    let tasks = TaskTracker::new();
     tasks.spawn(renew_own_certificate(Arc::clone(&publisher), Arc::clone(&tls), ends));
     tasks.spawn(publish::serve(Arc::clone(&publisher), listeners, Arc::clone(&tls)));
     tasks.close();
-    Ok(ControlPlane { address, publisher, tls, tasks, _socket: socket })
+    Ok(ControlPlane { address, bundle_endpoint, publisher, tls, tasks, _socket: socket })
 }
 
 impl ControlPlane {
     /// Where sidecars connect; with the real port when 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where our bundle is served to foreign trust domains; `None` when it is not.
+    pub fn bundle_endpoint(&self) -> Option<SocketAddr> {
+        self.bundle_endpoint
+    }
+
+    /// What is known of each foreign trust domain, by name.
+    pub fn federation(&self) -> Vec<FederationStatus> {
+        self.publisher.federation.status()
     }
 
     /// PEM of the root, for sidecars' bootstrap.
@@ -160,6 +185,7 @@ impl ControlPlane {
     /// Replaces the registry's content whole: pods with `pod_ips`, services, policies. Publishes what changed, to whom it
     /// concerns. The documents must have been read without errors.
     pub fn apply(&self, documents: Documents) {
+        self.publisher.federation.follow(documents.federated_trust_domains.iter().map(|one| &one.value));
         let index = Index::build(documents, &self.publisher.trust_domain);
         for warning in index.warnings() {
             tracing::warn!("{warning}");
@@ -292,6 +318,7 @@ fn own_tls(
 
 fn renew(publisher: &Publisher, tls: &Tls, now: SystemTime) -> anyhow::Result<SystemTime> {
     let (key, ends) = own_certificate(&publisher.authority, now)?;
+    publisher.federation.present(Arc::clone(&key));
     tls.store(Arc::new(own_tls(&publisher.authority, &publisher.trust_domain, key)?));
     Ok(ends)
 }

@@ -4,6 +4,7 @@ use crate::{
     Attested, KubernetesTokens,
     app::{self, ControlPlane, JOIN_TOKEN_LIFETIME, Options},
     authority::MAX_LIFETIME,
+    federation,
     registry::from_files::{Changes, read_folder, watch},
 };
 use anyhow::{Context as _, bail};
@@ -56,6 +57,18 @@ pub struct Flags {
     /// How to reach the API server that reviews those tokens; default: as a pod of its cluster
     #[arg(long, value_name = "FILE", requires = "kubernetes_token_audience")]
     pub kubeconfig: Option<PathBuf>,
+    /// Serve our trust bundle to foreign trust domains, by default as https_spiffe with the control plane's own SVID
+    #[arg(long, value_name = "IP:PORT")]
+    pub federation_listen: Option<SocketAddr>,
+    /// Serve it as https_web: PEM file of the certificate chain for the host name of the endpoint; read again when renewed
+    #[arg(long, value_name = "FILE", requires = "federation_listen", requires = "federation_key")]
+    pub federation_cert: Option<PathBuf>,
+    /// PEM file of the key of --federation-cert
+    #[arg(long, value_name = "FILE", requires = "federation_cert")]
+    pub federation_key: Option<PathBuf>,
+    /// PEM file of the authorities by which https_web endpoints of others are recognised; default: those of the system
+    #[arg(long, value_name = "FILE")]
+    pub federation_ca: Option<PathBuf>,
     /// Life of workload certificates in seconds, at most 3600
     #[arg(long, value_name = "SECONDS", default_value_t = MAX_LIFETIME.as_secs())]
     pub certificate_lifetime: u64,
@@ -100,6 +113,12 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         certificate_lifetime: Duration::from_secs(flags.certificate_lifetime),
         unix_socket: flags.unix_socket.clone(),
         kubernetes: kubernetes_tokens(&flags).await?,
+        federation: federation::Settings {
+            listen: flags.federation_listen,
+            certificate: flags.federation_cert.clone().zip(flags.federation_key.clone()),
+            web_authorities: flags.federation_ca.clone(),
+            timing: federation::Timing::default(),
+        },
     })
     .await?;
     let mut tokens = flags.join_token_dir.clone().map(TokenFiles::open).transpose()?;

@@ -309,6 +309,7 @@ async fn a_port_in_use_is_said_with_its_number_and_the_remedy() {
         certificate_lifetime: Duration::from_secs(60),
         unix_socket: None,
         kubernetes: None,
+        federation: Default::default(),
     };
     let reason = postern_control_plane::start(options.clone()).await.err().unwrap().to_string();
     let port = options.listen.port();

@@ -22,6 +22,7 @@ fn options(socket: PathBuf) -> Options {
         certificate_lifetime: Duration::from_secs(3600),
         unix_socket: Some(socket),
         kubernetes: None,
+        federation: Default::default(),
     }
 }
 

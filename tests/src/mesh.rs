@@ -101,6 +101,7 @@ impl Mesh {
             certificate_lifetime: settings.certificate_lifetime,
             unix_socket: None,
             kubernetes: None,
+            federation: postern_control_plane::federation::Settings::default(),
         })
         .await
         .expect("the control plane starts");

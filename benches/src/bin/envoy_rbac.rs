@@ -425,6 +425,7 @@ spec: {{selector: {{app: {POD}}}, ports: [{{name: http, port: {port}}}]}}
         certificate_lifetime: Duration::from_secs(3600),
         unix_socket: None,
         kubernetes: None,
+        federation: postern_control_plane::federation::Settings::default(),
     })
     .await
     .expect("the control plane starts");

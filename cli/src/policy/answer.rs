@@ -19,7 +19,7 @@ use serde::Serialize;
 pub enum Stage {
     /// Nobody: the workload has no sidecar.
     NoSidecar,
-    /// The port takes mutual TLS only.
+    /// The handshake: the port takes mutual TLS only, or the caller's trust domain is not known.
     MutualTls,
     /// The request has no safe reading.
     Request,
@@ -167,7 +167,17 @@ fn one(
     };
     answer.from_identity = call.peer.as_ref().map(ToString::to_string);
     answer.host = call.http.as_ref().map(|http| http.host.clone());
-    settle(&mut answer, workload, &snapshot, &call, with_tree);
+    match call.peer.as_ref().filter(|peer| !mesh.trusts(peer.trust_domain())) {
+        Some(peer) if workload.identity.is_some() => {
+            answer.stage = Stage::MutualTls;
+            answer.reason = format!(
+                "denied: trust domain `{}` is neither the mesh's nor federated (ClusterFederatedTrustDomain), so that the \
+                 handshake fails; policy is not reached",
+                peer.trust_domain()
+            );
+        }
+        _ => settle(&mut answer, workload, &snapshot, &call, with_tree),
+    }
     Ok(answer)
 }
 

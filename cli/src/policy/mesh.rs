@@ -142,6 +142,13 @@ impl Mesh {
         &self.trust_domain
     }
 
+    /// Whether certificates of a trust domain are accepted in a handshake: those of the mesh, and of federated domains.
+    pub fn trusts(&self, trust_domain: &str) -> bool {
+        let federated = &self.documents.federated_trust_domains;
+        trust_domain == self.trust_domain.as_str()
+            || federated.iter().any(|one| one.value.trust_domain.as_str() == trust_domain)
+    }
+
     /// All service accounts: declared, or named by a pod.
     pub fn service_accounts(&self) -> BTreeSet<Key> {
         let declared = self.documents.service_accounts.iter().map(|account| &account.value.metadata);

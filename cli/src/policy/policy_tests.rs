@@ -122,6 +122,41 @@ fn callers_are_found_by_every_name_they_have_and_no_other() {
 }
 
 #[test]
+fn a_caller_of_another_trust_domain_reaches_policy_only_when_that_domain_is_federated() {
+    const ALLOW_OTHER: &str = "
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: cart, namespace: shop}
+spec:
+  selector: {matchLabels: {app: cart}}
+  rules: [{from: [{source: {principals: [other.example/ns/a/sa/b]}}]}]
+";
+    const FEDERATED: &str = "
+---
+apiVersion: spire.spiffe.io/v1alpha1
+kind: ClusterFederatedTrustDomain
+metadata: {name: other}
+spec:
+  trustDomain: other.example
+  bundleEndpointURL: https://bundles.other.example/
+  bundleEndpointProfile: {type: https_web}
+";
+    let (with, without) = (mesh(&format!("{ALLOW_OTHER}{FEDERATED}")), mesh(ALLOW_OTHER));
+    for (mesh, caller, allowed, stage) in [
+        (&with, "spiffe://other.example/ns/a/sa/b", true, Stage::Policy),
+        (&with, "spiffe://other.example/ns/a/sa/c", false, Stage::Policy),
+        (&with, "spiffe://third.example/ns/a/sa/b", false, Stage::MutualTls),
+        (&with, "spiffe://cluster.local/ns/a/sa/b", false, Stage::Policy),
+        (&without, "spiffe://other.example/ns/a/sa/b", false, Stage::MutualTls),
+    ] {
+        let answer = answered(mesh, &question(caller, "shop/cart-api")).unwrap();
+        assert_eq!((answer.allowed, answer.stage), (allowed, stage), "{caller}: {}", answer.reason);
+        assert!(stage == Stage::Policy || answer.reason.contains("nor federated"), "{}", answer.reason);
+    }
+}
+
+#[test]
 fn a_service_port_becomes_the_port_that_policy_sees_and_it_is_said() {
     let mesh = mesh(ALLOW_WEB);
     let check = |to: &str, port: Option<u16>, expected: Result<(Option<u16>, u16), &str>| {

@@ -228,6 +228,7 @@ fn control_plane_options(
             .map_or(CERTIFICATE_LIFETIME, |wanted| wanted.min(CERTIFICATE_LIFETIME)),
         unix_socket: None,
         kubernetes: None,
+        federation: postern_control_plane::federation::Settings::default(),
     }
 }
 

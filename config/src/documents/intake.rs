@@ -27,6 +27,11 @@ const KINDS: &[Kind] = &[
     Kind { name: "PeerAuthentication", api_versions: SECURITY, schema: schema::istio::PEER_AUTHENTICATION },
     Kind { name: "AuthorizationPolicy", api_versions: SECURITY, schema: schema::istio::AUTHORIZATION_POLICY },
     Kind { name: "PolicyTest", api_versions: &["postern.dev/v1"], schema: schema::postern::POLICY_TEST },
+    Kind {
+        name: "ClusterFederatedTrustDomain",
+        api_versions: &["spire.spiffe.io/v1alpha1"],
+        schema: schema::spiffe::CLUSTER_FEDERATED_TRUST_DOMAIN,
+    },
 ];
 
 /// Istio's kinds that Postern does not act on yet.
@@ -266,6 +271,11 @@ impl Intake<'_, '_> {
             "PolicyTest" => {
                 let test = decode::policy_test::policy_test(node, &origin.file);
                 push(&mut self.documents.policy_tests, origin, test);
+            }
+            "ClusterFederatedTrustDomain" => {
+                if let Some(federated) = decode::spiffe::federated_trust_domain(node) {
+                    push(&mut self.documents.federated_trust_domains, origin, federated);
+                }
             }
             "ConfigMap" => self.config_map(origin, node),
             _ => {}

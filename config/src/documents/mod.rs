@@ -6,6 +6,7 @@ use crate::{problem::Problem, validate};
 
 pub mod authorization_policy;
 mod decode;
+pub mod federation;
 mod intake;
 pub mod kubernetes;
 pub mod mesh_config;
@@ -22,6 +23,7 @@ pub(crate) use decode::{
     istio::{DRY_RUN, authorization_policy as decode_policy, go_bool},
     kubernetes::pod_field,
 };
+pub use federation::FederatedTrustDomain;
 pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount};
 pub use mesh_config::MeshConfig;
 pub use peer_authentication::PeerAuthentication;
@@ -65,6 +67,8 @@ pub struct Documents {
     pub authorization_policies: Vec<Located<AuthorizationPolicy>>,
     /// `PolicyTest`: for `postern test`, of no effect on anything that runs.
     pub policy_tests: Vec<Located<PolicyTest>>,
+    /// `ClusterFederatedTrustDomain`
+    pub federated_trust_domains: Vec<Located<FederatedTrustDomain>>,
     /// From the ConfigMap `istio` in the root namespace, key `mesh`; defaults when absent.
     pub mesh: MeshConfig,
     /// Where the mesh configuration was written.

@@ -83,9 +83,14 @@ pub fn of_interest(node: &Node, limit: usize) -> Vec<(String, Place)> {
     if let Some((key, _)) = node.get("spec").and_then(|spec| spec.entry("selector")) {
         found.add(|| "spec.selector".into(), key.place);
     }
-    for path in ["spec.serviceAccountName", "spec.template.spec.serviceAccountName"] {
-        if let Some(account) = node.at(path) {
-            found.add(|| path.into(), account.place);
+    for path in [
+        "spec.serviceAccountName",
+        "spec.template.spec.serviceAccountName",
+        "spec.trustDomain",
+        "spec.bundleEndpointProfile.endpointSPIFFEID",
+    ] {
+        if let Some(value) = node.at(path) {
+            found.add(|| path.into(), value.place);
         }
     }
     for path in ["spec.containers", "spec.template.spec.containers", "spec.ports"] {

@@ -177,6 +177,9 @@ codes! {
     BAD_ATTEST_UID "PST0316" Error "bad postern.dev/attest-uid"
         "The annotation names the user whose processes on the control plane's machine are this pod, when they ask for a certificate on its unix socket. It holds one decimal number as `id -u` prints it, and stands on a Pod: a template would make many pods one user's."
         "Write for example `postern.dev/attest-uid: \"1001\"` on the Pod.";
+    BAD_FEDERATION "PST0317" Error "bad federation"
+        "A ClusterFederatedTrustDomain names whose certificates are to be trusted and where the authorities of that domain are published. The endpoint is an https URL without user information; `https_spiffe` needs the SPIFFE ID of the endpoint and authorities to recognise it by (`trustDomainBundle`, or the federation with the endpoint's own trust domain). The mesh's own trust domain, its aliases and `cluster.local`, which stands for it in principals, cannot be foreign at the same time, and no trust domain is federated twice."
+        "The finding says which of these is not so.";
     DUPLICATE_OBJECT "PST0401" Error "two objects with one name"
         "Two documents have the same kind, namespace and name."
         "Rename one of the two, or remove it.";
@@ -208,8 +211,8 @@ codes! {
         "The folder declares service accounts, and the policy names one that is not there: no caller can have this identity."
         "Correct the namespace or the name, or add the ServiceAccount.";
     FOREIGN_TRUST_DOMAIN "PST0411" Warning "principal of another trust domain"
-        "The trust domain is neither the mesh's, nor one of its aliases, nor `cluster.local` (which stands for the mesh's, in five-part principals only). The handshake refuses such callers, so that no policy ever sees them."
-        "Write the mesh's trust domain, or add this one to `trustDomainAliases`.";
+        "The trust domain is neither the mesh's, nor one of its aliases, nor `cluster.local` (which stands for the mesh's, in five-part principals only), nor federated. The handshake refuses such callers, so that no policy ever sees them."
+        "Write the mesh's trust domain, or add a ClusterFederatedTrustDomain for this one.";
     SERVICE_PORT "PST0412" Warning "Service port where the workload's is wanted"
         "Policies look at the port that the workload listens on (the Service's targetPort), never at the Service's own port. This number is a Service port whose target differs, so that it never matches."
         "Write the target's number, which the finding names.";
@@ -225,6 +228,9 @@ codes! {
     SHARED_ATTEST_UID "PST0416" Error "one user for two pods"
         "Two pods have the same `postern.dev/attest-uid`. A process of that user would be both, and gets no certificate."
         "Run each pod's sidecar as a user of its own, and write that user's number on its Pod.";
+    ALLOWS_FOREIGN "PST0417" Warning "namespace that a federated domain has, too"
+        "`namespaces` and `serviceAccounts` match in any trust domain, as in Istio. Once another trust domain is federated, its workloads are let in by such a source of an ALLOW rule when their namespace or account has the same name, and who gives out those names is somebody else."
+        "Add `trustDomains: [...]` with the mesh's own beside it, or write `principals`; suppress the warning where both domains are meant.";
     SPIFFE_PREFIX "PST0501" Warning "spiffe:// in a principal"
         "Istio adds `spiffe://` itself, so that a value that has it never matches."
         "Write the principal without it: `cluster.local/ns/NAMESPACE/sa/ACCOUNT`.";

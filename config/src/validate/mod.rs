@@ -14,6 +14,7 @@ use crate::{
 mod advice;
 mod conditions;
 mod coverage;
+mod federation;
 mod hyphens;
 mod mesh;
 mod objects;
@@ -40,6 +41,7 @@ pub(crate) fn document(report: &mut Report<'_>, kind: &str, node: &Node) {
         "PolicyTest" => policy_tests::policy_test(report, node),
         "PeerAuthentication" => peers::peer_authentication(report, node),
         "AuthorizationPolicy" => policies::authorization_policy(report, node),
+        "ClusterFederatedTrustDomain" => federation::federated_trust_domain(report, node),
         _ => {}
     }
 }

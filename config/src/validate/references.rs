@@ -13,6 +13,8 @@ struct Known<'d> {
     /// `None` when the folder declares no service accounts.
     accounts: Option<BTreeSet<(&'d str, &'d str)>>,
     trust_domains: Vec<&'d str>,
+    /// Foreign, and known by a ClusterFederatedTrustDomain.
+    federated: BTreeSet<&'d str>,
 }
 
 /// All names of all policies.
@@ -41,7 +43,10 @@ pub fn check(found: &mut Relations<'_>) {
         .chain(mesh.trust_domain_aliases.iter().map(String::as_str))
         .chain(["cluster.local"])
         .collect();
-    let known = Known { namespaces, accounts, trust_domains };
+    let federated =
+        documents.federated_trust_domains.iter().map(|federated| federated.value.trust_domain.as_str());
+    let federated: BTreeSet<&str> = federated.collect();
+    let known = Known { namespaces, accounts, trust_domains, federated };
     for policy in &documents.authorization_policies {
         home(found, &known, policy);
         names(found, &known, policy);
@@ -150,13 +155,16 @@ fn name(
             [domain, "ns", namespace, "sa", name] => {
                 if domain.contains('*') || known.trust_domains.contains(domain) {
                     account(namespace, name)
+                } else if known.federated.contains(domain) {
+                    None // whoever lives there is not in these files
                 } else {
                     let reason = format!(
-                        "trust domain `{}` is neither the mesh's (`{}`) nor an alias of it: such callers fail the handshake",
+                        "trust domain `{}` is neither the mesh's (`{}`), nor an alias of it, nor federated: such callers fail the handshake",
                         shorten(domain),
                         found.documents.mesh.trust_domain
                     );
-                    let hint = "write the mesh's trust domain, or add this one to `trustDomainAliases`";
+                    let hint =
+                        "write the mesh's trust domain, or add a ClusterFederatedTrustDomain for this one";
                     Some((problem::FOREIGN_TRUST_DOMAIN, reason, hint.to_owned()))
                 }
             }

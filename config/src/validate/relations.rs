@@ -1,5 +1,5 @@
 //! What is wrong between documents: names used twice, references that lead nowhere, scopes that overlap.
-use super::{ports, references};
+use super::{federation, ports, references};
 use crate::{
     documents::{
         AuthorizationPolicy, Documents, Located, Metadata, Origin, Pod,
@@ -25,12 +25,14 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     found.twice("PeerAuthentication", &documents.peer_authentications, |d| &d.metadata);
     found.twice("AuthorizationPolicy", &documents.authorization_policies, |d| &d.metadata);
     found.attest_uids();
+    found.twice("ClusterFederatedTrustDomain", &documents.federated_trust_domains, |d| &d.metadata);
     found.service_accounts();
     found.services();
     found.peer_authentications();
     found.authorization_policies();
     found.same_policies();
     references::check(&mut found);
+    federation::relations(&mut found);
     ports::check(&mut found);
     found.finish()
 }
@@ -123,7 +125,13 @@ pub(super) struct Relations<'d> {
 }
 
 impl<'d> Relations<'d> {
-    fn error(&mut self, code: &'static str, at: (&Origin, &str), reason: String, hint: impl Into<String>) {
+    pub(super) fn error(
+        &mut self,
+        code: &'static str,
+        at: (&Origin, &str),
+        reason: String,
+        hint: impl Into<String>,
+    ) {
         self.add(Severity::Error, code, at, reason, hint.into());
     }
 

@@ -13,6 +13,7 @@ pub mod status;
 use crate::{
     attest::{JoinTokens, TokenReviews},
     authority::Authority,
+    federation::Federation,
     registry::Index,
 };
 use postern_api::v1;
@@ -24,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// What all connections share.
 pub(crate) struct Publisher {
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
+    pub federation: Arc<Federation>,
     pub tokens: JoinTokens,
     /// Who reviews Kubernetes tokens, if anybody.
     pub reviews: Option<TokenReviews>,
@@ -52,7 +54,14 @@ impl Publisher {
             document: bundle.to_document().into_bytes(),
             revoked: bundle.revoked.iter().map(|key| key.as_bytes().to_vec()).collect(),
         };
-        v1::BundleUpdate { bundles: vec![bundle], tainted: Vec::new() }
+        let foreign = self.federation.bundles().borrow().clone();
+        let foreign = foreign.iter().map(|bundle| v1::Bundle {
+            trust_domain: bundle.trust_domain.as_str().to_owned(),
+            document: bundle.to_document().into_bytes(),
+            revoked: Vec::new(),
+        });
+        let bundles = std::iter::once(bundle).chain(foreign).collect();
+        v1::BundleUpdate { bundles, tainted: Vec::new() }
     }
 }
 

@@ -86,6 +86,7 @@ async fn converse(
     let mut index = generations.borrow_and_update().clone().ok_or_else(|| {
         Status::unavailable("the control plane has not read its documents yet: connect again")
     })?;
+    let mut foreign = publisher.federation.bundles();
     let mut session = Session::open(publisher, peer, hello, &index, answers)?;
     session.publish(&index).await?;
 
@@ -108,6 +109,8 @@ async fn converse(
                 }
                 session.publish(&index).await?;
             }
+            // The sender lives as long as the publisher does.
+            Ok(()) = foreign.changed() => session.publish(&index).await?,
             () = &mut certificate_ended => {
                 return Err(Status::unauthenticated("the certificate of this connection has ended: connect with the current one"));
             }

@@ -49,6 +49,7 @@ pub async fn start_with(certificate_lifetime: Duration) -> ControlPlane {
         certificate_lifetime,
         unix_socket: None,
         kubernetes: None,
+        federation: Default::default(),
     })
     .await
     .unwrap()

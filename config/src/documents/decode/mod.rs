@@ -7,6 +7,7 @@ pub mod istio;
 pub mod kubernetes;
 pub mod mesh_config;
 pub mod policy_test;
+pub mod spiffe;
 
 /// The texts of a list of scalars.
 fn strings(node: Option<&Node>) -> Vec<String> {

@@ -8,6 +8,7 @@ use crate::problem;
 pub mod istio;
 pub mod kubernetes;
 pub mod postern;
+pub mod spiffe;
 
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]
