@@ -46,6 +46,10 @@ pub struct Options {
     pub trust_domain: String,
     /// Default and upper bound of workload certificates; more than zero, at most 24 hours.
     pub certificate_lifetime: Duration,
+    /// Where the root comes from.
+    pub upstream: Upstream,
+    /// Start also with an authority that ends before two lives of a workload certificate have passed.
+    pub allow_ending_authority: bool,
     /// A unix socket that is served beside `listen`: its callers are attested by who they are. Any user may connect.
     pub unix_socket: Option<PathBuf>,
     /// How Kubernetes service account tokens are reviewed; `None` = they are refused.
@@ -56,6 +60,8 @@ pub struct Options {
 
 /// How long a join token that [`ControlPlane::join_token`] made is good.
 pub const JOIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+/// How often the authority is looked after.
+const TEND: Duration = Duration::from_secs(1);
 /// A renewal of our own certificate that failed is tried again after this time.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
@@ -92,11 +98,11 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
     let settings = Settings {
         state: options.state.clone(),
         trust_domain: trust_domain.clone(),
-        upstream: Upstream::Own,
+        upstream: options.upstream,
         // At half of its life, when it is renewed, a leaf below it can still be whole.
         intermediate_lifetime: INTERMEDIATE_LIFETIME.max(lifetime * 2),
         leaf_lifetime: lifetime,
-        allow_ending: false,
+        allow_ending: options.allow_ending_authority,
     };
     let authority = Authority::open(settings, now).await.with_context(|| match &options.state {
         Some(folder) => format!("the state folder {} cannot be used", folder.display()),
@@ -145,6 +151,7 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         by_identity: Rate::new(200, 20),
         stop,
     });
+    tasks.spawn(tend_authority(Arc::clone(&publisher)));
     tasks.spawn(renew_own_certificate(Arc::clone(&publisher), Arc::clone(&tls), ends));
     tasks.spawn(publish::serve(Arc::clone(&publisher), listeners, Arc::clone(&tls)));
     tasks.close();
@@ -323,14 +330,39 @@ fn renew(publisher: &Publisher, tls: &Tls, now: SystemTime) -> anyhow::Result<Sy
     Ok(ends)
 }
 
-/// Renews our own certificate at half of its life. Connections that are open keep theirs; new ones get the new one.
+/// Lets the authority do what time asks for.
+async fn tend_authority(publisher: Arc<Publisher>) {
+    let mut moments = tokio::time::interval(TEND);
+    moments.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = publisher.stop.cancelled() => return,
+            _ = moments.tick() => {}
+        }
+        publisher.authority.renew_upstream(SystemTime::now()).await;
+        let tending = Arc::clone(&publisher);
+        // It writes files, and waits for the disk.
+        let tended = tokio::task::spawn_blocking(move || tending.authority.tick(SystemTime::now())).await;
+        if let Err(reason) = tended {
+            tracing::error!(%reason, "the authority could not be looked after; it is tried again");
+        }
+    }
+}
+
+/// Renews our own certificate at half of its life, and when other roots are published. Connections that are open keep theirs;
+/// new ones get the new one.
 async fn renew_own_certificate(publisher: Arc<Publisher>, tls: Tls, mut ends: SystemTime) {
+    let mut changes = publisher.authority.changes();
+    // What changed since our certificate was made is seen at once.
+    changes.mark_changed();
     loop {
         let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
         let wait = (left / 2).max(Duration::from_secs(1));
         tokio::select! {
             () = publisher.stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
+            // The authority, which has the other end, lives as long as the publisher.
+            _ = changes.changed() => {}
         }
         let now = SystemTime::now();
         publisher.tokens.prune(now);

@@ -13,6 +13,7 @@ pub mod run;
 
 pub use app::{ControlPlane, Options, start};
 pub use attest::{Attested, JoinTokens, KubernetesTokens};
+pub use authority::Upstream;
 pub use federation::FederationStatus;
 pub use publish::status::SessionStatus;
 pub use registry::from_files::{read_folder, watch};

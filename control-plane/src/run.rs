@@ -3,7 +3,7 @@
 use crate::{
     Attested, KubernetesTokens,
     app::{self, ControlPlane, JOIN_TOKEN_LIFETIME, Options},
-    authority::MAX_LIFETIME,
+    authority::{DEFAULT_LIFETIME, MAX_LIFETIME, Upstream, VaultPki},
     federation,
     registry::from_files::{Changes, read_folder, watch},
 };
@@ -69,9 +69,56 @@ pub struct Flags {
     /// PEM file of the authorities by which https_web endpoints of others are recognised; default: those of the system
     #[arg(long, value_name = "FILE")]
     pub federation_ca: Option<PathBuf>,
-    /// Life of workload certificates in seconds, at most 3600
-    #[arg(long, value_name = "SECONDS", default_value_t = MAX_LIFETIME.as_secs())]
+    /// Life of workload certificates in seconds, 300 to 86400
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIFETIME.as_secs())]
     pub certificate_lifetime: u64,
+    /// Folder of an authority in Istio's layout: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem; watched for changes.
+    /// Default: a root of our own, in --state
+    #[arg(long, value_name = "DIR", conflicts_with = "vault_addr")]
+    pub cacerts: Option<PathBuf>,
+    /// Vault whose PKI secrets engine signs for us, e.g. https://vault:8200
+    #[arg(long, value_name = "URL", requires = "vault_token_file")]
+    pub vault_addr: Option<String>,
+    /// Where that engine is mounted
+    #[arg(long, value_name = "MOUNT", default_value = "pki", requires = "vault_addr")]
+    pub vault_pki_path: String,
+    /// File of a Vault token that may use root/sign-intermediate; read for each request
+    #[arg(long, value_name = "FILE", requires = "vault_addr")]
+    pub vault_token_file: Option<PathBuf>,
+    /// Certificates in PEM that vouch for Vault's server; default: those of this system
+    #[arg(long, value_name = "FILE", requires = "vault_addr")]
+    pub vault_ca: Option<PathBuf>,
+    /// Start also when the authority ends before two lives of a workload certificate have passed
+    #[arg(long)]
+    pub allow_ending_authority: bool,
+}
+
+/// The shortest life of a workload certificate that an operator may choose, in seconds: renewal needs time to be tried again.
+const SHORTEST_LIFETIME: u64 = 300;
+
+impl Flags {
+    fn lifetime(&self) -> anyhow::Result<Duration> {
+        let (seconds, longest) = (self.certificate_lifetime, MAX_LIFETIME.as_secs());
+        if !(SHORTEST_LIFETIME..=longest).contains(&seconds) {
+            bail!(
+                "workload certificates cannot live {seconds} s: give --certificate-lifetime {SHORTEST_LIFETIME} (5 minutes) to {longest} (24 hours)"
+            );
+        }
+        Ok(Duration::from_secs(seconds))
+    }
+
+    fn upstream(&self) -> Upstream {
+        match (&self.cacerts, &self.vault_addr, &self.vault_token_file) {
+            (Some(folder), ..) => Upstream::Files(folder.clone()),
+            (None, Some(address), Some(token_file)) => Upstream::Vault(VaultPki {
+                address: address.clone(),
+                mount: self.vault_pki_path.trim_matches('/').to_owned(),
+                token_file: token_file.clone(),
+                server_roots: self.vault_ca.clone(),
+            }),
+            _ => Upstream::Own,
+        }
+    }
 }
 
 /// Runs the control plane until SIGTERM or SIGINT. Exit code 0, or 1 with the reason on standard error.
@@ -102,6 +149,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("no signal handler could be set")?;
     let mut interrupted = signal(SignalKind::interrupt()).context("no signal handler could be set")?;
 
+    let lifetime = flags.lifetime()?;
     // Watched before it is read: a change between the two is not lost.
     let changes = watch(&flags.config)?;
     let mut documents = read_documents(&flags.config)?;
@@ -110,7 +158,9 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         listen: flags.listen,
         state: Some(flags.state.clone()),
         trust_domain: trust_domain.clone(),
-        certificate_lifetime: Duration::from_secs(flags.certificate_lifetime),
+        certificate_lifetime: lifetime,
+        upstream: flags.upstream(),
+        allow_ending_authority: flags.allow_ending_authority,
         unix_socket: flags.unix_socket.clone(),
         kubernetes: kubernetes_tokens(&flags).await?,
         federation: federation::Settings {

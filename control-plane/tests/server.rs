@@ -310,14 +310,18 @@ async fn a_port_in_use_is_said_with_its_number_and_the_remedy() {
         unix_socket: None,
         kubernetes: None,
         federation: Default::default(),
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
     };
     let reason = postern_control_plane::start(options.clone()).await.err().unwrap().to_string();
     let port = options.listen.port();
     assert!(reason.contains(&format!("port {port} is in use")) && reason.contains("--listen"), "{reason}");
-    let too_long =
-        postern_control_plane::Options { certificate_lifetime: Duration::from_secs(3601), ..options };
+    let too_long = postern_control_plane::Options {
+        certificate_lifetime: Duration::from_secs(24 * 3600 + 1),
+        ..options
+    };
     assert!(
-        postern_control_plane::start(too_long).await.err().unwrap().to_string().contains("at most 3600 s")
+        postern_control_plane::start(too_long).await.err().unwrap().to_string().contains("at most 86400 s")
     );
 }
 

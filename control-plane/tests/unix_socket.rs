@@ -23,6 +23,8 @@ fn options(socket: PathBuf) -> Options {
         unix_socket: Some(socket),
         kubernetes: None,
         federation: Default::default(),
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
     }
 }
 

@@ -102,6 +102,8 @@ impl Mesh {
             unix_socket: None,
             kubernetes: None,
             federation: postern_control_plane::federation::Settings::default(),
+            upstream: postern_control_plane::Upstream::Own,
+            allow_ending_authority: false,
         })
         .await
         .expect("the control plane starts");

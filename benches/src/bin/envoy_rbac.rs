@@ -426,6 +426,8 @@ spec: {{selector: {{app: {POD}}}, ports: [{{name: http, port: {port}}}]}}
         unix_socket: None,
         kubernetes: None,
         federation: postern_control_plane::federation::Settings::default(),
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
     })
     .await
     .expect("the control plane starts");

@@ -229,6 +229,8 @@ fn control_plane_options(
         unix_socket: None,
         kubernetes: None,
         federation: postern_control_plane::federation::Settings::default(),
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! JWT-SVIDs: the key that signs them, and the tokens (SPIFFE JWT-SVID 2 and 3).
 
 use super::{
-    AuthorityError, IssueError, JwtIssued, Slot, root, seconds,
+    AuthorityError, IssueError, Slot, root, seconds,
     sign::{Key, whole_seconds},
     state::Entry,
 };
@@ -12,7 +12,10 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use postern_identity::SpiffeId;
 use serde_json::json;
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 /// How long a token lives when nothing is asked for: it cannot be revoked, so it lives for minutes.
 pub const DEFAULT_JWT_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -26,6 +29,22 @@ pub const MAX_AUDIENCE_BYTES: usize = 1024;
 const KEY_LIFETIME: i64 = 30 * 24 * 60 * 60;
 /// A key starts an hour in the past, for clocks that are behind.
 const KEY_BACKDATE: i64 = 60 * 60;
+
+/// A JWT-SVID.
+#[derive(Clone)]
+pub struct JwtIssued {
+    /// JWS compact form. Whoever holds it is its subject: no text for logs.
+    pub token: String,
+    /// End of validity (`exp`).
+    pub expires: SystemTime,
+}
+
+/// Shows no token.
+impl fmt::Debug for JwtIssued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtIssued").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
 
 /// A new key for tokens.
 pub(super) fn make_key(slot: Slot, now: SystemTime) -> Result<(Entry, Key), AuthorityError> {

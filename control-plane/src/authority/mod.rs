@@ -6,9 +6,10 @@
 //! check what can be known here, and whoever calls them checks that the sidecars are ready.
 //!
 //! `root` makes roots, `sign` intermediates and leaves, `jwt` tokens; `state` is what is remembered (pure), `journal` keeps it
-//! on the disk, `writer` is the one who changes all that; `upstream` is the root that somebody else gives; [`status`] is what
+//! on the disk, `writer` is the one who changes all that, `current` what issuing reads; `upstream` is the root that somebody else gives; [`status`] is what
 //! others may know.
 
+mod current;
 mod error;
 mod journal;
 mod jwt;
@@ -20,18 +21,19 @@ mod upstream;
 mod writer;
 
 pub use error::{AuthorityError, IssueError, StepError};
-pub use jwt::{DEFAULT_JWT_LIFETIME, MAX_JWT_LIFETIME};
+pub use jwt::{DEFAULT_JWT_LIFETIME, JwtIssued, MAX_JWT_LIFETIME};
+pub use sign::Issued;
 pub use status::{AuthorityKind, AuthorityStatus, Event, Published, Slot};
-pub use upstream::{Settings, Upstream};
+pub use upstream::{Settings, Upstream, VaultPki};
 
 use crate::attest::Attested;
 use arc_swap::ArcSwap;
+use current::Current;
 use journal::Store;
 use parking_lot::Mutex;
-use postern_identity::{Bundle, IdError, KeyId, SpiffeId, TrustDomain, bundle::pem_block, jwks, svid};
+use postern_identity::{Bundle, IdError, KeyId, SpiffeId, TrustDomain, bundle::pem_block, svid};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use state::State;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use std::{
     fmt,
     sync::Arc,
@@ -60,45 +62,12 @@ pub const SERVICE_ACCOUNT: &str = "control-plane";
 /// changes it.
 pub struct Authority {
     trust_domain: TrustDomain,
-    #[allow(dead_code)]
     upstream: Upstream,
+    intermediate_lifetime: Duration,
     store: Option<Store>,
     writer: Mutex<Writer>,
     current: ArcSwap<Current>,
     changes: watch::Sender<u64>,
-}
-
-/// What issuing reads: made anew after each change.
-struct Current {
-    published: Arc<Published>,
-    state: State,
-    /// Below the active root.
-    workloads: Option<Arc<sign::Signer>>,
-    /// Below the oldest published root.
-    server: Option<Arc<sign::Signer>>,
-    tokens: Option<jwt::TokenSigner>,
-}
-
-/// A certificate and what the caller wants to log about it.
-#[derive(Clone, Debug)]
-pub struct Issued {
-    /// DER, leaf first, without the root.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// For whom.
-    pub id: SpiffeId,
-    /// End of validity.
-    pub not_after: SystemTime,
-    /// Serial number in lower-case hex.
-    pub serial: String,
-}
-
-/// A JWT-SVID.
-#[derive(Clone)]
-pub struct JwtIssued {
-    /// JWS compact form. Whoever holds it is its subject: no text for logs.
-    pub token: String,
-    /// End of validity (`exp`).
-    pub expires: SystemTime,
 }
 
 impl Authority {
@@ -125,7 +94,8 @@ impl Authority {
     /// When the files cannot be read or written, are not an authority that may be used, or the outside authority gives none:
     /// see [`AuthorityError`]. Nothing is overwritten then.
     pub async fn open(settings: Settings, now: SystemTime) -> Result<Self, AuthorityError> {
-        let supplied = settings.upstream.supply().await?;
+        let lifetime = settings.intermediate_lifetime;
+        let supplied = settings.upstream.supply(&settings.trust_domain, lifetime, now).await?;
         Self::open_with(settings, supplied, now)
     }
 
@@ -152,12 +122,13 @@ impl Authority {
             store.write(&writer.state, &writer.keys)?;
         }
         drop(lock);
-        let current = Self::current(&writer, &settings.trust_domain, now);
+        let current = Current::of(&writer, &settings.trust_domain, now);
         Ok(Self {
             changes: watch::channel(writer.state.sequence).0,
             current: ArcSwap::from_pointee(current),
             trust_domain: settings.trust_domain,
             upstream: settings.upstream,
+            intermediate_lifetime: settings.intermediate_lifetime,
             store,
             writer: Mutex::new(writer),
         })
@@ -363,6 +334,25 @@ impl Authority {
         })
     }
 
+    /// Looks at the outside authority, when there is one, and it is time to. Call it before each [`Authority::tick`]; it waits for
+    /// the network and for nothing else. What was good stays in force when nothing better comes.
+    pub async fn renew_upstream(&self, now: SystemTime) -> Vec<Event> {
+        if !self.writer.lock().asks_upstream(&self.upstream, now) {
+            return Vec::new();
+        }
+        let supplied = self.upstream.supply(&self.trust_domain, self.intermediate_lifetime, now).await;
+        let taken = supplied.map_err(StepError::from).and_then(|supplied| match supplied {
+            // Files that say what they said.
+            Some(supplied) if self.writer.lock().has(&supplied) => Ok(()),
+            Some(supplied) => self.step(now, |writer| Ok(writer.follow(supplied, now)?)),
+            None => Ok(()),
+        });
+        let told = taken.err().and_then(|cause| self.writer.lock().complain(seconds(now), cause.to_string()));
+        let events = Vec::from_iter(told);
+        log(&events);
+        events
+    }
+
     /// What is to be done at `now`: call it every second or so. Renews the intermediate at half of its life, prepares the next
     /// token key or own root when 20 % of the active one's life are left and activates it at 5 % when nobody has, drops what has
     /// ended, and takes over what another process changed in the state folder. What happened is logged, and returned.
@@ -397,13 +387,7 @@ impl Authority {
         }
         drop(lock);
         events.extend(advanced.into_iter().chain(refreshed).chain(next.remaining(now)));
-        for event in &events {
-            if event.is_warning() {
-                tracing::warn!("{event}");
-            } else {
-                tracing::info!("{event}");
-            }
-        }
+        log(&events);
         *writer = next;
         self.publish(&writer, now);
         events
@@ -437,7 +421,7 @@ impl Authority {
         let lock = self.store.as_ref().map(Store::lock).transpose()?;
         self.reload(&mut next)?;
         let outcome = change(&mut next)?;
-        next.refresh(now);
+        let events = next.refresh(now);
         next.keep_only_named_keys();
         let active = next.state.slot(AuthorityKind::Root, Slot::Active);
         if !active.is_some_and(|root| next.signers.contains_key(&root.id)) {
@@ -447,6 +431,7 @@ impl Authority {
             store.write(&next.state, &next.keys)?;
         }
         drop(lock);
+        log(&events);
         *writer = next;
         self.publish(&writer, now);
         Ok(outcome)
@@ -465,36 +450,11 @@ impl Authority {
     }
 
     fn publish(&self, writer: &Writer, now: SystemTime) {
-        let current = Self::current(writer, &self.trust_domain, now);
+        let current = Current::of(writer, &self.trust_domain, now);
         let changed = current.published != self.current.load().published;
         self.current.store(Arc::new(current));
         if changed {
             self.changes.send_replace(writer.state.sequence);
-        }
-    }
-
-    fn current(writer: &Writer, trust_domain: &TrustDomain, now: SystemTime) -> Current {
-        let state = &writer.state;
-        let active = state.slot(AuthorityKind::Root, Slot::Active);
-        let others = state.roots.iter().filter(|root| root.slot != Slot::Active);
-        let anchors = active.into_iter().chain(others).map(state::Entry::certificate).collect();
-        let mut bundle = Bundle::new(trust_domain.clone(), anchors);
-        bundle.jwt_keys = state.jwt_keys.iter().map(state::Entry::public_jwt_key).collect();
-        bundle.sequence = Some(state.sequence);
-        bundle.refresh_hint = Some(jwks::DEFAULT_REFRESH_HINT);
-        bundle.revoked = state.revoked.iter().map(|revoked| revoked.id).collect();
-        let server = writer.server_root(seconds(now)).and_then(|root| writer.signers.get(&root));
-        let tokens = state.slot(AuthorityKind::JwtKey, Slot::Active).and_then(|entry| {
-            jwt::TokenSigner::new(entry, writer.keys.get(&entry.id)?)
-                .inspect_err(|reason| tracing::error!("{reason}"))
-                .ok()
-        });
-        Current {
-            published: Arc::new(Published { bundle, tainted: state.tainted() }),
-            workloads: active.and_then(|root| writer.signers.get(&root.id)).cloned(),
-            server: server.cloned(),
-            tokens,
-            state: state.clone(),
         }
     }
 }
@@ -506,10 +466,12 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Shows no token.
-impl fmt::Debug for JwtIssued {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtIssued").field("expires", &self.expires).finish_non_exhaustive()
+fn log(events: &[Event]) {
+    for event in events {
+        match event.is_warning() {
+            true => tracing::warn!("{event}"),
+            false => tracing::info!("{event}"),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
 use postern_identity::{KeyId, SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber,
+    PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use std::time::{Duration, SystemTime};
@@ -34,24 +34,27 @@ pub(super) fn make_certificate(
     key: &Key,
     now: SystemTime,
 ) -> Result<CertificateDer<'static>, AuthorityError> {
-    let mut params = signing_params(trust_domain, "mesh root").map_err(make)?;
+    let mut params = signing_params(trust_domain, "root", key).map_err(make)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.not_before = instant(now.checked_sub(BACKDATE).unwrap_or(now))?;
     params.not_after = instant(now.checked_add(LIFETIME).unwrap_or(now))?;
     Ok(params.self_signed(key).map_err(make)?.der().clone())
 }
 
-/// What all signing certificates of ours have in common. Their common name is the trust domain, or `else_named` when that is
-/// too long for one.
+/// What all signing certificates of ours have in common. The key is in the name, since a verifier that finds two authorities
+/// of one name blames a signature where it should miss an authority.
 pub(super) fn signing_params(
     trust_domain: &TrustDomain,
-    else_named: &str,
+    role: &str,
+    key: &Key,
 ) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let name = trust_domain.as_str();
-    let name = if name.len() <= MAX_COMMON_NAME { name } else { else_named };
+    let name = if name.len() <= MAX_COMMON_NAME { name } else { "mesh" };
+    let key = KeyId::of_spki(&key.subject_public_key_info());
     params.distinguished_name.push(DnType::OrganizationName, "Postern");
+    params.distinguished_name.push(DnType::OrganizationalUnitName, format!("{role} {}", key.short()));
     params.distinguished_name.push(DnType::CommonName, name);
     let id = SpiffeId::for_trust_domain(trust_domain);
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];

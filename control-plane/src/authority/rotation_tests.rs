@@ -6,6 +6,7 @@ use super::{
     *,
 };
 use postern_identity::{Accept, TrustBundles, verify::verify};
+use rustls_pki_types::CertificateDer;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

@@ -1,6 +1,6 @@
 //! What signs, and what it signs: intermediates, and leaves, of whose request the key is taken and nothing else.
 
-use super::{BACKDATE, IssueError, Issued, MAX_LIFETIME, root, seconds, unix};
+use super::{BACKDATE, IssueError, MAX_LIFETIME, root, seconds, unix};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA384_ASN1, UnparsedPublicKey, VerificationAlgorithm,
 };
@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use x509_parser::{
     certification_request::X509CertificationRequest,
     der_parser::{Oid, oid},
+    parse_x509_certificate,
     prelude::FromDer,
     x509::AlgorithmIdentifier,
 };
@@ -31,6 +32,19 @@ const P256_POINT_BYTES: usize = 65;
 
 /// How far an intermediate starts in the past, more than any leaf below it.
 const INTERMEDIATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
+
+/// A certificate and what the caller wants to log about it.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// DER, leaf first, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// For whom.
+    pub id: SpiffeId,
+    /// End of validity.
+    pub not_after: SystemTime,
+    /// Serial number in lower-case hex.
+    pub serial: String,
+}
 
 /// A private key that several signers share.
 #[derive(Clone)]
@@ -98,7 +112,7 @@ impl Signer {
         let key = root::make_key().map_err(|cause| IssueError::Make(cause.to_string()))?;
         let not_before = at.saturating_sub(whole_seconds(INTERMEDIATE_BACKDATE)).max(self.not_before);
         let not_after = at.saturating_add(whole_seconds(lifetime).max(1)).min(self.not_after);
-        let mut params = intermediate_params(trust_domain).map_err(make)?;
+        let mut params = intermediate_params(trust_domain, &key).map_err(make)?;
         params.use_authority_key_identifier_extension = true;
         params.not_before = instant(not_before)?;
         params.not_after = instant(not_after)?;
@@ -128,10 +142,24 @@ impl Signer {
     }
 }
 
+/// Whether `path`, from the lowest signing certificate to the root, allows `more` intermediates below it (RFC 5280 4.2.1.9). Path
+/// building does not look at the root's own limit; OpenSSL and others do.
+pub(super) fn has_room<'a>(path: impl IntoIterator<Item = &'a CertificateDer<'a>>, more: u32) -> bool {
+    path.into_iter().zip(more..).all(|(certificate, below)| {
+        let limit = parse_x509_certificate(certificate).ok().and_then(|(_, certificate)| {
+            let constraints = certificate.basic_constraints().ok().flatten();
+            constraints.and_then(|constraints| constraints.value.path_len_constraint)
+        });
+        limit.is_none_or(|limit| below <= limit)
+    })
+}
+
 /// What an intermediate of ours says, dates apart.
-pub(super) fn intermediate_params(trust_domain: &TrustDomain) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = root::signing_params(trust_domain, "mesh intermediate")?;
-    params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, "control plane");
+pub(super) fn intermediate_params(
+    trust_domain: &TrustDomain,
+    key: &Key,
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = root::signing_params(trust_domain, "intermediate", key)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     Ok(params)
 }

@@ -285,8 +285,8 @@ impl State {
     /// Forgets what has ended: intermediates, revocations, old roots, and old token keys since `jwt_kept`. Gives the roots
     /// and token keys that are gone.
     pub(super) fn forget(&mut self, now: i64, jwt_kept: i64) -> Vec<(AuthorityKind, KeyId)> {
+        let (marks, revocations) = (self.tainted().len(), self.revoked.len());
         self.intermediates.retain(|one| now <= one.not_after);
-        let revocations = self.revoked.len();
         self.revoked.retain(|revoked| now <= revoked.not_after);
         let mut gone = Vec::new();
         self.roots.retain(|root| {
@@ -299,7 +299,7 @@ impl State {
             gone.extend((!stays).then_some((AuthorityKind::JwtKey, key.id)));
             stays
         });
-        if !gone.is_empty() || self.revoked.len() != revocations {
+        if !gone.is_empty() || (self.tainted().len(), self.revoked.len()) != (marks, revocations) {
             self.published_anew();
         }
         gone

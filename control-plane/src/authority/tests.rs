@@ -4,6 +4,7 @@
 use super::*;
 use postern_identity::{Accept, TrustBundles, verify::verify};
 use rcgen::{CertificateParams, DnType, IsCa, KeyPair, SanType};
+use rustls_pki_types::CertificateDer;
 use std::{
     fs,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},

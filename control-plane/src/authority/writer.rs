@@ -7,7 +7,7 @@ use super::{
     AuthorityError, AuthorityKind, Event, IssueError, Settings, Slot, StepError, Upstream,
     journal::{Found, Keys, Store},
     jwt, root, seconds,
-    sign::{Key, Signer, whole_seconds},
+    sign::{Key, Signer, has_room, whole_seconds},
     state::{Entry, Intermediate, State},
     upstream::Supplied,
 };
@@ -20,6 +20,8 @@ use std::{
 
 /// A failure that lasts is told so often, in seconds.
 const TELL_AGAIN: i64 = 60;
+/// An outside authority is asked again so soon, in seconds.
+const ASK_AGAIN: i64 = 5;
 /// Percents of a life at which it is told, and from which the next authority is prepared, and activated without being asked.
 const MARKS: [u8; 3] = [50, 20, 5];
 const PREPARE_PERCENT: u8 = 20;
@@ -35,10 +37,14 @@ pub(super) struct Writer {
     /// What the outside authority gave last.
     pub supplied: Option<Supplied>,
     own: bool,
+    /// Whether the outside authority makes another intermediate when it is asked.
+    vault: bool,
     trust_domain: TrustDomain,
     intermediate_lifetime: Duration,
     /// The lowest mark that was told, by authority.
     told: BTreeMap<KeyId, u8>,
+    /// When the outside authority was asked last.
+    asked: i64,
     /// When a failure was told last.
     complained: i64,
 }
@@ -70,20 +76,32 @@ impl Writer {
             signers: BTreeMap::new(),
             supplied: None,
             own: matches!(settings.upstream, Upstream::Own),
+            vault: matches!(settings.upstream, Upstream::Vault(_)),
             trust_domain: settings.trust_domain.clone(),
             intermediate_lifetime: settings.intermediate_lifetime,
             told: BTreeMap::new(),
+            asked: at,
             complained: i64::MIN,
         };
         match supplied {
             Some(supplied) => writer.follow(supplied, now)?,
             None => {
                 let signs = writer.state.slot(AuthorityKind::Root, Slot::Active).map(|root| root.key);
-                if signs != Some(true) {
-                    // The first start, or the first without an outside authority.
-                    let key = root::make_key()?;
-                    let state = writer.state.clone();
-                    writer.state = with_own_root(state, &mut writer.keys, key, &writer.trust_domain, now)?;
+                // The first without an outside authority: one of ours from before is known already.
+                let ours = writer.state.roots.iter().filter(|root| {
+                    root.key
+                        && !root.tainted
+                        && super::check_anchor(&root.public, &settings.trust_domain, now).is_ok()
+                });
+                match ours.max_by_key(|root| root.since).map(|root| root.id) {
+                    _ if signs == Some(true) => {}
+                    Some(known) => writer.state.set_active(known, at),
+                    None => {
+                        let key = root::make_key()?;
+                        let state = writer.state.clone();
+                        writer.state =
+                            with_own_root(state, &mut writer.keys, key, &writer.trust_domain, now)?;
+                    }
                 }
             }
         }
@@ -128,7 +146,7 @@ impl Writer {
     /// Whether something else can sign when this intermediate no longer may.
     pub(super) fn replaceable(&self, id: KeyId) -> Result<(), StepError> {
         match &self.supplied {
-            Some(supplied) if supplied.signer.id == id => Err(StepError::NotHere(
+            Some(supplied) if supplied.signer.id == id && !self.vault => Err(StepError::NotHere(
                 "this is the outside authority's own certificate: give another one there first",
             )),
             _ => Ok(()),
@@ -176,18 +194,40 @@ impl Writer {
             supplied.anchors.iter().map(|anchor| Entry::root(anchor, Slot::Prepared, false, at)).collect();
         let anchors = anchors.map_err(refused)?;
         self.state.follow(anchors);
-        let waits = self.state.slot(AuthorityKind::Root, Slot::Active).is_some_and(|active| {
-            active.id != root && self.signers.get(&active.id).is_some_and(|signer| signer.is_valid(at))
-        });
-        // Made again below the new certificate, unless it is the same.
-        if self.supplied.as_ref().is_none_or(|last| last.signer.id != supplied.signer.id) {
-            self.signers.remove(&root);
-        }
+        let waits = self
+            .state
+            .slot(AuthorityKind::Root, Slot::Active)
+            .is_some_and(|active| active.id != root && self.can_sign(active, at));
+        // Made again below what is new.
+        self.signers.remove(&root);
         self.supplied = Some(supplied);
         if !waits {
             self.state.set_active(root, at);
         }
         Ok(())
+    }
+
+    /// Whether it is time to look at the outside authority.
+    pub(super) fn asks_upstream(&mut self, upstream: &Upstream, now: SystemTime) -> bool {
+        let at = seconds(now);
+        let Some(supplied) = &self.supplied else { return false };
+        let waited = at < self.asked || at >= self.asked.saturating_add(ASK_AGAIN);
+        let due = upstream.is_watched()
+            || self.state.is_revoked(supplied.signer.id)
+            || self.is_due(&supplied.signer, at);
+        if due && waited {
+            self.asked = at;
+        }
+        due && waited
+    }
+
+    /// Whether the outside authority gave the same before.
+    pub(super) fn has(&self, supplied: &Supplied) -> bool {
+        self.supplied.as_ref().is_some_and(|last| {
+            last.anchors == supplied.anchors
+                && last.signer.id == supplied.signer.id
+                && last.signer.chain == supplied.signer.chain
+        })
     }
 
     /// Whether something could be signed below this root.
@@ -228,6 +268,11 @@ impl Writer {
             if current.is_some_and(|signer| !refused && !self.is_due(signer, at)) {
                 continue;
             }
+            // What signs by itself is replaced by what the outside authority gives, and by nothing else.
+            let given = |id| self.supplied.as_ref().is_some_and(|one| one.direct && one.signer.id == id);
+            if current.is_some_and(|signer| !refused && given(signer.id)) {
+                continue;
+            }
             if refused {
                 self.signers.remove(&id);
             }
@@ -244,7 +289,7 @@ impl Writer {
                         let not_after = super::instant(signer.not_after);
                         events.push(Event::Renewed { id: signer.id, not_after });
                     }
-                    self.signers.insert(id, Arc::new(signer));
+                    self.signers.insert(id, signer);
                 }
                 Err(reason) => events.extend(self.complain(at, reason)),
             }
@@ -273,7 +318,7 @@ impl Writer {
         now >= half_life(signer.made, signer.not_after) && longest > signer.not_after
     }
 
-    fn make_signer(&self, id: KeyId, now: SystemTime) -> Result<Signer, String> {
+    fn make_signer(&self, id: KeyId, now: SystemTime) -> Result<Arc<Signer>, String> {
         let root = self.state.root(id).ok_or("its root is not published")?;
         let supplied = self.supplied.as_ref().filter(|supplied| supplied.signer.root == id);
         let signer = match supplied {
@@ -281,20 +326,18 @@ impl Writer {
                 if self.state.is_revoked(signer.id) || self.state.is_tainted(signer.id) {
                     return Err("the outside authority has given no other one yet".into());
                 }
-                Signer {
-                    issuer: rcgen::Issuer::from_ca_cert_der(
-                        signer.chain.first().ok_or("it is a root")?,
-                        signer.issuer.key().clone(),
-                    )
-                    .map_err(|cause| cause.to_string())?,
-                    chain: signer.chain.clone(),
-                    ..**signer
-                }
+                Arc::clone(signer)
             }
-            Some(Supplied { signer, .. }) => self.below(signer, now)?,
+            Some(Supplied { signer, .. }) => self.below(signer, now)?.into(),
             None => {
                 let key = self.keys.get(&id).ok_or("the key of its root is not here")?;
-                self.below(&root::signer(&root.certificate(), key.clone())?, now)?
+                let parent = root::signer(&root.certificate(), key.clone())?;
+                // A root that was taken over may have no room for an intermediate.
+                if has_room([&root.certificate()], 1) {
+                    self.below(&parent, now)?.into()
+                } else {
+                    parent.into()
+                }
             }
         };
         signer.prove(&self.trust_domain, &[root.certificate()], now)?;

@@ -50,6 +50,8 @@ pub async fn start_with(certificate_lifetime: Duration) -> ControlPlane {
         unix_socket: None,
         kubernetes: None,
         federation: Default::default(),
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
     })
     .await
     .unwrap()

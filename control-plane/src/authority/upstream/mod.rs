@@ -1,9 +1,20 @@
 //! Where the root comes from: made here, or given from outside.
+//!
+//! `files` is Istio's folder of an authority, `vault` the PKI of HashiCorp Vault.
+
+mod files;
+mod vault;
+
+pub use vault::VaultPki;
 
 use super::{AuthorityError, sign::Signer};
 use postern_identity::TrustDomain;
 use rustls_pki_types::CertificateDer;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// Where the root of the mesh comes from.
 #[derive(Clone, Debug, Default)]
@@ -11,6 +22,11 @@ pub enum Upstream {
     /// Made here at the first start, and rotated here.
     #[default]
     Own,
+    /// A folder with `ca-cert.pem`, `ca-key.pem`, `root-cert.pem` and, when the first is no root, `cert-chain.pem`: Istio's
+    /// secret `cacerts`. Read again when it changes.
+    Files(PathBuf),
+    /// Vault keeps the root and signs the intermediate of this process.
+    Vault(VaultPki),
 }
 
 /// How an authority is kept.
@@ -44,10 +60,25 @@ pub(super) struct Supplied {
 
 impl Upstream {
     /// What it gives now; `None` when the root is made here.
-    #[allow(clippy::unused_async)]
-    pub(super) async fn supply(&self) -> Result<Option<Supplied>, AuthorityError> {
-        match self {
-            Self::Own => Ok(None),
-        }
+    pub(super) async fn supply(
+        &self,
+        trust_domain: &TrustDomain,
+        intermediate_lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Option<Supplied>, AuthorityError> {
+        let (place, supplied) = match self {
+            Self::Own => return Ok(None),
+            Self::Files(folder) => (folder.display().to_string(), files::read(folder, trust_domain, now)),
+            Self::Vault(vault) => {
+                (vault.address.clone(), vault.sign(trust_domain, intermediate_lifetime, now).await)
+            }
+        };
+        let trust_domain = trust_domain.clone();
+        supplied.map(Some).map_err(|cause| AuthorityError::Upstream { place, trust_domain, cause })
+    }
+
+    /// Whether a change is only seen by looking: files are read again and again, Vault is asked when an intermediate is needed.
+    pub(super) fn is_watched(&self) -> bool {
+        matches!(self, Self::Files(_))
     }
 }
