@@ -38,6 +38,8 @@ async fn start(trust_domain: &str, state: Option<PathBuf>, federation: Settings)
         certificate_lifetime: Duration::from_secs(3600),
         unix_socket: None,
         kubernetes: None,
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
         federation,
     })
     .await
