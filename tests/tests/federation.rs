@@ -25,6 +25,8 @@ async fn other(state: &Path) -> ControlPlane {
         certificate_lifetime: Duration::from_secs(600),
         unix_socket: None,
         kubernetes: None,
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
         federation: Federation { listen: Some(any), ..Federation::default() },
     })
     .await

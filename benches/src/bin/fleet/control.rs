@@ -84,6 +84,9 @@ async fn start(sidecars: usize) -> ControlPlane {
         certificate_lifetime: Duration::from_secs(3600),
         unix_socket: None,
         kubernetes: None,
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
+        federation: postern_control_plane::federation::Settings::default(),
     })
     .await
     .unwrap();
