@@ -1,5 +1,7 @@
 //! TLS contexts of one certificate, accept and connect. The rules themselves live in `postern_identity::tls`.
 
+pub mod open;
+
 use crate::{error::ProxyError, net::Prefixed};
 use parking_lot::Mutex;
 use postern_identity::{
@@ -166,10 +168,14 @@ impl Contexts {
             .unwrap_or_else(|_| ServerName::IpAddress(address.ip().into()));
         let stream =
             TlsConnector::from(config).connect(name, Prefixed::new(stream)).await.map_err(|error| {
-                failed(refusal_in(&error).map_or_else(
-                    || error.to_string(),
-                    |refusal| format!("expected {expected}, refused: {refusal}"),
-                ))
+                match refusal_in(&error).cloned() {
+                    Some(refusal) => ProxyError::UpstreamRefused {
+                        address,
+                        expected: expected.clone(),
+                        refusal: Box::new(refusal),
+                    },
+                    None => failed(error.to_string()),
+                }
             })?;
         let stream = TlsStream::Client(stream);
         let peer = peer(stream.get_ref().1.peer_certificates())

@@ -40,7 +40,12 @@ const PROXY_LAYERS: &[&[&str]] = &[
 
 /// Arrows that point the wrong way, each with what keeps it. The list may only get shorter.
 const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
-    ("proxy", "telemetry", "tls", "the record notes TLS facts, a plain struct"),
+    (
+        "proxy",
+        "telemetry",
+        "tls",
+        "the record notes TLS facts, a plain struct, and the standing of its connection",
+    ),
     (
         "config",
         "snapshot",

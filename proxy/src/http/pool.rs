@@ -3,11 +3,13 @@
 //! A connection is used again only for the same address, the same expected identity, the same name and protocol, and as long as
 //! the credentials it was made with are the current ones.
 
-use super::{
-    LocalExecutor,
-    body::{Exchange, Upload},
+use super::body::{Exchange, Upload};
+use crate::{
+    error::ProxyError,
+    net::Prefixed,
+    state::Credentials,
+    tls::{Stream, open::Watch},
 };
-use crate::{error::ProxyError, net::Prefixed, state::Credentials, tls::Stream};
 use http::{Method, Request, Response};
 use hyper::{
     body::{Body as _, Incoming},
@@ -21,7 +23,7 @@ use std::{
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -76,12 +78,14 @@ struct Slot {
 struct IdleConnection {
     sender: http1::SendRequest<Upload>,
     made_with: Option<Arc<Credentials>>,
+    watch: Watch,
     since: Instant,
 }
 
 struct SharedConnection {
     sender: http2::SendRequest<Upload>,
     made_with: Option<Arc<Credentials>>,
+    watch: Watch,
     streams: Rc<Cell<usize>>,
     since: Instant,
 }
@@ -106,6 +110,7 @@ impl Drop for InFlight {
 /// The use of a connection by one exchange.
 #[derive(Default)]
 pub struct Lease {
+    watch: Watch,
     home: Option<Home>,
     _stream: Option<InFlight>,
     _load: Option<InFlight>,
@@ -116,9 +121,15 @@ struct Home {
     key: Key,
     sender: http1::SendRequest<Upload>,
     made_with: Option<Arc<Credentials>>,
+    watch: Watch,
 }
 
 impl Lease {
+    /// The standing of the connection.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
     /// The exchange is complete: the connection may serve another one. Without this call it is closed.
     pub fn give_back(mut self) {
         if let Some(home) = self.home.take()
@@ -139,8 +150,8 @@ pub struct Failure {
 }
 
 enum Connection {
-    Http1(http1::SendRequest<Upload>),
-    Http2(http2::SendRequest<Upload>, InFlight),
+    Http1(http1::SendRequest<Upload>, Watch),
+    Http2(http2::SendRequest<Upload>, InFlight, Watch),
 }
 
 impl Pool {
@@ -172,7 +183,7 @@ impl Pool {
     ) -> Result<(Response<Incoming>, Lease), Failure>
     where
         D: Fn() -> F,
-        F: Future<Output = Result<Stream, ProxyError>>,
+        F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
         let load = self.enter(key.address);
         let mut reuse = true;
@@ -183,19 +194,20 @@ impl Pool {
             };
             let spare = if reused { copy_of(&request) } else { None };
             let (sent, lease) = match connection {
-                Connection::Http1(mut sender) => {
+                Connection::Http1(mut sender, watch) => {
                     let sent = sender.try_send_request(request).await;
                     let home = Home {
                         pool: Rc::downgrade(self),
                         key: key.clone(),
                         sender,
                         made_with: credentials.cloned(),
+                        watch: watch.clone(),
                     };
-                    (sent, Lease { home: Some(home), ..Lease::default() })
+                    (sent, Lease { watch, home: Some(home), ..Lease::default() })
                 }
-                Connection::Http2(mut sender, stream) => (
+                Connection::Http2(mut sender, stream, watch) => (
                     sender.try_send_request(request).await,
-                    Lease { _stream: Some(stream), ..Lease::default() },
+                    Lease { watch, _stream: Some(stream), ..Lease::default() },
                 ),
             };
             let mut error = match sent {
@@ -208,7 +220,11 @@ impl Pool {
                 (Some(unsent), _) if reused => unsent,
                 (None, Some(spare)) if closed_without_answer(&error) => spare,
                 (unsent, _) => {
-                    return Err(Failure { error: blame(&error, exchange), unsent: unsent.map(Box::new) });
+                    let error = match lease.watch.refusal() {
+                        Some(refusal) => ProxyError::UpstreamDistrusted(refusal),
+                        None => blame(&error, exchange),
+                    };
+                    return Err(Failure { error, unsent: unsent.map(Box::new) });
                 }
             };
             reuse = false;
@@ -224,14 +240,15 @@ impl Pool {
     ) -> Result<(Connection, bool), ProxyError>
     where
         D: Fn() -> F,
-        F: Future<Output = Result<Stream, ProxyError>>,
+        F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
         if reuse && let Some(kept) = self.kept(key, credentials) {
             return Ok((kept, true));
         }
         if !key.http2 {
-            let stream = dial().await?;
-            return Ok((Connection::Http1(handshake_http1(stream, key.address).await?), false));
+            let (stream, watch) = dial().await?;
+            let sender = handshake_http1(stream, key.address, watch.clone()).await?;
+            return Ok((Connection::Http1(sender, watch), false));
         }
         let dialling = self.slots.borrow_mut().entry(key.clone()).or_default().dialling.clone();
         let _turn = match dialling.try_lock() {
@@ -245,36 +262,42 @@ impl Pool {
                 None
             }
         };
-        let sender = handshake_http2(dial().await?, key.address).await?;
+        let (stream, watch) = dial().await?;
+        let sender = handshake_http2(stream, key.address, watch.clone()).await?;
         let streams = Rc::new(Cell::new(0));
         let stream = InFlight::enter(&streams);
         let shared = SharedConnection {
             sender: sender.clone(),
             made_with: credentials.cloned(),
+            watch: watch.clone(),
             streams,
             since: Instant::now(),
         };
         self.slots.borrow_mut().entry(key.clone()).or_default().http2.push(shared);
-        Ok((Connection::Http2(sender, stream), false))
+        Ok((Connection::Http2(sender, stream, watch), false))
     }
 
     fn kept(&self, key: &Key, credentials: Option<&Arc<Credentials>>) -> Option<Connection> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(key)?;
         let now = Instant::now();
+        let wall = SystemTime::now();
         if key.http2 {
             slot.http2.retain(|shared| !shared.sender.is_closed());
-            let shared = slot
-                .http2
-                .iter_mut()
-                .find(|shared| same(&shared.made_with, credentials) && shared.streams.get() < MOST_STREAMS)?;
+            let shared = slot.http2.iter_mut().find(|shared| {
+                same(&shared.made_with, credentials)
+                    && shared.streams.get() < MOST_STREAMS
+                    && shared.watch.takes_more(wall)
+            })?;
             shared.since = now;
-            return Some(Connection::Http2(shared.sender.clone(), InFlight::enter(&shared.streams)));
+            let (sender, stream) = (shared.sender.clone(), InFlight::enter(&shared.streams));
+            return Some(Connection::Http2(sender, stream, shared.watch.clone()));
         }
         while let Some(idle) = slot.http1.pop() {
             let fresh = now - idle.since < self.idle.of(key.identity.is_some());
-            if fresh && !idle.sender.is_closed() && same(&idle.made_with, credentials) {
-                return Some(Connection::Http1(idle.sender));
+            let good = same(&idle.made_with, credentials) && idle.watch.takes_more(wall);
+            if fresh && good && !idle.sender.is_closed() {
+                return Some(Connection::Http1(idle.sender, idle.watch));
             }
         }
         None
@@ -289,6 +312,7 @@ impl Pool {
         slot.http1.push(IdleConnection {
             sender: home.sender,
             made_with: home.made_with,
+            watch: home.watch,
             since: Instant::now(),
         });
     }
@@ -336,6 +360,7 @@ fn same(made_with: &Option<Arc<Credentials>>, current: Option<&Arc<Credentials>>
 async fn handshake_http1(
     stream: Stream,
     address: SocketAddr,
+    watch: Watch,
 ) -> Result<http1::SendRequest<Upload>, ProxyError> {
     let io = TokioIo::new(Prefixed::new(stream));
     let (sender, connection) = http1::Builder::new()
@@ -344,8 +369,11 @@ async fn handshake_http1(
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
     drop(tokio::task::spawn_local(async move {
-        // Its errors reach the requests it carries.
-        let _ = connection.with_upgrades().await;
+        tokio::select! {
+            // Its errors reach the requests it carries.
+            _ = connection.with_upgrades() => {}
+            _ = watch.ended() => {}
+        }
     }));
     Ok(sender)
 }
@@ -353,9 +381,10 @@ async fn handshake_http1(
 async fn handshake_http2(
     stream: Stream,
     address: SocketAddr,
+    watch: Watch,
 ) -> Result<http2::SendRequest<Upload>, ProxyError> {
     let io = TokioIo::new(Prefixed::new(stream));
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
+    let (sender, connection) = http2::Builder::new(Watched(watch.clone()))
         .timer(TokioTimer::new())
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
@@ -366,9 +395,32 @@ async fn handshake_http2(
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
     drop(tokio::task::spawn_local(async move {
-        let _ = connection.await;
+        tokio::select! {
+            _ = connection => {}
+            _ = watch.ended() => {}
+        }
     }));
     Ok(sender)
+}
+
+/// hyper runs the connection itself in a task of its own, which outlives what we hold of it until the last stream has ended.
+/// So that task has to end with the trust in the peer as well.
+#[derive(Clone)]
+struct Watched(Watch);
+
+impl<F> hyper::rt::Executor<F> for Watched
+where
+    F: Future + 'static,
+{
+    fn execute(&self, task: F) {
+        let watch = self.0.clone();
+        drop(tokio::task::spawn_local(async move {
+            tokio::select! {
+                _ = task => {}
+                _ = watch.ended() => {}
+            }
+        }));
+    }
 }
 
 /// A copy to send again, when that could never do something twice: an idempotent method without a body.

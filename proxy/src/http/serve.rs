@@ -4,7 +4,12 @@ use super::{
     Body, LocalExecutor, canonical,
     framing::{Patience, Strict},
 };
-use crate::{drain, error::ProxyError, net::Prefixed, tls::Stream};
+use crate::{
+    drain,
+    error::ProxyError,
+    net::Prefixed,
+    tls::{Stream, open::Watch},
+};
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -12,6 +17,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_identity::Refusal;
 use std::{cell::Cell, pin::pin, rc::Rc, time::Duration};
 use tokio::time::Instant;
 
@@ -29,12 +35,13 @@ pub struct Deadlines {
     pub idle: Duration,
 }
 
-/// Serves one connection until it ends, is drained, or breaks the protocol; `http2` was sniffed, not negotiated.
+/// Serves one connection until it ends, is drained, loses the trust in its peer, or breaks the protocol; `http2` was sniffed, not negotiated.
 pub async fn serve<F, R>(
     stream: Prefixed<Stream>,
     is_http2: bool,
     deadlines: Deadlines,
     drain: &drain::Watch,
+    watch: &Watch,
     respond: F,
 ) -> Result<(), ProxyError>
 where
@@ -48,15 +55,16 @@ where
         respond(request)
     });
     let result = if is_http2 {
-        serve_http2(stream, deadlines, drain, &seen, service).await
+        serve_http2(stream, deadlines, drain, watch, &seen, service).await
     } else {
-        serve_http1(stream, deadlines, drain, service).await
+        serve_http1(stream, deadlines, drain, watch, service).await
     };
     match result {
         Ok(()) => Ok(()),
         Err(End::Protocol(error)) => judge(&error, seen.get()),
         Err(End::TooLate) => Err(ProxyError::DownstreamTimeout),
         Err(End::Drained) => Err(ProxyError::Draining),
+        Err(End::Distrusted(refusal)) => Err(ProxyError::PeerDistrusted(refusal)),
     }
 }
 
@@ -64,12 +72,14 @@ enum End {
     Protocol(hyper::Error),
     TooLate,
     Drained,
+    Distrusted(Refusal),
 }
 
 async fn serve_http1<S>(
     stream: Prefixed<Stream>,
     deadlines: Deadlines,
     drain: &drain::Watch,
+    watch: &Watch,
     service: S,
 ) -> Result<(), End>
 where
@@ -97,11 +107,14 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(End::Protocol),
-        () = drain.started() => connection.as_mut().graceful_shutdown(),
+        () = drain.started() => {}
+        () = watch.ending() => {}
     }
+    connection.as_mut().graceful_shutdown();
     tokio::select! {
         ended = connection => ended.map_err(End::Protocol),
         () = drain.over() => Err(End::Drained),
+        refusal = watch.ended() => Err(End::Distrusted(refusal)),
     }
 }
 
@@ -109,6 +122,7 @@ async fn serve_http2<S>(
     stream: Prefixed<Stream>,
     deadlines: Deadlines,
     drain: &drain::Watch,
+    watch: &Watch,
     seen: &Cell<bool>,
     service: S,
 ) -> Result<(), End>
@@ -132,6 +146,7 @@ where
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(End::Protocol),
             () = drain.started() => break,
+            () = watch.ending() => break,
             () = late.as_mut(), if waiting => {
                 if !seen.get() {
                     return Err(End::TooLate);
@@ -144,6 +159,7 @@ where
     tokio::select! {
         ended = connection => ended.map_err(End::Protocol),
         () = drain.over() => Err(End::Drained),
+        refusal = watch.ended() => Err(End::Distrusted(refusal)),
     }
 }
 

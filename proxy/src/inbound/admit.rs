@@ -63,7 +63,7 @@ pub async fn admit(
     if let Ok(credentials) = &credentials {
         record.set_own_identity(credentials.id.as_str());
     }
-    let mut caller = Caller { peer: None, downstream, destination, sni: None };
+    let mut caller = Caller { peer: None, trust: None, downstream, destination, sni: None };
 
     let secured = if mode == MtlsMode::Disable {
         Secured::Plain(Stream::Plain(Prefixed::new(stream)))
@@ -71,7 +71,12 @@ pub async fn admit(
         let credentials = or_reset(&stream, credentials)?;
         let versions = policy.snapshot.spec().mesh.tls_versions;
         let rules = Rules { mode, protocol, versions, server_first: limits.server_first };
-        secure(stream, rules, &credentials, deadline, record).await?
+        caller.trust = Some(credentials.trust.clone());
+        let secured = secure(stream, rules, &credentials, deadline, record).await?;
+        if let Secured::Mutual { peer, .. } = &secured {
+            record.set_watch(worker.watch(peer, false, &credentials).map_err(ProxyError::PeerDistrusted)?);
+        }
+        secured
     };
     let (stream, certainty) = match secured {
         Secured::Mutual { stream, peer, hello } => {

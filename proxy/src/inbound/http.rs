@@ -16,7 +16,7 @@ use crate::{
     net::Prefixed,
     state::Inbound,
     telemetry::Record,
-    tls::Stream,
+    tls::{Stream, open::Watch},
     traffic::{
         Worker,
         forward::{self, Asked},
@@ -151,6 +151,7 @@ impl Connection {
         let http2 = wish == Wish::Answer && (declared_http2 || (self.http2 && grpc));
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let watched = (wish == Wish::WebSocket).then(|| (parts.clone(), target.clone()));
+        let watch = record.watch().clone();
         let (upload, exchange) = Upload::new(incoming);
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
             Ok(request) => request,
@@ -160,7 +161,10 @@ impl Connection {
         let key = Key { address: app, identity: None, sni: None, http2 };
         record.set_upstream(app, None);
         record.upstream_started();
-        let dial = || async { Ok(Stream::Plain(Prefixed::new(connect_app(app, settings).await?))) };
+        let dial = || async {
+            let stream = connect_app(app, settings).await?;
+            Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
+        };
         match self.worker.pool.send(&key, None, request, &exchange, dial).await {
             Ok((response, lease)) => {
                 let asked = Asked {
@@ -170,7 +174,7 @@ impl Connection {
                     half_closed: settings.limits.half_closed,
                     tunnels: self.worker.tunnels.clone(),
                 };
-                let revoked = self.clone().revoked(watched);
+                let revoked = self.clone().revoked(watched, watch);
                 forward::deliver(response, lease, exchange, record, asked, revoked)
             }
             Err(failure) => {
@@ -181,8 +185,8 @@ impl Connection {
         }
     }
 
-    /// Resolves when policy would not allow this tunnel any more, or the drain is over.
-    async fn revoked(self: Rc<Self>, watched: Option<(Parts, Target)>) -> ProxyError {
+    /// Resolves when policy would not allow this tunnel any more, its caller is not trusted any more, or the drain is over.
+    async fn revoked(self: Rc<Self>, watched: Option<(Parts, Target)>, watch: Watch) -> ProxyError {
         let Some((parts, target)) = watched else { return std::future::pending().await };
         let judge = |policy: &Inbound| {
             self.caller.objection(&policy.snapshot).or_else(|| {
@@ -191,6 +195,7 @@ impl Connection {
         };
         tokio::select! {
             error = self.worker.revoked(judge) => error,
+            refusal = watch.ended() => ProxyError::PeerDistrusted(refusal),
             () = self.worker.shared.drain.over() => ProxyError::Draining,
         }
     }

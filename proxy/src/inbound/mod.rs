@@ -11,7 +11,8 @@ use crate::{
     traffic::{Shared, Worker},
 };
 use postern_config::{Facts, HttpFacts, Judgement, authorize::judge, snapshot::Snapshot};
-use postern_identity::Peer;
+use postern_identity::{Peer, TrustBundles};
+use rustls_pki_types::UnixTime;
 use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -59,6 +60,8 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 pub(crate) struct Caller {
     /// Who, verified; `None`: plaintext.
     peer: Option<Peer>,
+    /// What it was verified under.
+    trust: Option<Arc<TrustBundles>>,
     /// From where.
     downstream: SocketAddr,
     /// Where to: the original destination, which is our app.
@@ -95,9 +98,12 @@ impl Caller {
             None if !admit::takes_plaintext(snapshot, self.destination.port()) => {
                 Some(ProxyError::PlaintextRefused)
             }
-            Some(peer) if peer.not_after() < std::time::SystemTime::now() => Some(ProxyError::DownstreamTls(
-                "the peer's certificate has expired since the handshake".into(),
-            )),
+            // An ended certificate is found by a comparison; only then the verifier is asked for the words.
+            Some(peer) if peer.not_after() < std::time::SystemTime::now() => {
+                let trust = self.trust.clone().unwrap_or_default();
+                let refusal = peer.still_trusted(&trust, false, UnixTime::now()).err();
+                refusal.map(ProxyError::PeerDistrusted)
+            }
             _ => None,
         }
     }

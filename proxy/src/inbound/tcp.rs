@@ -53,12 +53,17 @@ async fn decide_and_carry(
             (judgement.decision.verdict == Verdict::Deny).then_some(ProxyError::Denied)
         })
     });
+    let watch = record.watch().clone();
     let mut counts = Counts::default();
     let ended = tokio::select! {
         ended = both_ways(stream, &mut app, settings.limits.half_closed, &mut counts) => ended_as(ended),
         error = revoked => {
             crate::net::reset_on_close(&app);
             Some(error)
+        }
+        refusal = watch.ended() => {
+            crate::net::reset_on_close(&app);
+            Some(ProxyError::PeerDistrusted(refusal))
         }
         () = worker.shared.drain.over() => Some(ProxyError::Draining),
     };

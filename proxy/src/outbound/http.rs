@@ -99,12 +99,16 @@ impl Connection {
                 let asked = Asked { wish, upgrade, grpc, half_closed, tunnels };
                 let drain = self.worker.shared.drain.clone();
                 let watched = wish == Wish::WebSocket;
+                let watch = lease.watch().clone();
+                record.set_watch(watch.clone());
                 let ended = async move {
                     if !watched {
                         return std::future::pending().await;
                     }
-                    drain.over().await;
-                    ProxyError::Draining
+                    tokio::select! {
+                        refusal = watch.ended() => ProxyError::UpstreamDistrusted(refusal),
+                        () = drain.over() => ProxyError::Draining,
+                    }
                 };
                 Ok(forward::deliver(response, lease, exchange, record, asked, ended))
             }
@@ -170,8 +174,8 @@ impl Connection {
         let met = RefCell::new(None);
         let dial = || async {
             let opened = reach::open(&self.worker, endpoint, credentials.as_deref(), sni, carries).await?;
-            *met.borrow_mut() = opened.1;
-            Ok(opened.0)
+            *met.borrow_mut() = opened.met;
+            Ok((opened.stream, opened.watch))
         };
         let sent = self.worker.pool.send(&key, credentials.as_ref(), request, exchange, dial).await;
         reach::note_peer(record, met.borrow().as_ref());

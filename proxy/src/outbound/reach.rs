@@ -5,7 +5,7 @@ use crate::{
     net::{Prefixed, dial},
     state::{Credentials, Destination, DestinationHandle, Endpoint},
     telemetry::Record,
-    tls::{Carries, Stream, TlsFacts},
+    tls::{Carries, Stream, TlsFacts, open::Watch},
     traffic::Worker,
 };
 use postern_identity::Peer;
@@ -76,6 +76,23 @@ pub fn credentials_for(worker: &Worker, endpoint: &Endpoint) -> Result<Option<Ar
     }
 }
 
+/// A connection to an endpoint.
+pub struct Reached {
+    /// Open.
+    pub stream: Stream,
+    /// Who answered, when that is proven.
+    pub met: Option<(Peer, TlsFacts)>,
+    /// Whether that stays so.
+    pub watch: Watch,
+}
+
+impl Reached {
+    /// A plain connection.
+    pub fn plain(stream: tokio::net::TcpStream) -> Self {
+        Self { stream: Stream::Plain(Prefixed::new(stream)), met: None, watch: Watch::default() }
+    }
+}
+
 /// Connects to an endpoint: mutual TLS to exactly its identity, or plain when it has none.
 pub async fn open(
     worker: &Worker,
@@ -83,11 +100,11 @@ pub async fn open(
     credentials: Option<&Credentials>,
     sni: &str,
     carries: Carries,
-) -> Result<(Stream, Option<(Peer, TlsFacts)>), ProxyError> {
+) -> Result<Reached, ProxyError> {
     let address = endpoint.dial;
     let stream = plain(worker, address).await?;
     let Some(expected) = &endpoint.identity else {
-        return Ok((Stream::Plain(Prefixed::new(stream)), None));
+        return Ok(Reached::plain(stream));
     };
     // An endpoint with an identity is never called without one of our own.
     let credentials = credentials.ok_or_else(|| ProxyError::NoCertificate("none was loaded".into()))?;
@@ -98,7 +115,12 @@ pub async fn open(
     let (stream, peer, facts) = tokio::time::timeout(patience, handshake).await.map_err(|_| {
         ProxyError::UpstreamTls { address, cause: format!("no handshake within {patience:?}") }
     })??;
-    Ok((stream, Some((peer, facts))))
+    let watch = worker.watch(&peer, true, credentials).map_err(|refusal| ProxyError::UpstreamRefused {
+        address,
+        expected: expected.clone(),
+        refusal: Box::new(refusal),
+    })?;
+    Ok(Reached { stream, met: Some((peer, facts)), watch })
 }
 
 /// Connects to an address, as it is.

@@ -2,7 +2,7 @@
 
 use super::{
     note_endpoint,
-    reach::{self, MOST_TRIES, Route},
+    reach::{self, MOST_TRIES, Reached, Route},
 };
 use crate::{
     error::ProxyError,
@@ -35,10 +35,14 @@ async fn connect_and_carry(
     record.upstream_started();
     let connected = connect(worker, route, record).await;
     record.upstream_answered();
-    let (mut upstream, _load) = connected?;
+    let (Reached { stream: mut upstream, watch, .. }, _load) = connected?;
     let mut counts = Counts::default();
     let ended = tokio::select! {
         ended = both_ways(stream, &mut upstream, worker.shared.settings.limits.half_closed, &mut counts) => ended_as(ended),
+        refusal = watch.ended() => {
+            upstream.reset_on_close();
+            Some(ProxyError::UpstreamDistrusted(refusal))
+        }
         () = worker.shared.drain.over() => Some(ProxyError::Draining),
     };
     record.add_received(counts.received);
@@ -53,12 +57,12 @@ async fn connect(
     worker: &Worker,
     route: &Route,
     record: &mut Record,
-) -> Result<(Stream, InFlight), ProxyError> {
+) -> Result<(Reached, InFlight), ProxyError> {
     let destination = route.handle.current();
     if *destination == (Destination::Outside { blocked: false }) {
         record.set_upstream(route.original, None);
         let stream = reach::plain(worker, route.original).await?;
-        return Ok((Stream::Plain(Prefixed::new(stream)), worker.pool.enter(route.original)));
+        return Ok((Reached::plain(stream), worker.pool.enter(route.original)));
     }
     let (endpoints, name) = Route::endpoints(&destination, route.original)?;
     let sni = name.sni();
@@ -72,9 +76,9 @@ async fn connect(
         let credentials = reach::credentials_for(worker, endpoint)?;
         let load = worker.pool.enter(endpoint.dial);
         match reach::open(worker, endpoint, credentials.as_deref(), &sni, Carries::Tcp).await {
-            Ok((stream, met)) => {
-                reach::note_peer(record, met.as_ref());
-                return Ok((stream, load));
+            Ok(reached) => {
+                reach::note_peer(record, reached.met.as_ref());
+                return Ok((reached, load));
             }
             Err(error) => last = Some(error),
         }

@@ -13,7 +13,7 @@ use prometheus_client::{
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -103,6 +103,7 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     renewals: Family<ResultLabels, Counter>,
     clock_skew: Seconds,
+    skew_known: AtomicBool,
     policy_version: Family<VersionLabels, Gauge>,
     updates: Family<ResultLabels, Counter>,
     connected: Gauge,
@@ -136,6 +137,7 @@ impl Default for Metrics {
             refusals: Family::default(),
             renewals: Family::default(),
             clock_skew: Gauge::default(),
+            skew_known: AtomicBool::new(false),
             policy_version: Family::default(),
             updates: Family::default(),
             connected: Gauge::default(),
@@ -267,11 +269,12 @@ impl Metrics {
     /// The authority's clock minus ours.
     pub fn set_clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
+        self.skew_known.store(true, Ordering::Relaxed);
     }
 
-    /// [`Metrics::set_clock_skew`] as it was last measured.
-    pub fn clock_skew(&self) -> f64 {
-        self.clock_skew.get()
+    /// [`Metrics::set_clock_skew`] as it was last measured; `None` before the first time.
+    pub fn clock_skew(&self) -> Option<f64> {
+        self.skew_known.load(Ordering::Relaxed).then(|| self.clock_skew.get())
     }
 
     /// The policy now in force.

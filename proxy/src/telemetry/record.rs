@@ -8,7 +8,10 @@ use super::{
     entry::{Decided, Direction, Entry, Request, Would},
     trace_context::Trace,
 };
-use crate::error::ProxyError;
+use crate::{
+    error::ProxyError,
+    tls::open::{Watch, is_about_time},
+};
 use postern_config::{Decision, Facts, Judgement, Reason, RuleRef, Verdict, snapshot::Workload};
 use postern_identity::Peer;
 use std::{
@@ -31,6 +34,8 @@ pub struct Record {
     entry: Option<Box<Entry>>,
     scope: Scope,
     clock: Stopwatch,
+    // Of the connection to the other sidecar: the one we accepted on the way in, the one we made on the way out.
+    watch: Watch,
 }
 
 /// What one record stands for.
@@ -53,6 +58,7 @@ impl Record {
             entry: Some(Box::new(Entry::new(direction, SystemTime::now(), downstream, destination))),
             scope: Scope::Connection { carried_requests: false },
             clock: Stopwatch::started(Instant::now()),
+            watch: Watch::default(),
         }
     }
 
@@ -82,7 +88,18 @@ impl Record {
             entry,
             scope: Scope::Request,
             clock: Stopwatch::started(Instant::now()),
+            watch: self.watch.clone(),
         }
+    }
+
+    /// The connection to the other sidecar: when it is closed since its peer is not trusted any more, that is how this ended.
+    pub fn set_watch(&mut self, watch: Watch) {
+        self.watch = watch;
+    }
+
+    /// The connection to the other sidecar; one that never ends when there is none.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// The verified other end: the caller on the way in, the called on the way out.
@@ -208,14 +225,31 @@ impl Record {
 
     /// How it failed. The first failure is the cause, later ones follow from it: the first stays.
     pub fn set_error(&mut self, error: &ProxyError) {
-        let flag = error.flag();
-        let reason = error.to_string();
-        self.note(|entry| {
-            if entry.reason.is_none() {
-                entry.flag = flag;
-                entry.reason = Some(reason);
-            }
+        let Some(entry) = &mut self.entry else { return };
+        if entry.reason.is_some() {
+            return;
+        }
+        // Whatever failed on a connection that we have cut failed by that.
+        let cut = self.watch.refusal().map(|refusal| match entry.direction {
+            Direction::Inbound => ProxyError::PeerDistrusted(refusal),
+            Direction::Outbound => ProxyError::UpstreamDistrusted(refusal),
         });
+        let error = cut.as_ref().unwrap_or(error);
+        let mut reason = error.to_string();
+        let metrics = self.telemetry.metrics();
+        if let Some(refusal) = error.refusal() {
+            if is_about_time(refusal)
+                && let Some(skew) = metrics.clock_skew()
+            {
+                reason.push_str(&format!("; the authority's clock is {skew:+.1} s from ours"));
+            }
+            // Open connections are counted where they are judged, once each and not once a request.
+            if cut.is_none() {
+                metrics.peer_refused(entry.direction, refusal.code());
+            }
+        }
+        entry.flag = error.flag();
+        entry.reason = Some(reason);
     }
 
     /// From downstream.
@@ -267,6 +301,12 @@ impl Drop for Record {
                 if carried_requests {
                     return;
                 }
+            }
+            Scope::Request if entry.reason.is_none() && self.watch.refusal().is_some() => {
+                self.entry = Some(entry);
+                self.set_error(&ProxyError::DownstreamGone);
+                let Some(noted) = self.entry.take() else { return };
+                entry = noted;
             }
             // The server dropped the exchange before we could answer: the client is gone.
             Scope::Request if entry.status.is_none() && entry.reason.is_none() => {

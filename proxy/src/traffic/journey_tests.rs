@@ -1,6 +1,7 @@
 //! Both journeys on real sockets: app <- inbound <- outbound <- client, with certificates made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod grpc;
+mod trust;
 
 use super::{Settings, Shared};
 use crate::{
@@ -183,6 +184,7 @@ struct Pair {
     inbound: SocketAddr,
     outbound: SocketAddr,
     server: Arc<Shared>,
+    client: Arc<Shared>,
     _triggers: [drain::Trigger; 2],
 }
 
@@ -204,11 +206,24 @@ async fn pair_to(
     expected: &str,
 ) -> Pair {
     let authority = Authority::new();
+    let both = [authority.credentials(CHECKOUT), authority.credentials(PAYMENTS)];
+    pair_with(app, protocol, mode, policies, expected, both).await
+}
+
+/// With the credentials of the caller's side and of the app's side.
+async fn pair_with(
+    app: App,
+    protocol: Protocol,
+    mode: MtlsMode,
+    policies: Vec<AuthorizationPolicy>,
+    expected: &str,
+    [caller, called]: [Credentials; 2],
+) -> Pair {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let port = app.address.port();
     let listener = Listener::bind(any, Arrival::Fixed(app.address)).unwrap();
     let inbound = listener.local_addr().unwrap();
-    let (server, first) = shared(authority.credentials(PAYMENTS), spec(port, mode, protocol, policies), None);
+    let (server, first) = shared(called, spec(port, mode, protocol, policies), None);
     spawn_local(inbound::serve(listener, server.clone()));
 
     let endpoint = Endpoint {
@@ -229,9 +244,9 @@ async fn pair_to(
     let listener = Listener::bind(any, Arrival::Fixed("10.96.0.1:80".parse().unwrap())).unwrap();
     let outbound = listener.local_addr().unwrap();
     let own = spec(1, MtlsMode::Strict, Protocol::Auto, vec![]);
-    let (client, second) = shared(authority.credentials(CHECKOUT), own, Some(Destination::Service(service)));
-    spawn_local(outbound::serve(listener, client));
-    Pair { app, inbound, outbound, server, _triggers: [first, second] }
+    let (client, second) = shared(caller, own, Some(Destination::Service(service)));
+    spawn_local(outbound::serve(listener, client.clone()));
+    Pair { app, inbound, outbound, server, client, _triggers: [first, second] }
 }
 
 async fn talk(address: SocketAddr, text: &str) -> std::io::Result<String> {
@@ -311,7 +326,7 @@ async fn a_request_is_not_sent_to_the_wrong_identity() {
         .run_until(async {
             let pair = pair(Protocol::Http, MtlsMode::Strict, vec![], OTHER).await;
             let answer = talk(pair.outbound, &request("GET", "/", "")).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("upstream-tls"), "{answer}");
+            assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("upstream-refused"), "{answer}");
             assert!(pair.app.seen.borrow().is_empty());
         })
         .await;

@@ -30,11 +30,12 @@ pub async fn serve<F, R>(
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
     record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
+    let watch = record.watch().clone();
     let deadlines = Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request };
     let record = Rc::new(RefCell::new(record));
     let requests = record.clone();
     let respond = move |request| respond(request, requests.borrow_mut().request());
-    if let Err(error) = serve::serve(stream, http2, deadlines, &worker.shared.drain, respond).await {
+    if let Err(error) = serve::serve(stream, http2, deadlines, &worker.shared.drain, &watch, respond).await {
         let mut record = record.borrow_mut();
         if matches!(error, ProxyError::BadRequest(_) | ProxyError::HeadersTooLarge(_)) {
             // A malformed head never became a request of ours; it still gets its own line.

@@ -5,9 +5,17 @@ use crate::{
     error::ProxyError,
     http::pool::Pool,
     net::{Accepted, Listener},
-    state::Inbound,
+    state::{Credentials, Inbound, Store},
+    telemetry::{Direction, Telemetry},
+    tls::open::{LOOK, Open, Watch},
 };
-use std::{rc::Rc, sync::Arc};
+use postern_identity::{Peer, Refusal};
+use rustls_pki_types::UnixTime;
+use std::{
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::SystemTime,
+};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
@@ -17,8 +25,34 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Connections for reuse.
     pub pool: Rc<Pool>,
+    /// Mutual-TLS connections, judged again when trust changes and time passes.
+    pub open: Rc<Open>,
     /// Tunnels, which outlive the HTTP connection that they began as.
     pub tunnels: TaskTracker,
+}
+
+/// Thorough looks happen at every change of trust and once in as many [`LOOK`]s, for authorities that end by themselves.
+const THOROUGH: u32 = 12;
+
+/// Judges open connections for as long as their worker lives.
+async fn keep_judged(open: Weak<Open>, store: Arc<Store>, telemetry: Telemetry) {
+    let mut changed = store.trust_generation();
+    let mut looks = 0u32;
+    loop {
+        let is_news = tokio::select! {
+            // The sender lives in the store that we hold, so this never fails.
+            _ = changed.changed() => true,
+            () = tokio::time::sleep(LOOK) => false,
+        };
+        let Some(open) = open.upgrade() else { return };
+        looks = looks.wrapping_add(1);
+        let thorough = is_news || looks.is_multiple_of(THOROUGH);
+        let Some(trust) = store.trust() else { continue };
+        for ended in open.judge(&trust, SystemTime::now(), thorough).await {
+            let direction = if ended.peer_is_server { Direction::Outbound } else { Direction::Inbound };
+            telemetry.metrics().peer_refused(direction, ended.code);
+        }
+    }
 }
 
 impl Worker {
@@ -26,7 +60,31 @@ impl Worker {
     pub fn new(shared: Arc<Shared>) -> Rc<Self> {
         let pool = Pool::new(shared.settings.limits.idle);
         pool.keep_swept(shared.store.clone());
-        Rc::new(Self { shared, pool, tunnels: TaskTracker::new() })
+        let open = Rc::new(Open::default());
+        let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
+        drop(tokio::task::spawn_local(judging));
+        Rc::new(Self { shared, pool, open, tunnels: TaskTracker::new() })
+    }
+
+    /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
+    ///
+    /// # Errors
+    /// When trust has changed during the handshake, and does not cover the peer any more.
+    pub fn watch(
+        &self,
+        peer: &Peer,
+        peer_is_server: bool,
+        made_with: &Credentials,
+    ) -> Result<Watch, Refusal> {
+        // First in, then asked: so no change falls between the two.
+        let watch = self.open.enter(peer.clone(), peer_is_server);
+        match self.shared.store.trust() {
+            Some(trust) if !Arc::ptr_eq(&trust, &made_with.trust) => {
+                peer.still_trusted(&trust, peer_is_server, UnixTime::now())?;
+            }
+            _ => {}
+        }
+        Ok(watch)
     }
 
     /// Accepts until the drain starts, then waits for what is in flight until the drain is over. A panic ends one connection.

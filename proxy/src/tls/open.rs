@@ -1,0 +1,184 @@
+//! Open mutual-TLS connections and their standing: a peer that was verified once is judged again when trust changes and time passes.
+//!
+//! Revocation ends a connection at once. Time gives notice first: no new requests, and the end within a minute.
+
+use postern_identity::{Peer, Refusal, TrustBundles};
+use rustls_pki_types::UnixTime;
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{sync::watch, time::Instant};
+
+/// How often connections are looked at while nothing changes.
+pub const LOOK: Duration = Duration::from_secs(5);
+/// From the end of a peer's certificate to the end of its connection; with [`LOOK`] less than a minute.
+const NOTICE: Duration = Duration::from_secs(50);
+/// Verifications in a row before others get their turn: about a millisecond.
+const AT_ONCE: usize = 16;
+
+/// What a connection may still do.
+#[derive(Clone, Debug)]
+enum Standing {
+    Trusted,
+    /// Nothing new; the end comes [`NOTICE`] after this moment.
+    Ending(Instant),
+    Ended(Refusal),
+}
+
+#[derive(Debug)]
+struct Seat {
+    peer: Peer,
+    peer_is_server: bool,
+    standing: watch::Sender<Standing>,
+}
+
+/// One connection, as those see it who carry something over it. Plain connections have one that never changes.
+#[derive(Clone, Debug, Default)]
+pub struct Watch(Option<Arc<Seat>>);
+
+impl Watch {
+    /// Why the peer is not trusted any more, once the connection has to end.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match &*self.0.as_ref()?.standing.borrow() {
+            Standing::Ended(refusal) => Some(refusal.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether another request may go over it: trusted, and the peer's certificate has not ended.
+    pub fn takes_more(&self, now: SystemTime) -> bool {
+        self.0.as_ref().is_none_or(|seat| {
+            matches!(*seat.standing.borrow(), Standing::Trusted) && now <= seat.peer.not_after()
+        })
+    }
+
+    /// Resolves when nothing new may begin.
+    pub async fn ending(&self) {
+        self.until(|standing| !matches!(standing, Standing::Trusted)).await;
+    }
+
+    /// Resolves when the connection has to be closed, with the rule that its peer breaks.
+    pub async fn ended(&self) -> Refusal {
+        loop {
+            self.until(|standing| matches!(standing, Standing::Ended(_))).await;
+            if let Some(refusal) = self.refusal() {
+                return refusal;
+            }
+        }
+    }
+
+    async fn until(&self, is_so: impl Fn(&Standing) -> bool) {
+        let Some(seat) = &self.0 else { return std::future::pending().await };
+        // The sender lives in the seat that we hold, so this never fails.
+        let _ = seat.standing.subscribe().wait_for(|standing| is_so(standing)).await;
+    }
+}
+
+/// All open mutual-TLS connections of one worker.
+#[derive(Debug, Default)]
+pub struct Open {
+    seats: RefCell<Vec<Weak<Seat>>>,
+}
+
+impl Open {
+    /// A finished handshake. The entry goes with the last clone of the watch.
+    pub fn enter(&self, peer: Peer, peer_is_server: bool) -> Watch {
+        let seat = Arc::new(Seat { peer, peer_is_server, standing: watch::channel(Standing::Trusted).0 });
+        let mut seats = self.seats.borrow_mut();
+        if seats.len() == seats.capacity() {
+            // Before it grows, what has gone makes room: amortized, one look per entry.
+            seats.retain(|seat| seat.strong_count() > 0);
+        }
+        seats.push(Arc::downgrade(&seat));
+        Watch(Some(seat))
+    }
+
+    /// Judges all connections under `trust` at `now`; with `thorough` false only those whose certificate has ended, which costs
+    /// a comparison each. Equal certificates are verified once. The codes of the connections that end by this.
+    pub async fn judge(&self, trust: &TrustBundles, now: SystemTime, thorough: bool) -> Vec<Code> {
+        let mut verdicts: HashMap<([u8; 32], bool), Option<Refusal>> = HashMap::new();
+        let mut ended = Vec::new();
+        for seat in self.present() {
+            if !thorough && now <= seat.peer.not_after() {
+                continue;
+            }
+            let key = (*seat.peer.sha256(), seat.peer_is_server);
+            if !verdicts.contains_key(&key) {
+                if verdicts.len() % AT_ONCE == AT_ONCE - 1 {
+                    tokio::task::yield_now().await;
+                }
+                verdicts.insert(key, verdict(&seat.peer, trust, seat.peer_is_server, now));
+            }
+            if let Some(Some(refusal)) = verdicts.get(&key)
+                && seat.object(refusal)
+            {
+                ended.push(Code { peer_is_server: seat.peer_is_server, code: refusal.code() });
+            }
+        }
+        ended
+    }
+
+    fn present(&self) -> Vec<Arc<Seat>> {
+        let mut seats = self.seats.borrow_mut();
+        seats.retain(|seat| seat.strong_count() > 0);
+        seats.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// The rule by which a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// Which side the peer was on.
+    pub peer_is_server: bool,
+    /// [`Refusal::code`].
+    pub code: &'static str,
+}
+
+impl Seat {
+    /// True when the connection ends by this very call.
+    fn object(&self, refusal: &Refusal) -> bool {
+        let mut ends = false;
+        self.standing.send_if_modified(|standing| {
+            let next = match standing {
+                Standing::Ended(_) => return false,
+                Standing::Trusted if is_about_time(refusal) => Standing::Ending(Instant::now()),
+                Standing::Ending(since) if is_about_time(refusal) && since.elapsed() < NOTICE => {
+                    return false;
+                }
+                _ => Standing::Ended(refusal.clone()),
+            };
+            ends = matches!(next, Standing::Ended(_));
+            *standing = next;
+            true
+        });
+        ends
+    }
+}
+
+/// Whether a refusal comes from the clock alone.
+pub fn is_about_time(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Expired { .. } | Refusal::NotYetValid { .. })
+}
+
+/// What the verifier says now. An ended certificate hides whether its authority is trusted, so that is asked for its last moment.
+fn verdict(peer: &Peer, trust: &TrustBundles, peer_is_server: bool, now: SystemTime) -> Option<Refusal> {
+    let refusal = peer.still_trusted(trust, peer_is_server, unix(now)).err()?;
+    if is_about_time(&refusal)
+        && let Err(other) = peer.still_trusted(trust, peer_is_server, unix(peer.not_after()))
+        && !is_about_time(&other)
+    {
+        return Some(other);
+    }
+    Some(refusal)
+}
+
+fn unix(at: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(at.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;
