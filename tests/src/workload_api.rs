@@ -108,7 +108,8 @@ pub async fn nobody_there(socket: PathBuf) -> postern_proxy::Sidecar {
     postern_proxy::start(postern_proxy::Bootstrap {
         instance: "early".into(),
         // Bound by nobody: the port of a listener that is gone.
-        control_plane: std::net::TcpListener::bind(any).unwrap().local_addr().unwrap(),
+        control_plane: std::net::TcpListener::bind(any).unwrap().local_addr().unwrap().into(),
+        service_account_token: None,
         trust_domain: "cluster.local".into(),
         trust_bundle_pem: root.cert.pem().into_bytes(),
         join_token: None,
