@@ -8,6 +8,7 @@ use crate::{
     bootstrap::{Bootstrap, Failure, Interception},
     control::{ControlPlane, Destinations, destinations::Bounds, stream::Subscriber},
     drain, inbound,
+    kept::{self, Folder},
     net::{Arrival, Listener},
     outbound,
     ready::{Guard, Ready},
@@ -72,6 +73,8 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
             "Choose an address like 127.0.0.1:15000; metrics and probes have ports of their own."
         )
     );
+    let folder =
+        bootstrap.state.as_ref().map(|state| Folder::open(&state.folder, state.on_disk)).transpose()?;
     let (telemetry, writers) = Telemetry::start(telemetry::Options {
         access_log: bootstrap.access_log.clone(),
         otlp_endpoint: bootstrap.otlp_endpoint.clone(),
@@ -92,6 +95,11 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let (trigger, draining) = drain::channel();
     let trigger = Arc::new(trigger);
     let destinations = Destinations::new(Bounds::default(), telemetry.clone());
+    if let Some(folder) = &folder {
+        kept::recall(folder, &store, &destinations, &control.trust_domain);
+    }
+    let keeping =
+        folder.map(|folder| kept::follow(folder, store.clone(), destinations.clone(), stop.clone()));
     let source = Source::Authority(Authority {
         control: control.clone(),
         lifetime: bootstrap.certificate_lifetime,
@@ -145,6 +153,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         writers: Some(writers),
     };
     sidecar.tasks.extend(workload_api.map(tokio::spawn));
+    sidecar.tasks.extend(keeping.map(tokio::spawn));
     for (number, set) in sets.drain(..).enumerate() {
         let (shared, guard) = (shared.clone(), sidecar.ready.block("listeners"));
         let worker = thread::Builder::new()

@@ -77,6 +77,8 @@ pub struct Bootstrap {
     pub join_token: Option<JoinToken>,
     /// Kubernetes' projected service account token, with the control plane's audience.
     pub service_account_token: Option<TokenFile>,
+    /// Where certificate, key, bundles, policy and destinations survive a restart.
+    pub state: Option<State>,
     /// How connections reach us.
     pub interception: Interception,
     /// Loopback admin (15000).
@@ -99,6 +101,15 @@ pub struct Bootstrap {
     pub certificate_lifetime: Option<Duration>,
     /// How long a drain may take.
     pub drain_deadline: Duration,
+}
+
+/// A folder of our own.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Which; made when it is not there.
+    pub folder: PathBuf,
+    /// Accept one that is not memory-backed.
+    pub on_disk: bool,
 }
 
 /// A secret: never printed.
@@ -162,6 +173,12 @@ pub struct Flags {
     /// File with a projected Kubernetes service account token; read again at each use
     #[arg(long, value_name = "FILE")]
     pub service_account_token_file: Option<PathBuf>,
+    /// Folder in memory (tmpfs) where certificate, key and policy survive a restart of the sidecar
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Accept a state folder on a disk, where the key outlives its certificate
+    #[arg(long, requires = "state")]
+    pub state_on_disk: bool,
     /// Name of this instance (the pod), for people
     #[arg(long, value_name = "NAME", default_value = "sidecar")]
     pub instance: String,
@@ -252,6 +269,7 @@ impl Bootstrap {
             trust_bundle_pem,
             join_token: flags.join_token_file.map(take_token).transpose()?,
             service_account_token: flags.service_account_token_file.map(TokenFile),
+            state: flags.state.map(|folder| State { folder, on_disk: flags.state_on_disk }),
             interception,
             admin: flags.admin,
             probes: flags.probes,

@@ -11,6 +11,7 @@ pub mod drain;
 pub mod error;
 pub mod http;
 pub mod inbound;
+pub mod kept;
 pub mod net;
 pub mod outbound;
 pub mod ready;

@@ -303,6 +303,7 @@ impl Mesh {
             instance: workload.name.clone(),
             control_plane: self.control.address().into(),
             service_account_token: None,
+            state: None,
             trust_domain: self.mesh_trust_domain.clone(),
             trust_bundle_pem: self.control.trust_bundle_pem().into_bytes(),
             join_token: Some(JoinToken(token)),

@@ -29,7 +29,7 @@ const PROXY_LAYERS: &[&[&str]] = &[
     &["inbound", "outbound"],
     &["traffic"],
     &["http"],
-    &["workload_identity"],
+    &["workload_identity", "kept"],
     &["control"],
     &["state"],
     &["tls"],

@@ -126,6 +126,16 @@ impl Destinations {
         true
     }
 
+    /// Puts in what was true before a restart; the stream asks for it again when it stands.
+    pub fn recall(&self, address: SocketAddr, destination: Destination) {
+        let value = watch::channel(Some(DestinationHandle::new(destination))).0;
+        let last_used = AtomicU64::new(self.0.age(Instant::now()));
+        let mut slots = self.0.slots.write();
+        if slots.len() < self.0.bounds.most {
+            slots.entry(address).or_insert_with(|| Arc::new(Slot { value, last_used }));
+        }
+    }
+
     /// A stream stands: everything wanted so far, to be asked for on it.
     pub fn connected(&self) -> Vec<SocketAddr> {
         // In this order, so that no wish falls between: a slot made meanwhile is queued, perhaps asked for twice.
