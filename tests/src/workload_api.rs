@@ -110,6 +110,7 @@ pub async fn nobody_there(socket: PathBuf) -> postern_proxy::Sidecar {
         // Bound by nobody: the port of a listener that is gone.
         control_plane: std::net::TcpListener::bind(any).unwrap().local_addr().unwrap().into(),
         service_account_token: None,
+        state: None,
         trust_domain: "cluster.local".into(),
         trust_bundle_pem: root.cert.pem().into_bytes(),
         join_token: None,
