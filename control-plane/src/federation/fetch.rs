@@ -207,7 +207,7 @@ mod tests {
         check("z", Ok("https://a.example:8443/x/z"));
         check("http://a.example:8443/x/bundle", Err("https://"));
         check("HTTP://a.example/", Err("https://"));
-        check("file:///etc/passwd", Err("https://"));
+        check("file:///etc/passwd", Err("no URL"));
         check("https://user@b.example/", Err("user information"));
         check("https://b.example:0/", Err("port"));
         check("https://", Err(""));
