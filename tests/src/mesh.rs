@@ -157,6 +157,13 @@ impl Mesh {
         .await;
     }
 
+    /// Says that these ports of a pod are served there from now on, by something that is not its sidecar.
+    pub fn serve_elsewhere(&mut self, pod: &str, listeners: &[(u16, SocketAddr)]) {
+        let listeners: Vec<String> = listeners.iter().map(|(port, at)| format!("{port}={at}")).collect();
+        self.workloads.get_mut(pod).expect("a pod of this mesh").annotation = Some(listeners.join(","));
+        self.apply_read(self.documents.clone());
+    }
+
     /// Sends documents to the control plane, with the pods' addresses filled in.
     pub fn apply_read(&self, mut documents: Documents) {
         let mut all = pods(&documents);

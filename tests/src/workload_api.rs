@@ -66,6 +66,24 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
+/// go-spiffe's client of `tests/go`, built in `folder`.
+///
+/// `None` when there is no Go or its modules cannot be had, which is said on stderr; with `POSTERN_GO_REQUIRED=1` that is a
+/// failure.
+pub fn go(folder: &Path) -> Option<PathBuf> {
+    let program = folder.join("workload-api");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("go");
+    let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output();
+    let reason = match built {
+        Ok(output) if output.status.success() => return Some(program),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("go cannot be run: {error}"),
+    };
+    assert!(std::env::var_os("POSTERN_GO_REQUIRED").is_none_or(|v| v != "1"), "{reason}");
+    eprintln!("SKIPPED, go-spiffe was not tried: {reason}");
+    None
+}
+
 /// A foreign client that prints one JSON document a line.
 pub struct Client {
     child: tokio::process::Child,

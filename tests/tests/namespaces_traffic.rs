@@ -356,3 +356,34 @@ fn without_its_sidecar_a_pod_is_cut_off_and_never_in_the_clear() {
         );
     }
 }
+
+/// `FetchX509SVID` with an empty message by nothing but `curl`; the stream does not end by itself.
+const FETCH: &str = r#"printf '\0\0\0\0\0' | curl -sS -N --max-time 2 --http2-prior-knowledge \
+    --unix-socket "${SPIFFE_ENDPOINT_SOCKET#unix://}" -H 'content-type: application/grpc' -H 'te: trailers' \
+    -H 'workload.spiffe.io: true' --data-binary @- http://localhost/SpiffeWorkloadAPI/FetchX509SVID"#;
+
+#[test]
+fn programs_of_a_pod_find_its_own_identity_on_its_socket_and_nothing_else_of_the_mesh() {
+    for mesh in meshes() {
+        let run = |pod: &str, script: &str| {
+            let output = mesh.exec(pod, &["sh", "-c", script]);
+            let (said, error) = (
+                String::from_utf8_lossy(&output.stdout).into_owned(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            );
+            (said, error)
+        };
+        for (pod, id) in [
+            ("good", "spiffe://cluster.local/ns/callers/sa/good"),
+            ("open-api", "spiffe://cluster.local/ns/open/sa/api"),
+        ] {
+            let (said, error) = run(pod, FETCH);
+            assert!(said.contains(id), "{pod}: {said:?} {error}");
+            let (seen, _) = run(pod, r#"ls -A "$(dirname "${SPIFFE_ENDPOINT_SOCKET#unix://}")""#);
+            assert_eq!(seen, "workload.sock\n", "{pod}");
+            let (devices, _) = run(pod, "ls /dev/null");
+            assert_eq!(devices, "/dev/null\n", "{pod} has its devices back");
+        }
+        assert_eq!(run("legacy", "echo \"[$SPIFFE_ENDPOINT_SOCKET]\"").0, "[]\n");
+    }
+}

@@ -14,7 +14,7 @@ use postern_tests::{
     Mesh,
     mesh::{DEADLINE, within},
     scenario::payments,
-    workload_api::{Client, channel, endpoint, marked, python, renew, settings},
+    workload_api::{Client, channel, endpoint, go, marked, python, renew, settings},
 };
 use std::collections::BTreeSet;
 use tonic::Code;
@@ -65,6 +65,23 @@ async fn pypi_spiffe_on_c_core_follows_three_rotations() {
     let said = Client::python(&python, &[&socket, "calls"]).says().await;
     assert_eq!(said["id"], ID);
     assert_eq!(said["authorities"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_spiffe_follows_three_rotations() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().to_owned();
+    let Some(go) = tokio::task::spawn_blocking(move || go(&at)).await.unwrap() else { return };
+    let mesh = Mesh::start_with(&payments(""), settings(folder.path())).await;
+    let mut command = tokio::process::Command::new(go);
+    command.args([endpoint(folder.path(), "checkout-api"), (ROTATIONS + 1).to_string()]);
+    let mut client = Client::start(command);
+    let first = client.says().await;
+    assert_eq!((&first["id"], &first["authorities"]), (&ID.into(), &1.into()));
+    for _ in 0..ROTATIONS {
+        let expected = renew(mesh.workload("checkout-api")).await.replace(':', "");
+        assert_eq!(client.says().await["serial"], expected.trim_start_matches('0'));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

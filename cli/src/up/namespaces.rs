@@ -38,6 +38,8 @@ pub struct Dressing {
     pub resolver: PathBuf,
     /// Not to be seen by the app.
     pub hidden: PathBuf,
+    /// What the app finds in its place: the folder with the socket of its Workload API.
+    pub shown: Option<PathBuf>,
 }
 
 impl Namespaces {
@@ -62,8 +64,7 @@ impl Namespaces {
                 }
             }
             furnish()?;
-            umount2(&dressing.hidden, MntFlags::MNT_DETACH)
-                .map_err(|e| refused("hiding the run folder", &e))?;
+            hide(&dressing).map_err(|e| refused("hiding the run folder", &e))?;
             let open = |kind: &str| {
                 File::open(format!("/proc/thread-self/ns/{kind}"))
                     .map_err(|e| refused("keeping the namespace", &e))
@@ -109,6 +110,21 @@ impl Namespaces {
     pub fn connect(&self, address: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
         self.within(move || TcpStream::connect_timeout(&address, deadline))
     }
+}
+
+/// Takes the mesh's files away, and puts what the pod may see in their place. It lies among those files, so that it has to wait
+/// elsewhere: `/dev` is always there, and nobody else is in these namespaces yet.
+fn hide(dressing: &Dressing) -> nix::Result<()> {
+    const WAITING: &str = "/dev";
+    let none = None::<&str>;
+    if let Some(shown) = &dressing.shown {
+        mount(Some(shown), WAITING, none, MsFlags::MS_BIND, none)?;
+    }
+    umount2(&dressing.hidden, MntFlags::MNT_DETACH)?;
+    if dressing.shown.is_some() {
+        mount(Some(WAITING), &dressing.hidden, none, MsFlags::MS_MOVE, none)?;
+    }
+    Ok(())
 }
 
 /// `/proc/<our number there>`; `/proc/self` would be somebody else for the one who follows the path.

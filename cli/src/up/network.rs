@@ -69,7 +69,7 @@ impl Network {
     }
 
     /// Makes a pod's namespaces with addresses, routes and all rules in place, so that no program of the pod ever runs without them.
-    /// `folder` is the pod's own, with `HOSTS`, `ADDRESS_ORDER` and `RESOLVER` in it.
+    /// `folder` is the pod's own, with `HOSTS`, `ADDRESS_ORDER` and `RESOLVER` in it. Its programs find `shown` where `hidden` is.
     ///
     /// # Errors
     /// A tool or the kernel refuses; the pod's namespaces are gone then.
@@ -78,6 +78,7 @@ impl Network {
         pod: &Pod,
         folder: &Path,
         hidden: &Path,
+        shown: Option<&Path>,
         services: Vec<VirtualAddress>,
     ) -> Result<Wired, Failure> {
         let number = self.cables.fetch_add(1, Ordering::Relaxed);
@@ -89,6 +90,7 @@ impl Network {
             address_order: folder.join(ADDRESS_ORDER),
             resolver: folder.join(RESOLVER),
             hidden: hidden.to_owned(),
+            shown: shown.map(Path::to_owned),
         };
         let redirect = pod.injected.then(|| Redirect {
             exemption: self.exemption,

@@ -168,6 +168,9 @@ async fn live(
         network.unplug(&wired.cable);
     }
     let _ = fs::remove_dir_all(mesh.pod_folder(&pod.key));
+    if let Some(folder) = sidecar::workload_folder(&mesh, &pod) {
+        let _ = fs::remove_dir_all(folder);
+    }
 }
 
 fn homeless() -> io::Error {
@@ -185,6 +188,14 @@ fn settle(mesh: &Mesh, pod: &Pod) -> Result<Home, Failure> {
     let user = sidecar::own_user(mesh.ground()).map(nix::unistd::Uid::from_raw);
     nix::unistd::fchownat(AT_FDCWD, &folder, user, None, nix::fcntl::AtFlags::empty())
         .map_err(|e| broken(e.into()))?;
+    let workload = sidecar::workload_folder(mesh, pod);
+    if let Some(folder) = &workload {
+        // Every user of the pod may use the socket; only the sidecar's may make one.
+        fs::create_dir_all(folder).map_err(broken)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(broken)?;
+        nix::unistd::fchownat(AT_FDCWD, folder, user, None, nix::fcntl::AtFlags::empty())
+            .map_err(|e| broken(e.into()))?;
+    }
     match mesh.ground() {
         Ground::Loopback(_) => Ok(Home::Loopback),
         Ground::Bridge { network, .. } => {
@@ -193,7 +204,7 @@ fn settle(mesh: &Mesh, pod: &Pod) -> Result<Home, Failure> {
             write_hosts(&folder.join(ADDRESS_ORDER), hosts::ADDRESS_ORDER).map_err(broken)?;
             write_hosts(&folder.join(RESOLVER), hosts::RESOLVER).map_err(broken)?;
             let services = plan.virtual_addresses(!pod.injected);
-            let wired = network.wire(pod, &folder, mesh.folder(), services)?;
+            let wired = network.wire(pod, &folder, mesh.folder(), workload.as_deref(), services)?;
             Ok(Home::Wired(wired))
         }
     }
@@ -315,6 +326,9 @@ pub fn variables(mesh: &Mesh, pod: &Pod, container: &Container) -> BTreeMap<Stri
         ("POD_IPS", addresses),
     ] {
         all.insert(name.to_owned(), value);
+    }
+    if let Some(endpoint) = sidecar::workload_endpoint(mesh, pod) {
+        all.insert("SPIFFE_ENDPOINT_SOCKET".to_owned(), endpoint);
     }
     for (name, field) in &container.field_env {
         let value = match field {

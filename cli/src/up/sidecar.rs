@@ -6,12 +6,13 @@ use super::{
     plan::Pod,
 };
 use crate::interception::rules::{PROXY_MARK, PROXY_UID};
+use postern_proxy::workload_api::Socket;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{OpenOptionsExt, chown},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -21,6 +22,7 @@ pub const ADMIN_PORT: u16 = 15000;
 pub const PROBE_PORT: u16 = 15021;
 /// Where it shows its metrics.
 pub const METRICS_PORT: u16 = 15090;
+const WORKLOAD_SOCKET: &str = "workload.sock";
 
 /// The sidecar's address for its owner, as seen in the pod.
 pub fn admin(mesh: &Mesh, pod: &Pod) -> SocketAddr {
@@ -37,6 +39,25 @@ pub fn probe(mesh: &Mesh, pod: &Pod) -> SocketAddr {
         Ground::Loopback(layout) => layout.sidecar(pod),
     };
     SocketAddr::new(address.into(), PROBE_PORT)
+}
+
+/// The folder of the socket by which a pod gets its own identity (SPIFFE Workload API); none for a pod outside the mesh, or
+/// where the path would be longer than that of a socket may be. Named by number, since names of pods are long.
+pub fn workload_folder(mesh: &Mesh, pod: &Pod) -> Option<PathBuf> {
+    let folder = mesh.folder().join("workload").join(pod.number.to_string());
+    let fits = folder.join(WORKLOAD_SOCKET).as_os_str().len() <= Socket::LONGEST_PATH;
+    (pod.injected && fits).then_some(folder)
+}
+
+/// `SPIFFE_ENDPOINT_SOCKET` of the pod's programs (SPIFFE Workload Endpoint 4). Where a pod has mounts of its own, its folder
+/// stands in the place of all files of the mesh.
+pub fn workload_endpoint(mesh: &Mesh, pod: &Pod) -> Option<String> {
+    let folder = workload_folder(mesh, pod)?;
+    let seen = match mesh.ground() {
+        Ground::Bridge { .. } => mesh.folder(),
+        Ground::Loopback(_) => &folder,
+    };
+    Some(format!("unix://{}", seen.join(WORKLOAD_SOCKET).display()))
 }
 
 /// The command for one start, with a fresh token.
@@ -60,6 +81,9 @@ pub fn command(mesh: &Mesh, pod: &Pod, home: &Home) -> io::Result<Command> {
     flag("trust-bundle", bundle.display().to_string());
     flag("join-token-file", token.display().to_string());
     flag("admin", admin(mesh, pod).to_string());
+    if let Some(folder) = workload_folder(mesh, pod) {
+        flag("workload-api", format!("unix:{}", folder.join(WORKLOAD_SOCKET).display()));
+    }
     match mesh.ground() {
         // Ports of the data path, probes and metrics are the sidecar's own defaults.
         Ground::Bridge { .. } => {

@@ -13,8 +13,6 @@ use tokio::net::UnixListener;
 
 /// Everybody who reaches the file is in the pod, and the pod is the workload: no mode could tell its processes apart.
 const MODE: u32 = 0o666;
-/// `sun_path` with its closing NUL (unix(7)), less what the temporary name adds.
-const LONGEST: usize = 107 - SUFFIX.len();
 const SUFFIX: &str = "~";
 
 /// A bound socket. Dropping it removes the file, if the file is still this one.
@@ -26,6 +24,9 @@ pub struct Socket {
 }
 
 impl Socket {
+    /// The longest path in bytes: `sun_path` without its closing NUL (unix(7)), less what the temporary name adds.
+    pub const LONGEST_PATH: usize = 107 - SUFFIX.len();
+
     /// Binds `path`. The file appears with its mode, listening, in one step; a dead one is replaced in that step.
     ///
     /// # Errors
@@ -33,11 +34,12 @@ impl Socket {
     /// than a socket's may be, or when the folder does not let us.
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        if !path.is_absolute() || path.as_os_str().len() > LONGEST {
+        if !path.is_absolute() || path.as_os_str().len() > Self::LONGEST_PATH {
             return Err(Failure::error(
                 format!("`{shown}` cannot be the path of the Workload API socket."),
                 format!(
-                    "Give an absolute path of at most {LONGEST} bytes, e.g. `unix:///run/postern/workload.sock`."
+                    "Give an absolute path of at most {} bytes, e.g. `unix:///run/postern/workload.sock`.",
+                    Self::LONGEST_PATH
                 ),
             ));
         }

@@ -1,0 +1,171 @@
+//! An Envoy that takes certificate and trust by SDS from a sidecar's socket, and calls, and is called by, another sidecar.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use postern_tests::{
+    Mesh, Request,
+    envoy::{self, Envoy},
+    mesh::DEADLINE,
+    ports,
+    scenario::{mode, payments, policy},
+    workload_api::{renew, settings},
+};
+use serde_json::{Value, json};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+const CHECKOUT: &str = "spiffe://cluster.local/ns/checkout/sa/checkout-api";
+const PAYMENTS: &str = "spiffe://cluster.local/ns/payments/sa/payments-api";
+const TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
+
+/// TLS with the identity of the socket's pod, and with a peer of one identity.
+fn tls(kind: &str, peer: &str) -> Value {
+    let source = json!({"resource_api_version": "V3", "api_config_source": {
+        "api_type": "GRPC", "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": "workload-api"}}],
+    }});
+    let secret = |name: &str| json!({"name": name, "sds_config": source});
+    let mut context = json!({
+        "@type": format!("{TYPE}.{kind}TlsContext"),
+        "common_tls_context": {
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+            "alpn_protocols": ["http/1.1"],
+            "tls_certificate_sds_secret_configs": [secret("default")],
+            "combined_validation_context": {
+                "default_validation_context": {
+                    "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}],
+                },
+                "validation_context_sds_secret_config": secret("ROOTCA"),
+            },
+        },
+    });
+    if kind == "Downstream" {
+        context["require_client_certificate"] = json!(true);
+    }
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
+}
+
+/// One listener with one route, and the cluster of the socket beside `more`.
+fn config(socket: &Path, listen: SocketAddr, route: &Value, secured: Option<Value>, more: &[Value]) -> Value {
+    let manager = envoy::connection_manager(&[], std::slice::from_ref(route), &json!({}));
+    let mut chain = json!({"filters": [manager]});
+    if let Some(socket) = secured {
+        chain["transport_socket"] = socket;
+    }
+    let mut config = envoy::bootstrap(&[envoy::listener("in", &[listen], &[chain])]);
+    let endpoint = json!({"pipe": {"path": socket}});
+    let mut clusters = vec![json!({
+        "name": "workload-api", "type": "STATIC", "connect_timeout": "5s",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }},
+        "load_assignment": assignment("workload-api", &endpoint),
+    })];
+    clusters.extend_from_slice(more);
+    config["static_resources"]["clusters"] = clusters.into();
+    config
+}
+
+fn assignment(name: &str, address: &Value) -> Value {
+    json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]})
+}
+
+fn free() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, envoy::free_ports(1)[0]))
+}
+
+/// Asks until it answers with this status: the first secrets may be on their way.
+async fn answers(address: SocketAddr, status: u16) {
+    let mut last = None;
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < DEADLINE {
+        last = Some(Request::new(address, "payments-api.payments").send().await);
+        if last.as_ref().is_some_and(|answer| answer.as_ref().is_ok_and(|answer| answer.status == status)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{address} did not answer {status}: {last:?}");
+}
+
+async fn program() -> Option<std::path::PathBuf> {
+    tokio::task::spawn_blocking(envoy::program).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_with_a_pods_identity_calls_a_sidecar_and_is_judged_as_that_pod() {
+    let Some(program) = program().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let only_checkout = policy(
+        "callers",
+        "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}]}]",
+    );
+    let yaml = payments(&(mode("payments", "STRICT") + &only_checkout));
+    let mesh = Mesh::start_with(&yaml, settings(folder.path())).await;
+    let target = mesh.workload("payments-api").inbound(8080);
+    let start = |pod: &str, peer: &str| {
+        let listen = free();
+        let address = json!({"socket_address": {"address": target.ip(), "port_value": target.port()}});
+        let cluster = json!({
+            "name": "payments", "type": "STATIC", "connect_timeout": "5s",
+            "transport_socket": tls("Upstream", peer),
+            "load_assignment": assignment("payments", &address),
+        });
+        let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "payments"}});
+        let config = config(&folder.path().join(format!("{pod}.sock")), listen, &route, None, &[cluster]);
+        (Envoy::start(&program, &config, &[listen]).unwrap(), listen)
+    };
+    let (_allowed, allowed) = start("checkout-api", PAYMENTS);
+    answers(allowed, 200).await;
+    // Another pod's identity is refused by policy; a server of another identity is refused by Envoy.
+    let (_denied, denied) = start("reports", PAYMENTS);
+    answers(denied, 403).await;
+    let (_misled, misled) = start("checkout-api", CHECKOUT);
+    answers(misled, 503).await;
+    // And with the next certificate.
+    renew(mesh.workload("checkout-api")).await;
+    answers(allowed, 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_with_a_pods_identity_is_called_by_a_sidecar_and_proves_it() {
+    let Some(program) = program().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut mesh = Mesh::start_with(&payments(""), settings(folder.path())).await;
+    let start = |pod: &str| {
+        let listen = free();
+        let body = json!({"status": 200, "body": {"inline_string": "from envoy"}});
+        let route = json!({"match": {"prefix": "/"}, "direct_response": body});
+        let socket = folder.path().join(format!("{pod}.sock"));
+        let config = config(&socket, listen, &route, Some(tls("Downstream", CHECKOUT)), &[]);
+        (Envoy::start(&program, &config, &[listen]).unwrap(), listen)
+    };
+    let (_right, right) = start("payments-api");
+    mesh.serve_elsewhere("payments-api", &[(ports::real(8080), right)]);
+    within_envoy(&mesh, "checkout-api", 200).await;
+    // Envoy takes this one caller only; and the caller takes this one server only.
+    within_envoy(&mesh, "reports", 503).await;
+    let (_wrong, wrong) = start("reports");
+    mesh.serve_elsewhere("payments-api", &[(ports::real(8080), wrong)]);
+    within_envoy(&mesh, "checkout-api", 503).await;
+    mesh.serve_elsewhere("payments-api", &[(ports::real(8080), right)]);
+    within_envoy(&mesh, "checkout-api", 200).await;
+}
+
+/// Calls until the answer is this; one of 200 has to be Envoy's.
+async fn within_envoy(mesh: &Mesh, from: &str, status: u16) {
+    let mut last = None;
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < DEADLINE {
+        let answer = mesh.call(from, "payments-api", "GET", "/").await;
+        if answer.as_ref().is_ok_and(|a| a.status == status && (status != 200 || a.body == "from envoy")) {
+            return;
+        }
+        last = Some(answer);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{from} did not get {status}: {last:?}");
+}
