@@ -1,27 +1,18 @@
 //! Start-up in order: authority, listener, publisher; and the handle that owners of the process use.
 
 use crate::{
+    admin,
     attest::{Attested, JoinTokens, KubernetesTokens, TokenReviews},
     authority::{Authority, INTERMEDIATE_LIFETIME, MAX_LIFETIME, Settings, Upstream},
     federation::{self, Federation, FederationStatus},
-    publish::{
-        self, Publisher,
-        listener::{Listener, Tls},
-        rate::Rate,
-        status::SessionStatus,
-    },
+    publish::{self, Publisher, listener::Listener, rate::Rate, status::SessionStatus, trust::Trust},
     registry::Index,
+    upkeep::Upkeep,
 };
 use anyhow::{Context as _, bail};
-use arc_swap::ArcSwap;
 use postern_config::Documents;
-use postern_identity::{
-    Accept, Bundle, TrustBundles, TrustDomain,
-    tls::{ClientCertificate, server_config},
-};
-use rustls::{ServerConfig, sign::CertifiedKey};
+use postern_identity::TrustDomain;
 use std::{
-    collections::BTreeSet,
     fs, io,
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
@@ -60,17 +51,13 @@ pub struct Options {
 
 /// How long a join token that [`ControlPlane::join_token`] made is good.
 pub const JOIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
-/// How often the authority is looked after.
-const TEND: Duration = Duration::from_secs(1);
-/// A renewal of our own certificate that failed is tried again after this time.
-const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
 /// A running control plane; dropping it stops it.
 pub struct ControlPlane {
     address: SocketAddr,
     bundle_endpoint: Option<SocketAddr>,
     publisher: Arc<Publisher>,
-    tls: Tls,
+    upkeep: Arc<Upkeep>,
     tasks: TaskTracker,
     _socket: Option<Socket>,
 }
@@ -131,9 +118,7 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         tasks.clone(),
     )
     .await?;
-    let (key, ends) = own_certificate(&authority, now)?;
-    federation.present(Arc::clone(&key));
-    let tls: Tls = Arc::new(ArcSwap::from_pointee(own_tls(&authority, &trust_domain, key)?));
+    let trust = Trust::new(&authority.published(), &federation.bundles().borrow());
     let publisher = Arc::new(Publisher {
         authority,
         federation,
@@ -141,7 +126,9 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         reviews,
         trust_domain,
         index: watch::channel(None).0,
+        trust: watch::channel(Arc::new(trust)).0,
         sessions: publish::status::Sessions::default(),
+        counters: publish::Counters::default(),
         certificate_lifetime: lifetime,
         // A whole machine may start at once; a certificate costs about a millisecond.
         by_address: Rate::new(500, 50),
@@ -149,13 +136,15 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         by_user: Rate::new(20, 2),
         // All replicas of a deployment share an identity.
         by_identity: Rate::new(200, 20),
+        // A token is good for minutes, and a sidecar keeps it as long.
+        tokens_by_identity: Rate::new(500, 50),
         stop,
     });
-    tasks.spawn(tend_authority(Arc::clone(&publisher)));
-    tasks.spawn(renew_own_certificate(Arc::clone(&publisher), Arc::clone(&tls), ends));
-    tasks.spawn(publish::serve(Arc::clone(&publisher), listeners, Arc::clone(&tls)));
+    let upkeep = Arc::new(Upkeep::new(Arc::clone(&publisher), now)?);
+    tasks.spawn(Arc::clone(&upkeep).run());
+    tasks.spawn(publish::serve(Arc::clone(&publisher), listeners, upkeep.tls()));
     tasks.close();
-    Ok(ControlPlane { address, bundle_endpoint, publisher, tls, tasks, _socket: socket })
+    Ok(ControlPlane { address, bundle_endpoint, publisher, upkeep, tasks, _socket: socket })
 }
 
 impl ControlPlane {
@@ -221,7 +210,29 @@ impl ControlPlane {
     /// # Errors
     /// The authority cannot sign now; the current certificate stays.
     pub fn renew_own_certificate(&self) -> anyhow::Result<()> {
-        renew(&self.publisher, &self.tls, SystemTime::now()).map(|_| ())
+        self.upkeep.renew_own(SystemTime::now())
+    }
+
+    /// Opens the socket of operators (mode 0600; its owner and root may connect), which is closed and removed with the control
+    /// plane. The pages are those of [`crate::admin::pages`].
+    ///
+    /// # Errors
+    /// Something else has that name, or the folder may not be written.
+    pub fn open_admin_socket(&self, path: PathBuf) -> anyhow::Result<()> {
+        let socket = admin::Socket::bind(path)?;
+        self.tasks.spawn(socket.serve(Arc::clone(&self.upkeep), self.publisher.stop.clone()));
+        Ok(())
+    }
+
+    /// Serves `GET /metrics` in Prometheus' text format on a port, to whoever may reach it. Gives its address.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn serve_metrics(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let port = admin::MetricsPort::bind(address).await?;
+        let address = port.address()?;
+        self.tasks.spawn(port.serve(Arc::clone(&self.upkeep), self.publisher.stop.clone()));
+        Ok(address)
     }
 
     /// Stops it and waits until the port is free and all connections are closed.
@@ -292,92 +303,4 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
             _ => anyhow::anyhow!("cannot listen on {address}: {error}; choose another address with --listen"),
         }
     })
-}
-
-/// Our own certificate and when it ends.
-fn own_certificate(
-    authority: &Authority,
-    now: SystemTime,
-) -> anyhow::Result<(Arc<CertifiedKey>, SystemTime)> {
-    let key = authority
-        .server_identity(now)
-        .context("no certificate for the control plane itself could be made")?;
-    let leaf = key.cert.first().context("the control plane's own chain is empty")?;
-    let (_, leaf) =
-        x509_parser::parse_x509_certificate(leaf).context("the control plane's own certificate")?;
-    let ends = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or_default();
-    Ok((key, SystemTime::UNIX_EPOCH + Duration::from_secs(ends)))
-}
-
-/// Any workload of our trust domain may connect, and a starting sidecar without a certificate.
-fn own_tls(
-    authority: &Authority,
-    trust_domain: &TrustDomain,
-    key: Arc<CertifiedKey>,
-) -> anyhow::Result<ServerConfig> {
-    let bundle: Bundle = authority.bundle();
-    let trust: TrustBundles = [bundle].into_iter().collect();
-    let accept = Accept::TrustDomains(BTreeSet::from([trust_domain.clone()]));
-    server_config(key, Arc::new(trust), accept, ClientCertificate::Optional, &[b"h2"]).map_err(|reason| {
-        anyhow::anyhow!("the TLS configuration of the control plane is not valid: {reason}")
-    })
-}
-
-fn renew(publisher: &Publisher, tls: &Tls, now: SystemTime) -> anyhow::Result<SystemTime> {
-    let (key, ends) = own_certificate(&publisher.authority, now)?;
-    publisher.federation.present(Arc::clone(&key));
-    tls.store(Arc::new(own_tls(&publisher.authority, &publisher.trust_domain, key)?));
-    Ok(ends)
-}
-
-/// Lets the authority do what time asks for.
-async fn tend_authority(publisher: Arc<Publisher>) {
-    let mut moments = tokio::time::interval(TEND);
-    moments.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = publisher.stop.cancelled() => return,
-            _ = moments.tick() => {}
-        }
-        publisher.authority.renew_upstream(SystemTime::now()).await;
-        let tending = Arc::clone(&publisher);
-        // It writes files, and waits for the disk.
-        let tended = tokio::task::spawn_blocking(move || tending.authority.tick(SystemTime::now())).await;
-        if let Err(reason) = tended {
-            tracing::error!(%reason, "the authority could not be looked after; it is tried again");
-        }
-    }
-}
-
-/// Renews our own certificate at half of its life, and when other roots are published. Connections that are open keep theirs;
-/// new ones get the new one.
-async fn renew_own_certificate(publisher: Arc<Publisher>, tls: Tls, mut ends: SystemTime) {
-    let mut changes = publisher.authority.changes();
-    // What changed since our certificate was made is seen at once.
-    changes.mark_changed();
-    loop {
-        let left = ends.duration_since(SystemTime::now()).unwrap_or_default();
-        let wait = (left / 2).max(Duration::from_secs(1));
-        tokio::select! {
-            () = publisher.stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-            // The authority, which has the other end, lives as long as the publisher.
-            _ = changes.changed() => {}
-        }
-        let now = SystemTime::now();
-        publisher.tokens.prune(now);
-        match renew(&publisher, &tls, now) {
-            Ok(renewed) => {
-                ends = renewed;
-                tracing::info!("the control plane's own certificate was renewed");
-            }
-            Err(reason) => {
-                tracing::warn!(%reason, "the control plane's own certificate could not be renewed; the current one stays");
-                tokio::select! {
-                    () = publisher.stop.cancelled() => return,
-                    () = tokio::time::sleep(RENEWAL_RETRY) => {}
-                }
-            }
-        }
-    }
 }

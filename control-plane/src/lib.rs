@@ -1,15 +1,20 @@
 //! The authority and the publisher: issues certificates to attested sidecars and pushes policy and destinations.
 //!
 //! Read [`app`] first: it shows how [`authority`] (who signs), [`attest`] (who asks), [`registry`] (what is in the mesh) and
-//! [`publish`] (what goes out to whom) are put together, and [`federation`] (whom else we trust). [`run`](mod@run) is the same as a program of its own.
+//! [`publish`] (what goes out to whom) are put together, and [`federation`] (whom else we trust).
+//! [`rotation`] is the evidence by which authorities come and go, `upkeep` acts on it, [`admin`] is how operators ask.
+//! [`run`](mod@run) is the same as a program of its own.
 
+pub mod admin;
 pub mod app;
 pub mod attest;
 pub mod authority;
 pub mod federation;
 pub mod publish;
 pub mod registry;
+pub mod rotation;
 pub mod run;
+mod upkeep;
 
 pub use app::{ControlPlane, Options, start};
 pub use attest::{Attested, JoinTokens, KubernetesTokens};

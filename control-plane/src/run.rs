@@ -29,6 +29,9 @@ macro_rules! tell {
     }};
 }
 
+/// Name of the admin socket in the state folder.
+pub const ADMIN_SOCKET: &str = "control.sock";
+
 /// Flags of `postern control-plane`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Flags {
@@ -69,6 +72,12 @@ pub struct Flags {
     /// PEM file of the authorities by which https_web endpoints of others are recognised; default: those of the system
     #[arg(long, value_name = "FILE")]
     pub federation_ca: Option<PathBuf>,
+    /// Where `postern ca` and `postern certs` come in; default: control.sock in the state folder
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Serve Prometheus metrics on a port, too, e.g. 127.0.0.1:15014
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// Life of workload certificates in seconds, 300 to 86400
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIFETIME.as_secs())]
     pub certificate_lifetime: u64,
@@ -171,6 +180,11 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         },
     })
     .await?;
+    control_plane
+        .open_admin_socket(flags.admin_socket.clone().unwrap_or_else(|| flags.state.join(ADMIN_SOCKET)))?;
+    if let Some(address) = flags.metrics {
+        control_plane.serve_metrics(address).await?;
+    }
     let mut tokens = flags.join_token_dir.clone().map(TokenFiles::open).transpose()?;
     control_plane.apply(documents);
     if let Some(tokens) = &mut tokens {

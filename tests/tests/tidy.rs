@@ -236,10 +236,12 @@ fn no_file_knows_the_machine_it_was_written_on() {
     // In two halves, so that this file does not find itself.
     let places = [("/wo", "rk/"), ("/ro", "ot/"), ("/tmp", "/t/"), ("/tmp", "/plan"), ("/ho", "me/")]
         .map(|(a, b)| [a, b].concat());
+    // A route of Vault's, which begins like one of them.
+    let route = ["/ro", "ot/sign-intermediate"].concat();
     let mut broken = Vec::new();
     for file in tree::files(&[".rs", ".toml", ".md", ".yaml", ".yml", ".sh", "Makefile", "run", ".proto"]) {
         for (n, line) in file.text.lines().enumerate() {
-            for place in places.iter().filter(|place| line.contains(place.as_str())) {
+            for place in places.iter().filter(|place| line.replace(&route, "").contains(place.as_str())) {
                 broken.push(format!("{}:{} names {place}", file.path, n + 1));
             }
         }

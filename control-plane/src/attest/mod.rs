@@ -106,7 +106,7 @@ pub async fn attest(
     now: SystemTime,
 ) -> Result<Attested, AttestError> {
     match evidence {
-        Evidence::Certificate(peer) => renewing(peer, doors, now),
+        Evidence::Certificate(peer) => of_certificate(peer, doors.trust_domain, doors.trust, now),
         Evidence::JoinToken(token) => Ok(doors.tokens.redeem(token, now)?),
         Evidence::ServiceAccountToken(token) => {
             let reviews = doors.reviews.ok_or(ReviewError::NotConfigured)?;
@@ -130,17 +130,26 @@ pub fn still_good(peer: &Peer, trust: &TrustBundles, now: SystemTime) -> Result<
         .map_err(|refusal| AttestError::CertificateNotTrusted(peer.id().to_string(), refusal.to_string()))
 }
 
-/// A federated trust domain is trusted to connect, not to be issued certificates of ours.
-fn renewing(peer: &Peer, doors: &Doors<'_>, now: SystemTime) -> Result<Attested, AttestError> {
-    still_good(peer, doors.trust, now)?;
-    let ours = peer.id().trust_domain() == doors.trust_domain.as_str();
+/// The workload of a certificate that is good now. A federated trust domain is trusted to connect, not to be issued
+/// anything of ours.
+///
+/// # Errors
+/// As [`still_good`], or it is no workload of ours.
+pub fn of_certificate(
+    peer: &Peer,
+    trust_domain: &TrustDomain,
+    trust: &TrustBundles,
+    now: SystemTime,
+) -> Result<Attested, AttestError> {
+    still_good(peer, trust, now)?;
+    let ours = peer.id().trust_domain() == trust_domain.as_str();
     match peer.id().service_account().filter(|_| ours) {
         Some((namespace, service_account)) => Ok(Attested {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
             pod: String::new(),
         }),
-        None => Err(AttestError::NotOurWorkload(peer.id().to_string(), doors.trust_domain.clone())),
+        None => Err(AttestError::NotOurWorkload(peer.id().to_string(), trust_domain.clone())),
     }
 }
 

@@ -1,14 +1,16 @@
-//! `Authority.IssueCertificate`: evidence in, certificate out. The identity comes from the evidence, never from the request.
+//! The service `Authority`: evidence in, certificate or JWT-SVID out. The identity comes from the evidence, never from the
+//! request.
 
 use super::{
-    Publisher,
+    Counters, Publisher,
     listener::{Address, Caller},
 };
 use crate::{
     attest::{
-        AttestError, Attested, Doors, Evidence, MAX_SERVICE_ACCOUNT_TOKEN, ReviewError, attest, still_good,
+        AttestError, Attested, Doors, Evidence, MAX_SERVICE_ACCOUNT_TOKEN, ReviewError, attest,
+        of_certificate, still_good,
     },
-    authority::{self, IssueError},
+    authority::{self, DEFAULT_JWT_LIFETIME, IssueError},
 };
 use postern_api::v1;
 use postern_identity::TrustBundles;
@@ -23,6 +25,10 @@ use tonic::{Request, Response, Status};
 const MAX_CSR: usize = 16 * 1024;
 /// The longest join token, in bytes.
 const MAX_JOIN_TOKEN: usize = 1024;
+/// Audiences of one JWT-SVID.
+const MAX_AUDIENCES: usize = 16;
+/// The longest audience, in bytes.
+const MAX_AUDIENCE: usize = 256;
 
 pub(crate) struct Certificates {
     publisher: Arc<Publisher>,
@@ -104,13 +110,19 @@ impl Certificates {
         if matches!(evidence, Evidence::Certificate(_)) {
             self.still_runs(&attested)?;
         }
-        // Whoever has this identity is the control plane for every sidecar.
+        self.not_ourselves(&attested)?;
+        Ok(attested)
+    }
+
+    /// Whoever has our identity is the control plane for every sidecar.
+    #[allow(clippy::result_large_err, clippy::unused_self)]
+    fn not_ourselves(&self, attested: &Attested) -> Result<(), Status> {
         if attested.namespace == authority::NAMESPACE
             && attested.service_account == authority::SERVICE_ACCOUNT
         {
             return Err(Status::permission_denied("the control plane's own identity is not for workloads"));
         }
-        Ok(attested)
+        Ok(())
     }
 
     /// A renewal needs somebody who runs under the identity: to remove the pod is to end its certificates.
@@ -143,6 +155,28 @@ impl v1::authority_server::Authority for Certificates {
         &self,
         request: Request<v1::IssueCertificateRequest>,
     ) -> Result<Response<v1::IssueCertificateResponse>, Status> {
+        let outcome = self.certificate(request).await;
+        let counters = &self.publisher.counters;
+        Counters::count(&outcome, &counters.certificates_issued, &counters.certificates_refused);
+        outcome
+    }
+
+    async fn issue_jwt_svid(
+        &self,
+        request: Request<v1::IssueJwtSvidRequest>,
+    ) -> Result<Response<v1::IssueJwtSvidResponse>, Status> {
+        let outcome = self.token(&request);
+        let counters = &self.publisher.counters;
+        Counters::count(&outcome, &counters.tokens_issued, &counters.tokens_refused);
+        outcome
+    }
+}
+
+impl Certificates {
+    async fn certificate(
+        &self,
+        request: Request<v1::IssueCertificateRequest>,
+    ) -> Result<Response<v1::IssueCertificateResponse>, Status> {
         let caller = super::discovery::caller(&request)?;
         let request = request.into_inner();
         // Before the token is used up.
@@ -154,25 +188,14 @@ impl v1::authority_server::Authority for Certificates {
         }
         self.admit(&caller)?;
         let now = SystemTime::now();
-        let trust = TrustBundles::from_iter([self.publisher.authority.bundle()]);
-        let evidence = self.evidence(&caller, &request, &trust, now)?;
-        let attested = self.attest(&caller, evidence, &trust, now).await?;
+        let trust = self.publisher.trust();
+        let evidence = self.evidence(&caller, &request, &trust.own, now)?;
+        let attested = self.attest(&caller, evidence, &trust.own, now).await?;
         let lifetime = self.lifetime(request.lifetime_seconds);
         let issued =
             self.publisher.authority.issue(&request.csr, &attested, lifetime, now).map_err(|refusal| {
                 tracing::warn!(address = %caller.address, %refusal, "a certificate was not issued");
-                match refusal {
-                    IssueError::Malformed(_)
-                    | IssueError::UnsupportedKey(_)
-                    | IssueError::UnsupportedSignature
-                    | IssueError::BadSignature
-                    | IssueError::Identity(_)
-                    | IssueError::Foreign(_)
-                    | IssueError::Audience(_)
-                    | IssueError::Lifetime => Status::invalid_argument(refusal.to_string()),
-                    IssueError::AuthorityNotValid => Status::unavailable(refusal.to_string()),
-                    IssueError::Make(_) => Status::internal(refusal.to_string()),
-                }
+                not_issued(&refusal)
             })?;
         // What was signed is for the process that asked, not for one that inherited its connection.
         if let Evidence::UnixPeer(process) = evidence {
@@ -185,16 +208,79 @@ impl v1::authority_server::Authority for Certificates {
         let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         Ok(Response::new(v1::IssueCertificateResponse {
             chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
-            trust: Some(self.publisher.trust()),
+            trust: Some(trust.update.clone()),
             server_time_unix_millis: i64::try_from(millis).unwrap_or(i64::MAX),
         }))
     }
 
-    async fn issue_jwt_svid(
+    /// A JWT-SVID for the identity of the connection: nothing that the request says can make it another one.
+    #[allow(clippy::result_large_err)]
+    fn token(
         &self,
-        _request: Request<v1::IssueJwtSvidRequest>,
+        request: &Request<v1::IssueJwtSvidRequest>,
     ) -> Result<Response<v1::IssueJwtSvidResponse>, Status> {
-        Err(Status::unimplemented("this authority has no key for JWT-SVIDs"))
+        let caller = super::discovery::caller(request)?;
+        let Some(peer) = &caller.peer else {
+            return Err(Status::unauthenticated(
+                "a JWT-SVID is only for workloads with a certificate: connect with the current one",
+            ));
+        };
+        let id = peer.id();
+        if !self.publisher.tokens_by_identity.admit(id.to_string(), Instant::now()) {
+            return Err(Status::resource_exhausted(
+                "too many requests for JWT-SVIDs: use one until it ends, or try again later",
+            ));
+        }
+        let (audience, now) = (&request.get_ref().audience, SystemTime::now());
+        check_audience(audience)?;
+        // The connection may be older than the end of its certificate, or of the authority above it.
+        let attested = of_certificate(peer, &self.publisher.trust_domain, &self.publisher.trust().own, now)
+            .map_err(|refusal| refused(&caller, &refusal))?;
+        self.still_runs(&attested)?;
+        self.not_ourselves(&attested)?;
+        let lifetime = match request.get_ref().lifetime_seconds {
+            0 => DEFAULT_JWT_LIFETIME,
+            seconds => Duration::from_secs(u64::from(seconds)),
+        };
+        let issued = self.publisher.authority.issue_jwt(id, audience, lifetime, now).map_err(|refusal| {
+            tracing::warn!(address = %caller.address, identity = %id, %refusal, "a JWT-SVID was not issued");
+            not_issued(&refusal)
+        })?;
+        tracing::info!(identity = %id, ?audience, address = %caller.address, "JWT-SVID issued");
+        let expires = issued.expires.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Ok(Response::new(v1::IssueJwtSvidResponse {
+            token: issued.token,
+            expires_unix_seconds: i64::try_from(expires).unwrap_or(i64::MAX),
+        }))
+    }
+}
+
+/// Names of validators (JWT-SVID 3.2), before anything is done with them.
+#[allow(clippy::result_large_err)]
+fn check_audience(audience: &[String]) -> Result<(), Status> {
+    let sound = |name: &String| (1..=MAX_AUDIENCE).contains(&name.len());
+    if (1..=MAX_AUDIENCES).contains(&audience.len()) && audience.iter().all(sound) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "a JWT-SVID has 1 to {MAX_AUDIENCES} audiences of 1 to {MAX_AUDIENCE} bytes each"
+    )))
+}
+
+/// What the caller is told of a certificate or token that could not be made.
+fn not_issued(refusal: &IssueError) -> Status {
+    let told = refusal.to_string();
+    match refusal {
+        IssueError::Malformed(_)
+        | IssueError::UnsupportedKey(_)
+        | IssueError::UnsupportedSignature
+        | IssueError::BadSignature
+        | IssueError::Identity(_)
+        | IssueError::Foreign(_)
+        | IssueError::Audience(_)
+        | IssueError::Lifetime => Status::invalid_argument(told),
+        IssueError::AuthorityNotValid => Status::unavailable(told),
+        IssueError::Make(_) => Status::internal(told),
     }
 }
 

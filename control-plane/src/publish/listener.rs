@@ -3,8 +3,8 @@
 //! On the unix socket everything is the same, TLS included; beyond that the kernel says which process came. A client without a certificate is let in, since a sidecar asks for its first certificate that way; such a connection is
 //! short, and only `certificates` answers on it.
 
-use super::rate::Rate;
-use crate::attest::UnixPeer;
+use super::{rate::Rate, trust::Trust};
+use crate::attest::{AttestError, UnixPeer, still_good};
 use arc_swap::ArcSwap;
 use postern_identity::Peer;
 use rustls::ServerConfig;
@@ -14,13 +14,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::Sleep,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -38,6 +37,8 @@ const STRANGERS: usize = 1024;
 const STRANGER_DEADLINE: Duration = Duration::from_secs(30);
 /// Connections of sidecars.
 const SIDECARS: usize = 20_000;
+/// From the loss of a peer's authority to the end of its connections.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// After a failed accept (usually no more file descriptors) others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -77,6 +78,7 @@ pub(crate) enum Listener {
 pub(crate) fn accept(
     listeners: Vec<Listener>,
     tls: &Tls,
+    trust: &watch::Sender<Arc<Trust>>,
     stop: &CancellationToken,
 ) -> mpsc::Receiver<Connection> {
     let (ready, connections) = mpsc::channel(64);
@@ -84,6 +86,7 @@ pub(crate) fn accept(
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
         strangers: Arc::new(Semaphore::new(STRANGERS)),
         sidecars: Arc::new(Semaphore::new(SIDECARS)),
+        trust: trust.subscribe(),
     });
     for listener in listeners {
         let (tls, stop, gate, ready) = (Arc::clone(tls), stop.clone(), Arc::clone(&gate), ready.clone());
@@ -129,6 +132,7 @@ struct Gate {
     handshakes: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     sidecars: Arc<Semaphore>,
+    trust: watch::Receiver<Arc<Trust>>,
 }
 
 async fn accept_forever(
@@ -194,14 +198,38 @@ async fn greet(
     let room = Arc::clone(room)
         .try_acquire_owned()
         .map_err(|_| "too many connections: close some, or run a second control plane".to_owned())?;
-    let deadline = peer.is_none().then(|| Box::pin(tokio::time::sleep(STRANGER_DEADLINE)));
+    let ended: Ended = match peer.clone() {
+        None => Box::pin(tokio::time::sleep(STRANGER_DEADLINE)),
+        Some(peer) => Box::pin(distrusted(peer, gate.trust.clone())),
+    };
     Ok(Connection {
         stream,
         caller: Caller { peer, address },
-        deadline,
+        ended,
         stopped: Box::pin(stop.clone().cancelled_owned()),
         _room: room,
     })
+}
+
+/// Resolves a moment after `peer` has lost its authority: its stream has been told why by then.
+async fn distrusted(peer: Peer, mut trusted: watch::Receiver<Arc<Trust>>) {
+    // Whatever came between the handshake and now is looked at, too: the handshake may have known less.
+    let mut before: Option<Arc<Trust>> = None;
+    loop {
+        let trust = trusted.borrow_and_update().clone();
+        let looked_at = before.as_ref().is_some_and(|before| !trust.takes_away_from(before));
+        if !looked_at
+            && let Err(AttestError::CertificateNotTrusted(id, reason)) =
+                still_good(&peer, &trust.own, SystemTime::now())
+        {
+            tracing::info!(id, reason, "a connection ends, since its peer is trusted no more");
+            return tokio::time::sleep(LAST_WORDS).await;
+        }
+        before = Some(trust);
+        if trusted.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// The bytes below TLS.
@@ -246,20 +274,22 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A connection with a finished handshake. It ends by itself when the control plane stops, and after a short time when
-/// the client showed no certificate.
+/// What ends a connection before its time.
+type Ended = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection with a finished handshake. It ends by itself when the control plane stops, soon when the authority of its
+/// peer is trusted no more, and after a short time when the client showed no certificate.
 pub(crate) struct Connection {
     stream: TlsStream<Stream>,
     caller: Caller,
-    deadline: Option<Pin<Box<Sleep>>>,
+    ended: Ended,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     _room: OwnedSemaphorePermit,
 }
 
 impl Connection {
     fn ended(&mut self, context: &mut Context<'_>) -> bool {
-        self.stopped.as_mut().poll(context).is_ready()
-            || self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready())
+        self.stopped.as_mut().poll(context).is_ready() || self.ended.as_mut().poll(context).is_ready()
     }
 }
 

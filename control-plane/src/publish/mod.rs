@@ -7,8 +7,10 @@ pub(crate) mod certificates;
 pub(crate) mod discovery;
 pub(crate) mod listener;
 pub(crate) mod rate;
+mod report;
 pub(crate) mod session;
 pub mod status;
+pub(crate) mod trust;
 
 use crate::{
     attest::{JoinTokens, TokenReviews},
@@ -18,10 +20,18 @@ use crate::{
 };
 use postern_api::v1;
 use postern_identity::TrustDomain;
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
+use trust::Trust;
 
 /// What all connections share.
 pub(crate) struct Publisher {
@@ -33,7 +43,10 @@ pub(crate) struct Publisher {
     pub trust_domain: TrustDomain,
     /// The documents in force; `None` until the first are applied.
     pub index: watch::Sender<Option<Arc<Index>>>,
+    /// The trust in force.
+    pub trust: watch::Sender<Arc<Trust>>,
     pub sessions: status::Sessions,
+    pub counters: Counters,
     /// Default and upper bound of workload certificates.
     pub certificate_lifetime: Duration,
     /// Requests for certificates, by source address (tokens).
@@ -42,26 +55,45 @@ pub(crate) struct Publisher {
     pub by_user: rate::Rate<u32>,
     /// Requests for certificates, by identity (renewal).
     pub by_identity: rate::Rate<String>,
+    /// Requests for JWT-SVIDs, by identity.
+    pub tokens_by_identity: rate::Rate<String>,
     pub stop: CancellationToken,
 }
 
 impl Publisher {
-    /// All trust bundles, as the wire carries them.
-    pub(crate) fn trust(&self) -> v1::BundleUpdate {
-        let bundle = self.authority.bundle();
-        let bundle = v1::Bundle {
-            trust_domain: bundle.trust_domain.as_str().to_owned(),
-            document: bundle.to_document().into_bytes(),
-            revoked: bundle.revoked.iter().map(|key| key.as_bytes().to_vec()).collect(),
-        };
-        let foreign = self.federation.bundles().borrow().clone();
-        let foreign = foreign.iter().map(|bundle| v1::Bundle {
-            trust_domain: bundle.trust_domain.as_str().to_owned(),
-            document: bundle.to_document().into_bytes(),
-            revoked: Vec::new(),
-        });
-        let bundles = std::iter::once(bundle).chain(foreign).collect();
-        v1::BundleUpdate { bundles, tainted: Vec::new() }
+    /// The trust in force, as every sidecar is told it.
+    pub(crate) fn trust(&self) -> Arc<Trust> {
+        self.trust.borrow().clone()
+    }
+
+    /// Collects it anew, and pushes it when it came out different. To be called after each change of the authority or of
+    /// foreign bundles. True when it did.
+    pub(crate) fn renew_trust(&self) -> bool {
+        // Collected under the lock of the channel, so that of two callers the later one's does not get lost.
+        self.trust.send_if_modified(|current| {
+            let next = Trust::new(&self.authority.published(), &self.federation.bundles().borrow());
+            let changed = next.version != current.version;
+            if changed {
+                *current = Arc::new(next);
+            }
+            changed
+        })
+    }
+}
+
+/// What was asked for and how it ended, since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub certificates_issued: AtomicU64,
+    pub certificates_refused: AtomicU64,
+    pub tokens_issued: AtomicU64,
+    pub tokens_refused: AtomicU64,
+}
+
+impl Counters {
+    /// Counts one outcome.
+    pub(crate) fn count<T, E>(outcome: &Result<T, E>, done: &AtomicU64, refused: &AtomicU64) {
+        (if outcome.is_ok() { done } else { refused }).fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -79,7 +111,7 @@ const MAX_HEADERS: u32 = 16 * 1024;
 /// Serves `listeners` until the publisher is stopped.
 pub(crate) async fn serve(publisher: Arc<Publisher>, listeners: Vec<listener::Listener>, tls: listener::Tls) {
     let stop = publisher.stop.clone();
-    let connections = ReceiverStream::new(listener::accept(listeners, &tls, &stop));
+    let connections = ReceiverStream::new(listener::accept(listeners, &tls, &publisher.trust, &stop));
     let certificates = certificates::Certificates::new(Arc::clone(&publisher));
     let discovery = discovery::Discovery::new(publisher);
     let served = tonic::transport::Server::builder()

@@ -4,12 +4,16 @@ use super::{
     Publisher,
     discovery::account,
     listener::Address,
+    report::held,
     status::{Entry, SessionStatus},
+    trust::Trust,
 };
-use crate::registry::{Index, index::version};
+use crate::{
+    attest::{AttestError, still_good},
+    registry::Index,
+};
 use postern_api::v1::{self, control_message, sidecar_message};
 use postern_identity::Peer;
-use prost::Message as _;
 use std::{
     collections::HashMap,
     fmt,
@@ -86,9 +90,13 @@ async fn converse(
     let mut index = generations.borrow_and_update().clone().ok_or_else(|| {
         Status::unavailable("the control plane has not read its documents yet: connect again")
     })?;
-    let mut foreign = publisher.federation.bundles();
+    let mut trusted = publisher.trust.subscribe();
+    let mut trust = trusted.borrow_and_update().clone();
+    let distrusted = |refusal: AttestError| Status::unauthenticated(refusal.to_string());
+    // The connection may be older than the trust in force.
+    still_good(peer, &trust.own, SystemTime::now()).map_err(distrusted)?;
     let mut session = Session::open(publisher, peer, hello, &index, answers)?;
-    session.publish(&index).await?;
+    session.publish(&index, &trust).await?;
 
     // Nobody keeps a stream much longer than the certificate that opened it.
     let left = peer.not_after().duration_since(SystemTime::now()).unwrap_or_default();
@@ -107,10 +115,17 @@ async fn converse(
                 if let Some(next) = generations.borrow_and_update().clone() {
                     index = next;
                 }
-                session.publish(&index).await?;
+                session.publish(&index, &trust).await?;
             }
             // The sender lives as long as the publisher does.
-            Ok(()) = foreign.changed() => session.publish(&index).await?,
+            Ok(()) = trusted.changed() => {
+                let before = std::mem::replace(&mut trust, trusted.borrow_and_update().clone());
+                // First the news, then the end: who is told why it is refused can do something about it.
+                session.publish(&index, &trust).await?;
+                if trust.takes_away_from(&before) {
+                    still_good(peer, &trust.own, SystemTime::now()).map_err(distrusted)?;
+                }
+            }
             () = &mut certificate_ended => {
                 return Err(Status::unauthenticated("the certificate of this connection has ended: connect with the current one"));
             }
@@ -124,13 +139,13 @@ async fn converse(
 
 /// What one sidecar was sent.
 struct Session<'a> {
-    publisher: &'a Publisher,
     answers: &'a Answers,
     identity: String,
     namespace: String,
     service_account: String,
     pod: String,
     bundles: Sent,
+    trust: Option<Arc<Trust>>,
     inbound: Sent,
     destinations: HashMap<String, (SocketAddr, Sent)>,
     /// Updates without an answer, by nonce; at most one for each resource.
@@ -186,6 +201,10 @@ impl<'a> Session<'a> {
             build: hello.build,
             version_sent: String::new(),
             version_acked: String::new(),
+            trust_sent: String::new(),
+            trust_acked: String::new(),
+            trust_known: Arc::default(),
+            certificate: None,
             nacks: 0,
             last_nacks: Vec::new(),
             subscriptions: 0,
@@ -194,13 +213,13 @@ impl<'a> Session<'a> {
         });
         tracing::info!(%identity, pod, "a sidecar connected");
         Ok(Self {
-            publisher,
             answers,
             identity,
             namespace,
             service_account,
             pod,
             bundles: Sent::default(),
+            trust: None,
             inbound: Sent::default(),
             destinations: HashMap::new(),
             unanswered: HashMap::new(),
@@ -210,13 +229,12 @@ impl<'a> Session<'a> {
     }
 
     /// Sends all that is not what was sent last. Bundles come first: a policy may speak of their trust domains.
-    async fn publish(&mut self, index: &Index) -> Result<(), Status> {
-        let bundles = self.publisher.trust();
-        let bundles_version = version(&bundles.encode_to_vec());
-        if self.bundles.version != bundles_version {
-            self.bundles = self
-                .send(Resource::Bundles, bundles_version, control_message::Message::Bundles(bundles))
-                .await?;
+    async fn publish(&mut self, index: &Index, trust: &Arc<Trust>) -> Result<(), Status> {
+        if self.bundles.version != trust.version {
+            self.row.update(|status| status.trust_sent.clone_from(&trust.version));
+            self.trust = Some(Arc::clone(trust));
+            let message = control_message::Message::Bundles(trust.update.clone());
+            self.bundles = self.send(Resource::Bundles, trust.version.clone(), message).await?;
         }
         let policy = index
             .policy(&self.namespace, &self.service_account, &self.pod)
@@ -255,7 +273,10 @@ impl<'a> Session<'a> {
             Some(sidecar_message::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a stream says hello only once"));
             }
-            Some(sidecar_message::Message::Certificate(_)) => {}
+            Some(sidecar_message::Message::Certificate(report)) => {
+                let held = held(&report).map_err(Status::invalid_argument)?;
+                self.row.update(|status| status.certificate = Some(held));
+            }
             // A kind of message that a newer sidecar knows: not for us.
             None => {}
         }
@@ -286,8 +307,19 @@ impl<'a> Session<'a> {
 
     fn taken(&mut self, ack: &v1::Ack) {
         // An answer to an update that a newer one replaced says nothing any more.
-        if self.unanswered.remove(&ack.nonce) == Some(Resource::Inbound) {
-            self.row.update(|status| status.version_acked.clone_from(&self.inbound.version));
+        match self.unanswered.remove(&ack.nonce) {
+            Some(Resource::Inbound) => {
+                self.row.update(|status| status.version_acked.clone_from(&self.inbound.version));
+            }
+            Some(Resource::Bundles) => {
+                if let Some(trust) = &self.trust {
+                    self.row.update(|status| {
+                        status.trust_acked.clone_from(&trust.version);
+                        status.trust_known = Arc::clone(&trust.keys);
+                    });
+                }
+            }
+            Some(Resource::Destination(_)) | None => {}
         }
     }
 

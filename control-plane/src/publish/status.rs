@@ -1,8 +1,9 @@
 //! Who is connected, what was sent to whom, and who refused it: the table behind `ControlPlane::status`.
 
 use parking_lot::Mutex;
+use postern_identity::KeyId;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::SystemTime,
 };
@@ -27,6 +28,14 @@ pub struct SessionStatus {
     pub version_sent: String,
     /// Inbound policy: the version that the sidecar took last, its last good one. Empty before the first.
     pub version_acked: String,
+    /// Trust bundles: the version sent last. Empty before the first.
+    pub trust_sent: String,
+    /// Trust bundles: the version that the sidecar took last. Empty before the first.
+    pub trust_acked: String,
+    /// Our own roots and token keys in the trust that it took last.
+    pub trust_known: Arc<BTreeSet<KeyId>>,
+    /// The certificate that it has in force, as it says; `None` before it has said so.
+    pub certificate: Option<Held>,
     /// How many updates it refused, of all kinds.
     pub nacks: u64,
     /// Its latest refusals, oldest first, at most 8.
@@ -37,6 +46,34 @@ pub struct SessionStatus {
     pub pushes: u64,
     /// Since when.
     pub connected_since: SystemTime,
+}
+
+/// A certificate that a sidecar has in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Lower-case hex.
+    pub serial: String,
+    /// Begin of its validity.
+    pub not_before: SystemTime,
+    /// End of its validity.
+    pub not_after: SystemTime,
+    /// The keys above it, from its issuer to the root.
+    pub authorities: Vec<KeyId>,
+}
+
+/// A sidecar that was connected to this process and is not now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departed {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Pod name.
+    pub instance: String,
+    /// When its last stream ended.
+    pub at: SystemTime,
+    /// What it held then.
+    pub certificate: Option<Held>,
+    /// What it knew then.
+    pub trust_known: Arc<BTreeSet<KeyId>>,
 }
 
 /// An update that a sidecar did not take.
@@ -60,6 +97,8 @@ pub(crate) struct Sessions(Arc<Mutex<Table>>);
 struct Table {
     next: u64,
     rows: BTreeMap<u64, Row>,
+    /// By namespace and pod; of a pod that came back the row counts.
+    departed: BTreeMap<(String, String), Departed>,
 }
 
 struct Row {
@@ -91,6 +130,16 @@ impl Sessions {
         };
         table.rows.values().map(whole).collect()
     }
+
+    /// Who was here and has gone.
+    pub(crate) fn departed(&self) -> Vec<Departed> {
+        self.0.lock().departed.values().cloned().collect()
+    }
+
+    /// Forgets who went before `since`: nothing that it held then can be valid any more.
+    pub(crate) fn forget_departed(&self, since: SystemTime) {
+        self.0.lock().departed.retain(|_, departed| departed.at >= since);
+    }
 }
 
 impl Entry {
@@ -117,6 +166,15 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.sessions.0.lock().rows.remove(&self.key);
+        let mut table = self.sessions.0.lock();
+        let Some(Row { status, .. }) = table.rows.remove(&self.key) else { return };
+        let departed = Departed {
+            namespace: status.namespace.clone(),
+            instance: status.instance.clone(),
+            at: SystemTime::now(),
+            certificate: status.certificate,
+            trust_known: status.trust_known,
+        };
+        table.departed.insert((status.namespace, status.instance), departed);
     }
 }

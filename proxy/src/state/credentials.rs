@@ -10,6 +10,9 @@ use std::{
 };
 use zeroize::Zeroizing;
 
+/// By how much our authority back-dates, against clocks that are behind.
+const BACKDATE: Duration = Duration::from_secs(300);
+
 /// What the current certificate makes possible: published whole.
 pub struct Credentials {
     /// Our own ID.
@@ -73,9 +76,11 @@ impl Credentials {
         self.authorities.iter().find(|key| revoked.contains(key)).copied()
     }
 
-    /// When less than a tenth of its life is left: from then on it is an alarm that no other certificate is there.
+    /// When less than a tenth of its life is left: from then on it is an alarm that no other certificate is there. The minutes
+    /// by which it was back-dated are no life.
     pub fn nearly_over(&self) -> SystemTime {
         let life = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        let life = life.checked_sub(BACKDATE).unwrap_or(life);
         self.not_after.checked_sub(life / 10).unwrap_or(self.not_after)
     }
 }

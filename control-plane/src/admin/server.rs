@@ -1,0 +1,238 @@
+//! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
+
+use super::{answers, metrics};
+use crate::upkeep::Upkeep;
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{
+    convert::Infallible,
+    fs,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Connections at once on one door; more wait in the kernel.
+const CONNECTIONS: usize = 32;
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// One connection, everything included.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
+const HEAD_BYTES: usize = 16 * 1024;
+const BODY_BYTES: usize = 4 * 1024;
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// The socket of operators; its file goes with it.
+pub(crate) struct Socket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Socket {
+    /// Binds `path`, in place of a socket that nobody serves any more. Only its owner may connect.
+    pub(crate) fn bind(path: PathBuf) -> anyhow::Result<Self> {
+        let cannot = |why: String| {
+            anyhow::anyhow!(
+                "the admin socket {} cannot be made: {why}; choose another place with --admin-socket",
+                path.display()
+            )
+        };
+        match fs::symlink_metadata(&path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(cannot("something that is no socket has this name".into()));
+            }
+            Ok(_) if std::os::unix::net::UnixStream::connect(&path).is_ok() => {
+                return Err(cannot("another program serves it".into()));
+            }
+            Ok(_) => fs::remove_file(&path).map_err(|error| cannot(error.to_string()))?,
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(&path).map_err(|error| cannot(error.to_string()))?;
+        // Whoever slips in before this is still asked who he is.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .map_err(|error| cannot(error.to_string()))?;
+        Ok(Self { path, listener })
+    }
+
+    /// Serves it until `stop`.
+    pub(crate) async fn serve(self, upkeep: Arc<Upkeep>, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Some(place) = place(&places, &stop).await else { return };
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) if is_owner(&stream) => {
+                    let upkeep = Arc::clone(&upkeep);
+                    let service = move |request| answer(Arc::clone(&upkeep), request);
+                    tokio::spawn(converse(stream, service, stop.clone(), place));
+                }
+                Ok(_) => tracing::warn!("somebody else's user knocked at the admin socket and was sent away"),
+                // Out of descriptors, most likely: going on at once would only burn a core.
+                Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The same user, or root. The file's mode has let nobody else in; this is the second lock.
+fn is_owner(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+/// A port that tells numbers and nothing else.
+pub(crate) struct MetricsPort {
+    listener: TcpListener,
+}
+
+impl MetricsPort {
+    pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("metrics cannot be served on {address}: choose another --metrics"))?;
+        Ok(Self { listener })
+    }
+
+    pub(crate) fn address(&self) -> anyhow::Result<SocketAddr> {
+        self.listener.local_addr().context("the address of the metrics is not known")
+    }
+
+    /// Serves it until `stop`.
+    pub(crate) async fn serve(self, upkeep: Arc<Upkeep>, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Some(place) = place(&places, &stop).await else { return };
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let upkeep = Arc::clone(&upkeep);
+                    let service = move |request: Request<Incoming>| {
+                        let upkeep = Arc::clone(&upkeep);
+                        async move {
+                            match (request.method(), request.uri().path()) {
+                                (&Method::GET | &Method::HEAD, "/metrics") => numbers(&upkeep),
+                                _ => text(StatusCode::NOT_FOUND, "GET /metrics is all there is here\n"),
+                            }
+                        }
+                    };
+                    tokio::spawn(converse(stream, service, stop.clone(), place));
+                }
+                Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
+            }
+        }
+    }
+}
+
+async fn place(
+    places: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    tokio::select! {
+        () = stop.cancelled() => None,
+        // The semaphore is never closed.
+        place = Arc::clone(places).acquire_owned() => place.ok(),
+    }
+}
+
+async fn converse<S, F, R>(
+    stream: S,
+    service: F,
+    stop: CancellationToken,
+    _place: tokio::sync::OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Answer>,
+{
+    let service = service_fn(|request| {
+        let answer = service(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    // What goes wrong here is the asker's business.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        _ = tokio::time::timeout(CONNECTION_DEADLINE, served) => {}
+    }
+}
+
+async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let is_get = matches!(head.method, Method::GET | Method::HEAD);
+    if is_get {
+        return match path.as_str() {
+            "/" => text(StatusCode::OK, answers::FRONT),
+            "/metrics" => numbers(&upkeep),
+            "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
+            "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
+            _ => answers::no_such_page(),
+        };
+    }
+    if head.method != Method::POST {
+        return answers::no_such_page();
+    }
+    let read = tokio::time::timeout(HEAD_DEADLINE, Limited::new(body, BODY_BYTES).collect()).await;
+    let Ok(Ok(body)) = read else {
+        return answers::problem(
+            StatusCode::BAD_REQUEST,
+            "the body cannot be read",
+            "it is longer than 4 KiB, too slow, or broken off",
+        );
+    };
+    let body = body.to_bytes();
+    // The authority writes its journal.
+    let done = tokio::task::spawn_blocking(move || answers::change(&upkeep, &path, &body, SystemTime::now()));
+    done.await.unwrap_or_else(|_| {
+        answers::problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the step broke off",
+            "look at the log of the control plane, and at GET /authorities",
+        )
+    })
+}
+
+fn numbers(upkeep: &Upkeep) -> Answer {
+    let body = metrics::written(upkeep, SystemTime::now());
+    typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+}
+
+pub(super) fn text(status: StatusCode, body: &'static str) -> Answer {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+pub(super) fn typed(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    answer
+}
