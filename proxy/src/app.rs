@@ -18,6 +18,7 @@ use crate::{
     workload_api,
     workload_identity::{
         WorkloadIdentity,
+        agent::Agent,
         source::{Authority, Source},
     },
 };
@@ -75,6 +76,13 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     );
     let folder =
         bootstrap.state.as_ref().map(|state| Folder::open(&state.folder, state.on_disk)).transpose()?;
+    anyhow::ensure!(
+        bootstrap.identity_from.is_none() || bootstrap.identity_from != bootstrap.workload_api,
+        Failure::error(
+            "the identity shall come from the sidecar's own socket.",
+            "Give `--identity-from` the socket of a SPIRE agent, or of another sidecar."
+        )
+    );
     let (telemetry, writers) = Telemetry::start(telemetry::Options {
         access_log: bootstrap.access_log.clone(),
         otlp_endpoint: bootstrap.otlp_endpoint.clone(),
@@ -100,12 +108,15 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     }
     let keeping =
         folder.map(|folder| kept::follow(folder, store.clone(), destinations.clone(), stop.clone()));
-    let source = Source::Authority(Authority {
-        control: control.clone(),
-        lifetime: bootstrap.certificate_lifetime,
-        join_token: bootstrap.join_token,
-        service_account_token: bootstrap.service_account_token,
-    });
+    let source = match bootstrap.identity_from {
+        Some(socket) => Source::Agent(Agent::new(socket, control.trust_domain.clone())),
+        None => Source::Authority(Authority {
+            control: control.clone(),
+            lifetime: bootstrap.certificate_lifetime,
+            join_token: bootstrap.join_token,
+            service_account_token: bootstrap.service_account_token,
+        }),
+    };
     let (identity, renewals) = WorkloadIdentity::new(source, store.clone(), telemetry.clone(), ready.clone());
     let subscriber = Subscriber::new(
         control.clone(),

@@ -87,6 +87,8 @@ pub struct Bootstrap {
     pub probes: SocketAddr,
     /// Prometheus (15090); port 0 = any.
     pub metrics: SocketAddr,
+    /// Where our identity comes from instead of the control plane: the socket of a SPIFFE Workload API.
+    pub identity_from: Option<PathBuf>,
     /// Where the pod gets its identity from us: the socket of the SPIFFE Workload API and of Envoy's SDS.
     pub workload_api: Option<PathBuf>,
     /// Threads of the data plane; at least 1.
@@ -203,6 +205,10 @@ pub struct Flags {
     /// Prometheus: /metrics
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15090")]
     pub metrics: SocketAddr,
+    /// Take certificate and key from the SPIFFE Workload API on this socket, a SPIRE agent's for example, not from the control plane
+    #[arg(long, value_name = "unix:PATH", value_parser = unix_path,
+        conflicts_with_all = ["join_token_file", "service_account_token_file", "certificate_lifetime"])]
+    pub identity_from: Option<PathBuf>,
     /// Serve the SPIFFE Workload API and Envoy's SDS to the pod on this socket
     #[arg(long, value_name = "unix:PATH", value_parser = unix_path)]
     pub workload_api: Option<PathBuf>,
@@ -274,6 +280,7 @@ impl Bootstrap {
             admin: flags.admin,
             probes: flags.probes,
             metrics: flags.metrics,
+            identity_from: flags.identity_from,
             workload_api: flags.workload_api,
             workers: flags.workers.map_or(processors.min(2), usize::from),
             mark: flags.mark,
@@ -428,6 +435,7 @@ mod tests {
             &["--explicit-inbound", "127.0.0.1:1=127.0.0.1:2", "--inbound", "0.0.0.0:15006"],
             &["--workers", "0"],
             &["--admin", "15000"],
+            &["--identity-from", "unix:///run/agent.sock", "--join-token-file", "token"],
             &["--workload-api", "/run/workload.sock"],
             &["--workload-api", "unix:run/workload.sock"],
             &["--workload-api", "unix://host/workload.sock"],

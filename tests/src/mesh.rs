@@ -321,6 +321,7 @@ impl Mesh {
             admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             probes: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             metrics: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            identity_from: None,
             workload_api: settings
                 .workload_api
                 .as_ref()

@@ -6,6 +6,7 @@ use crate::{
     mesh::{Settings, Workload},
 };
 use hyper_util::rt::TokioIo;
+use postern_proxy::Bootstrap;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -121,10 +122,16 @@ impl Client {
 
 /// A sidecar whose control plane does not answer: it serves the Workload API on `socket` and has no identity.
 pub async fn nobody_there(socket: PathBuf) -> postern_proxy::Sidecar {
+    postern_proxy::start(Bootstrap { workload_api: Some(socket), ..bootstrap("early") }).await.unwrap()
+}
+
+/// For a sidecar of the test's own, without listeners for traffic; its control plane does not answer.
+pub fn bootstrap(instance: &str) -> Bootstrap {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let root = rcgen::generate_simple_self_signed(vec!["nobody".into()]).unwrap();
-    postern_proxy::start(postern_proxy::Bootstrap {
-        instance: "early".into(),
+
+    Bootstrap {
+        instance: instance.into(),
         // Bound by nobody: the port of a listener that is gone.
         control_plane: std::net::TcpListener::bind(any).unwrap().local_addr().unwrap().into(),
         service_account_token: None,
@@ -136,14 +143,13 @@ pub async fn nobody_there(socket: PathBuf) -> postern_proxy::Sidecar {
         admin: any,
         probes: any,
         metrics: any,
-        workload_api: Some(socket),
+        identity_from: None,
+        workload_api: None,
         workers: 1,
         mark: None,
         access_log: postern_proxy::bootstrap::AccessLogSink::Off,
         otlp_endpoint: None,
         certificate_lifetime: None,
         drain_deadline: std::time::Duration::from_millis(100),
-    })
-    .await
-    .unwrap()
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! A new key for each certificate; the key never leaves the process. A failed renewal never drops a valid certificate.
 
+pub mod agent;
 pub mod issue;
 mod readiness;
 pub mod schedule;
@@ -119,6 +120,7 @@ impl WorkloadIdentity {
             self.status.lock().renew_at = Some(due);
             let ask = tokio::select! {
                 () = until(due) => None,
+                () = self.source.changed() => None,
                 // The sender lives in our own store, so this never fails.
                 _ = trust.changed() => {
                     due = self.sooner(due);
@@ -185,9 +187,14 @@ impl WorkloadIdentity {
         let new = issued.credentials;
         let (id, serial, not_before, not_after) =
             (new.id.clone(), new.serial.clone(), new.not_before, new.not_after);
+        let nearly_over = new.nearly_over();
         self.store.publish_credentials(new)?;
         let now = SystemTime::now();
-        let next = schedule::renewal_moment(now, now, not_after, rand::random());
+        let next = if self.source.rotates_by_itself() {
+            nearly_over
+        } else {
+            schedule::renewal_moment(now, now, not_after, rand::random())
+        };
         tracing::info!(
             identity = %id, %serial, seconds = seconds_until(now, not_after),
             renewal_in_seconds = seconds_until(now, next), "certificate in force"

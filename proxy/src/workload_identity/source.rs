@@ -1,6 +1,9 @@
 //! Where certificates come from, and by what a sidecar proves who it is.
 
-use super::issue::{self, Issued};
+use super::{
+    agent::Agent,
+    issue::{self, Issued},
+};
 use crate::{
     bootstrap::{JoinToken, TokenFile},
     control::ControlPlane,
@@ -12,6 +15,8 @@ use std::{sync::Arc, time::Duration};
 pub enum Source {
     /// Our own control plane.
     Authority(Authority),
+    /// Somebody else's Workload API.
+    Agent(Agent),
 }
 
 impl Source {
@@ -22,6 +27,7 @@ impl Source {
     pub async fn obtain(&mut self, store: &Store) -> Result<Issued, String> {
         match self {
             Self::Authority(authority) => authority.obtain(store).await,
+            Self::Agent(agent) => agent.obtain(store).await,
         }
     }
 
@@ -29,7 +35,21 @@ impl Source {
     pub fn used(&mut self) {
         match self {
             Self::Authority(authority) => authority.join_token = None,
+            Self::Agent(_) => {}
         }
+    }
+
+    /// Resolves when the source has a certificate for us that we did not ask for; never where it gives only what is asked for.
+    pub async fn changed(&mut self) {
+        match self {
+            Self::Authority(_) => std::future::pending().await,
+            Self::Agent(agent) => agent.changed().await,
+        }
+    }
+
+    /// Whether the source decides when there is another certificate. Asking it is for the case that it is late.
+    pub fn rotates_by_itself(&self) -> bool {
+        matches!(self, Self::Agent(_))
     }
 }
 
