@@ -1,23 +1,38 @@
 //! `postern check DIR`: everything that is wrong with a folder, without starting anything.
 use crate::{
-    failure::{NEGATIVE, OK},
+    authority::{Where, expiry},
+    failure::{Failure, NEGATIVE, OK},
     folder::{self, Folder},
-    policy::formats::{self, Finding, Level, Listing, TestCase},
+    policy::formats::{self, Finding, Level, Listing, Output, TestCase},
     up::plan::Plan,
 };
 use clap::Args;
 use postern_config::{Problem, Severity, problem, validate};
 use serde::Serialize;
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Flags of `postern check`.
 #[derive(Args, Debug, Clone)]
 pub struct CheckArgs {
     /// The folder of YAML files
-    dir: PathBuf,
+    #[arg(
+        value_name = "FOLDER",
+        required_unless_present = "expires_within",
+        conflicts_with = "expires_within"
+    )]
+    folder: Option<PathBuf>,
     /// Form of the answer
     #[arg(short, long, value_enum, default_value_t)]
     output: Listing,
+    /// Ask a running mesh instead for what ends in this time and is not renewed, e.g. 30d, 12h; exit code 2 when something is
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    expires_within: Option<Duration>,
+    #[command(flatten)]
+    place: Where,
 }
 
 /// All findings, as programs read them.
@@ -45,7 +60,27 @@ struct Shown<'a> {
 
 /// Runs the command: 0 when all is well (warnings allowed), 2 when the folder would be rejected, 1 when it cannot be read.
 pub fn run(args: &CheckArgs) -> u8 {
-    let mut folder = match folder::locate(&args.dir).and_then(|_| folder::study(&args.dir)) {
+    match (&args.folder, args.expires_within) {
+        (_, Some(within)) => expire(args, within),
+        (dir, None) => examine(args, dir.as_deref().unwrap_or_else(|| Path::new("."))),
+    }
+}
+
+fn expire(args: &CheckArgs, within: Duration) -> u8 {
+    let output = match args.output {
+        Listing::Table => Output::Table,
+        Listing::Json => Output::Json,
+        Listing::Yaml => Output::Yaml,
+        Listing::Github | Listing::Sarif | Listing::Junit => {
+            let only = "--expires-within answers in the forms table, json and yaml.";
+            return Failure::usage(only, "These have places in files, which certificates have not.").report();
+        }
+    };
+    expiry::run(within, output, &args.place)
+}
+
+fn examine(args: &CheckArgs, dir: &Path) -> u8 {
+    let mut folder = match folder::locate(dir).and_then(|_| folder::study(dir)) {
         Ok(folder) => folder,
         Err(failure) => return failure.report(),
     };
@@ -53,7 +88,7 @@ pub fn run(args: &CheckArgs) -> u8 {
         folder.problems.extend(only_for_up(&folder));
     }
     let planned = (!folder.has_errors()).then(|| Plan::make(&folder.documents, &Plan::default()));
-    formats::print(&printed(args, &folder, planned.as_ref().and_then(|plan| plan.as_ref().ok())));
+    formats::print(&printed(args.output, dir, &folder, planned.as_ref().and_then(|plan| plan.as_ref().ok())));
     match planned {
         None => NEGATIVE,
         Some(Ok(_)) => OK,
@@ -73,23 +108,23 @@ fn only_for_up(folder: &Folder) -> Vec<Problem> {
     problems
 }
 
-fn printed(args: &CheckArgs, folder: &Folder, plan: Option<&Plan>) -> String {
-    match args.output {
-        Listing::Table => table(args, folder, plan),
+fn printed(output: Listing, dir: &Path, folder: &Folder, plan: Option<&Plan>) -> String {
+    match output {
+        Listing::Table => table(dir, folder, plan),
         Listing::Json => formats::to_json(&shown(folder)),
         Listing::Yaml => formats::to_yaml(&shown(folder)),
         Listing::Github => formats::github(&findings(folder)),
         Listing::Sarif => formats::sarif(&findings(folder)),
-        Listing::Junit => formats::junit(&test_cases(args, folder)),
+        Listing::Junit => formats::junit(&test_cases(dir, folder)),
     }
 }
 
-fn table(args: &CheckArgs, folder: &Folder, plan: Option<&Plan>) -> String {
+fn table(dir: &Path, folder: &Folder, plan: Option<&Plan>) -> String {
     let mut out = String::new();
     for problem in &folder.problems {
         let _ = writeln!(out, "{problem}\n");
     }
-    let shown = args.dir.display();
+    let shown = dir.display();
     let findings = if folder.problems.is_empty() { "no problems".to_owned() } else { folder.tally() };
     let _ = match plan {
         Some(plan) => {
@@ -147,7 +182,7 @@ fn findings(folder: &Folder) -> Vec<Finding> {
 }
 
 /// One test case a finding: an error fails, a warning passes with a remark. Without findings, one that passes.
-fn test_cases(args: &CheckArgs, folder: &Folder) -> Vec<TestCase> {
+fn test_cases(dir: &Path, folder: &Folder) -> Vec<TestCase> {
     let case = |name: String, file: String, line, failure, remark| TestCase {
         suite: "postern check".into(),
         name,
@@ -157,7 +192,7 @@ fn test_cases(args: &CheckArgs, folder: &Folder) -> Vec<TestCase> {
         remark,
     };
     if folder.problems.is_empty() {
-        return vec![case("no problems".into(), args.dir.display().to_string(), 0, None, None)];
+        return vec![case("no problems".into(), dir.display().to_string(), 0, None, None)];
     }
     let one = |problem: &Problem| {
         let name = format!("{} {} ({}:{})", problem.code, title(problem), problem.file, problem.line);

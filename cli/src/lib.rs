@@ -1,9 +1,11 @@
-//! The one binary people install, as a library: `up`, `exec`, `check`, `redirect`, `demo`, `app`, and the questions about policy.
+//! The one binary people install, as a library: `up`, `exec`, `check`, `redirect`, `demo`, `app`, the questions about policy, and those
+//! about authorities and certificates.
 //!
 //! `up` is the largest room: it turns a folder of YAML into a running mesh of processes. `interception` writes the
 //! redirect rules. The rest are commands and the words that they share.
 
 pub mod app;
+pub mod authority;
 pub mod check;
 pub mod demo;
 pub mod failure;

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use postern::{
-    app, check, demo,
+    app, authority, check, demo,
     failure::{OK, USAGE},
     interception::command as redirect,
     policy, up,
@@ -31,7 +31,7 @@ enum Command {
     Up(UpArgs),
     /// Run a command in a pod of a running mesh
     Exec(up::attach::ExecArgs),
-    /// Show everything that is wrong with a folder of YAML
+    /// Show everything that is wrong with a folder of YAML, or what of a running mesh ends soon
     Check(check::CheckArgs),
     /// Answer one question: may FROM call TO, and why
     Why(Box<policy::why::WhyArgs>),
@@ -41,6 +41,10 @@ enum Command {
     Impact(policy::impact::ImpactArgs),
     /// Write the least policy for recorded traffic
     Generate(policy::generate::GenerateArgs),
+    /// Show and rotate the authorities of a mesh
+    Ca(authority::ca::CaArgs),
+    /// Show who holds a certificate, until when, by which authority
+    Certs(authority::certs::CertsArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
@@ -109,6 +113,8 @@ fn main() -> ExitCode {
         Command::Test(args) => ExitCode::from(policy::test::run(&args)),
         Command::Impact(args) => ExitCode::from(policy::impact::run(&args)),
         Command::Generate(args) => ExitCode::from(policy::generate::run(&args)),
+        Command::Ca(args) => ExitCode::from(authority::ca::run(&args)),
+        Command::Certs(args) => ExitCode::from(authority::certs::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),

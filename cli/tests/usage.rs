@@ -33,6 +33,8 @@ fn asking_for_help_or_the_version_is_no_mistake() {
         "test",
         "impact",
         "generate",
+        "ca",
+        "certs",
     ] {
         check(&[command, "--help"], 0, "Usage: postern");
     }
@@ -45,10 +47,17 @@ fn a_wrong_command_line_ends_with_64_and_names_the_mistake() {
     check(&["up"], 64, "<DIR>");
     check(&["proxy", "--control-plane", "127.0.0.1:15012"], 64, "--trust-bundle");
     check(&["up", "somewhere", "--certificate-lifetime", "7200"], 64, "7200");
+    check(&["check"], 64, "--expires-within");
+    check(&["check", "--expires-within", "soon"], 64, "soon");
+    check(&["check", "--expires-within", "30d", "-o", "sarif"], 64, "json");
+    check(&["ca", "rotate", "--force"], 64, "--step");
+    check(&["ca", "revoke"], 64, "<ID>");
 }
 
 #[test]
 fn a_folder_that_is_not_there_is_an_operational_error() {
     check(&["up", "no-such-folder"], 1, "no-such-folder");
     check(&["check", "no-such-folder"], 1, "no-such-folder");
+    check(&["certs", "--socket", "no-such.sock"], 1, "no-such.sock");
+    check(&["ca", "status", "--socket", "no-such.sock"], 1, "does not answer");
 }

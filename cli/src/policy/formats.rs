@@ -96,7 +96,7 @@ pub struct TestCase {
 }
 
 /// Words in colour, or not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Paint(pub bool);
 
 impl Paint {

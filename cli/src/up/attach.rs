@@ -9,7 +9,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::{
     io::{self, BufRead, BufReader, IoSlice, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -32,7 +32,7 @@ pub fn run(args: &ExecArgs) -> ExitCode {
 }
 
 fn attempt(args: &ExecArgs) -> Result<ExitCode, Failure> {
-    let mesh = choose(args)?;
+    let mesh = choose(args.dir.as_deref())?;
     let gone = |e: io::Error| {
         Failure::new(
             format!("the mesh of `{}` does not answer: {e}.", mesh.directory.display()),
@@ -56,9 +56,13 @@ fn attempt(args: &ExecArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-fn choose(args: &ExecArgs) -> Result<Running, Failure> {
+/// The mesh of `dir`, or the only one that is up.
+///
+/// # Errors
+/// There is none, or there are several to choose from.
+pub fn choose(dir: Option<&Path>) -> Result<Running, Failure> {
     let mut all = runtime_dir::running(&runtime_dir::base());
-    if let Some(dir) = &args.dir {
+    if let Some(dir) = dir {
         let wanted = crate::folder::locate(dir)?;
         return all.into_iter().find(|r| r.directory == wanted).ok_or_else(|| {
             Failure::new(

@@ -72,6 +72,8 @@ impl Drop for RuntimeDir {
 const LOCK: &str = "lock";
 /// The socket for `postern exec`.
 pub const SOCKET: &str = "control.sock";
+/// The admin socket of the control plane, for `postern ca` and `postern certs`.
+pub const ADMIN_SOCKET: &str = "control-plane.sock";
 
 /// Where this user's meshes are: `/run/postern` for root, else `$XDG_RUNTIME_DIR/postern`, else `/tmp/postern-<uid>`.
 pub fn base() -> PathBuf {
@@ -95,6 +97,13 @@ pub struct Running {
     pub directory: PathBuf,
     /// Its outer process.
     pub pid: u32,
+}
+
+impl Running {
+    /// Where its control plane is asked.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.path.join(ADMIN_SOCKET)
+    }
 }
 
 /// The meshes that run under `base`.

@@ -106,6 +106,9 @@ async fn bring_up(
                 "Free its port, or stop the other one.",
             )
         })?;
+    control_plane.open_admin_socket(runtime.join(runtime_dir::ADMIN_SOCKET)).map_err(|e| {
+        Failure::new(format!("the mesh cannot be asked: {e:#}."), "Free the place, or stop who is there.")
+    })?;
     let folder = runtime.join(stage::MESH);
     let parts = Parts {
         journal: Arc::new(Journal::new(Some(folder.join("logs")), options.echo)),

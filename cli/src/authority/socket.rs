@@ -1,0 +1,148 @@
+//! One question to the control plane on its admin socket, and which socket that is.
+
+use crate::{
+    failure::{Failure, NEGATIVE},
+    up::attach,
+};
+use bytes::Bytes;
+use clap::Args;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use postern_control_plane::admin::pages::Problem;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::net::UnixStream;
+
+/// The longest that an answer may take: a step writes a journal to the disk.
+const DEADLINE: Duration = Duration::from_secs(20);
+const ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Which control plane is asked.
+#[derive(Args, Debug, Clone)]
+pub struct Where {
+    /// The admin socket of a control plane: control.sock in its state folder. Default: the mesh that `postern up` runs
+    #[arg(long, value_name = "PATH", conflicts_with = "dir")]
+    socket: Option<PathBuf>,
+    /// The folder of the mesh, when several are up
+    #[arg(id = "dir", long = "dir", value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// A control plane that can be asked. It runs its own event loop, for commands are plain functions.
+pub(super) struct ControlPlane {
+    path: PathBuf,
+    threads: tokio::runtime::Runtime,
+}
+
+impl ControlPlane {
+    /// Finds the socket; nothing is asked yet.
+    ///
+    /// # Errors
+    /// No mesh is up and none was named.
+    pub(super) fn find(place: &Where) -> Result<Self, Failure> {
+        let path = match &place.socket {
+            Some(path) => path.clone(),
+            None => attach::choose(place.dir.as_deref())
+                .map_err(|failure| Failure {
+                    remedy: format!(
+                        "{} A control plane of its own is asked with --socket STATE/control.sock.",
+                        failure.remedy
+                    ),
+                    ..failure
+                })?
+                .admin_socket(),
+        };
+        let threads = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let threads = threads.map_err(|cause| {
+            Failure::new(format!("no event loop: {cause}."), "Check the limits of this process (ulimit -n).")
+        })?;
+        Ok(Self { path, threads })
+    }
+
+    /// A page.
+    ///
+    /// # Errors
+    /// Nobody answers, or not with that page.
+    pub(super) fn page<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.ask(Method::GET, path, Bytes::new())
+    }
+
+    /// A change.
+    ///
+    /// # Errors
+    /// Nobody answers (exit code 1), or the step is refused: exit code 2 when it would cut somebody off, who is named.
+    pub(super) fn change<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wanted: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(wanted).map_err(|cause| self.nonsense(&cause))?;
+        self.ask(Method::POST, path, body.into())
+    }
+
+    fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
+        let asked =
+            self.threads.block_on(tokio::time::timeout(DEADLINE, exchange(&self.path, method, path, body)));
+        let (status, body) = match asked {
+            Ok(answer) => answer.map_err(|cause| self.silent(&cause))?,
+            Err(_) => return Err(self.silent(&format!("no answer within {} s", DEADLINE.as_secs()))),
+        };
+        if (200..300).contains(&status) {
+            return serde_json::from_slice(&body).map_err(|cause| self.nonsense(&cause));
+        }
+        let problem: Problem = serde_json::from_slice(&body).map_err(|cause| self.nonsense(&cause))?;
+        Err(refusal(&problem))
+    }
+
+    fn silent(&self, cause: &dyn std::fmt::Display) -> Failure {
+        let path = self.path.display();
+        Failure::new(
+            format!("the control plane does not answer on {path}: {cause}."),
+            "Look whether it runs, whether this is its --admin-socket, and whether you are its user or root.",
+        )
+    }
+
+    fn nonsense(&self, cause: &dyn std::fmt::Display) -> Failure {
+        Failure::new(
+            format!("the answer on {} is not understood: {cause}.", self.path.display()),
+            "Use the program of the same version as the control plane.",
+        )
+    }
+}
+
+fn refusal(problem: &Problem) -> Failure {
+    let lagging: String =
+        problem.lagging.iter().map(|one| format!("\n       {} {}", one.who, one.reason)).collect();
+    match problem.lagging.is_empty() {
+        true => Failure::new(format!("{}: {}.", problem.title, problem.detail), "See `postern ca status`."),
+        false => Failure {
+            cause: format!("{}:{lagging}", problem.title),
+            remedy: "Wait, or repair them, and ask again; --force does it all the same and cuts them off."
+                .into(),
+            code: NEGATIVE,
+        },
+    }
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(u16, Bytes), String> {
+    let stream = UnixStream::connect(socket).await.map_err(|cause| cause.to_string())?;
+    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.map_err(|cause| cause.to_string())?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "control-plane")
+        .body(Full::new(body))
+        .map_err(|cause| cause.to_string())?;
+    let answer = sender.send_request(request).await.map_err(|cause| cause.to_string())?;
+    let status = answer.status().as_u16();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+    let body = body.map_err(|cause| cause.to_string())?.to_bytes();
+    connection.abort();
+    Ok((status, body))
+}
