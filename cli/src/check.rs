@@ -19,11 +19,7 @@ use std::{
 #[derive(Args, Debug, Clone)]
 pub struct CheckArgs {
     /// The folder of YAML files
-    #[arg(
-        value_name = "FOLDER",
-        required_unless_present = "expires_within",
-        conflicts_with = "expires_within"
-    )]
+    #[arg(value_name = "DIR", required_unless_present = "expires_within", conflicts_with = "expires_within")]
     folder: Option<PathBuf>,
     /// Form of the answer
     #[arg(short, long, value_enum, default_value_t)]

@@ -47,7 +47,7 @@ fn a_wrong_command_line_ends_with_64_and_names_the_mistake() {
     check(&["up"], 64, "<DIR>");
     check(&["proxy", "--control-plane", "127.0.0.1:15012"], 64, "--trust-bundle");
     check(&["up", "somewhere", "--certificate-lifetime", "7200"], 64, "7200");
-    check(&["check"], 64, "--expires-within");
+    check(&["check"], 64, "<DIR>");
     check(&["check", "--expires-within", "soon"], 64, "soon");
     check(&["check", "--expires-within", "30d", "-o", "sarif"], 64, "json");
     check(&["ca", "rotate", "--force"], 64, "--step");

@@ -85,8 +85,9 @@ impl ControlPlane {
     }
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
-        let asked =
-            self.threads.block_on(tokio::time::timeout(DEADLINE, exchange(&self.path, method, path, body)));
+        let asked = self.threads.block_on(async {
+            tokio::time::timeout(DEADLINE, exchange(&self.path, method, path, body)).await
+        });
         let (status, body) = match asked {
             Ok(answer) => answer.map_err(|cause| self.silent(&cause))?,
             Err(_) => return Err(self.silent(&format!("no answer within {} s", DEADLINE.as_secs()))),
