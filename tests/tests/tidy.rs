@@ -250,6 +250,18 @@ fn no_file_knows_the_machine_it_was_written_on() {
 }
 
 #[test]
+fn no_file_carries_both_sides_of_a_merge() {
+    // Put together here, so that this file does not find itself.
+    let marks = ["<", ">"].map(|mark| format!("{} ", mark.repeat(7)));
+    let mut broken = Vec::new();
+    for file in tree::files(&[".rs", ".toml", ".md", ".yaml", ".yml", ".sh", "Makefile", "run", ".proto"]) {
+        let found = file.text.lines().filter(|line| marks.iter().any(|mark| line.starts_with(mark.as_str())));
+        broken.extend(found.map(|line| format!("{}: {line}", file.path)));
+    }
+    report("a merge is finished before it is kept", broken);
+}
+
+#[test]
 fn names_say_what_a_thing_is() {
     let empty = ["Manager", "Helper", "Util", "Utils", "Common"];
     let mut broken = Vec::new();

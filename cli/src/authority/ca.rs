@@ -218,7 +218,12 @@ fn open(page: &Authorities, kind: Which) -> String {
             |one: &&Authority| one.kind == kind.name() && one.tainted && one.holders.unwrap_or(0) > 0;
         return page.authorities.iter().filter(tainted).fold(String::new(), |mut out, one| {
             let holders = one.holders.unwrap_or(0);
-            let _ = writeln!(out, "  {holders} sidecars still hold certificates below {}", short(&one.id));
+            let _ = writeln!(
+                out,
+                "  holding a certificate below {}: {holders} of {}",
+                short(&one.id),
+                page.connected
+            );
             out
         });
     }
@@ -275,12 +280,12 @@ fn table(page: &Authorities, paint: Paint) -> String {
         ]);
     }
     let mut out = format!(
-        "trust domain {}: {} sidecars connected, {}\n\n{}",
+        "trust domain {}, connected sidecars: {}, {}\n\n{}",
         page.trust_domain,
         page.connected,
         match page.behind {
-            0 => "all have acknowledged the trust in force".to_owned(),
-            behind => paint.odd(&format!("{behind} have not acknowledged the trust in force")),
+            0 => "all with the trust in force".to_owned(),
+            behind => paint.odd(&format!("{behind} without the trust in force")),
         },
         formats::columns(&rows)
     );

@@ -38,7 +38,7 @@ fn an_authority_is_named_by_a_unique_beginning_of_its_key_id() {
 fn the_table_shows_lives_and_what_a_rotation_waits_for() {
     let text = table(&page(&activate(true, &["shop/front"])), Paint::default());
     for wanted in [
-        "cluster.local: 3 sidecars connected, 1 have not acknowledged",
+        "cluster.local, connected sidecars: 3, 1 without the trust in force",
         "root     aa01aa01  active    3        2036-01-01T00:00:00Z  1826 d  █████░░░░░  50 %",
         "activate root aa02aa02, by itself as soon as nobody lags:\n    shop/front is asleep",
     ] {

@@ -7,7 +7,7 @@ use super::{
     server::{Answer, typed},
 };
 use crate::{
-    authority::{AuthorityKind, AuthorityStatus, Slot, StepError},
+    authority::{AuthorityKind, AuthorityStatus, BACKDATE, Slot, StepError},
     publish::status::SessionStatus,
     rotation::{self, View, written},
     upkeep::{Refused, Single, Upkeep},
@@ -145,8 +145,10 @@ fn certificate(session: &SessionStatus, view: &View) -> Certificate {
     }
 }
 
+/// The minutes by which a certificate was back-dated are no life.
 fn share_left(begin: SystemTime, end: SystemTime, now: SystemTime) -> f64 {
-    let life = end.duration_since(begin).unwrap_or_default().max(Duration::from_secs(1));
+    let life = end.duration_since(begin).unwrap_or_default();
+    let life = life.checked_sub(BACKDATE).unwrap_or(life).max(Duration::from_secs(1));
     let left = end.duration_since(now).unwrap_or_default();
     (left.as_secs_f64() / life.as_secs_f64()).min(1.0)
 }
