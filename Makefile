@@ -15,7 +15,7 @@ POSTERN := $(TARGET_DIR)/debug/postern
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help setup build demo test check tidy e2e bench fuzz docs
+.PHONY: help setup build demo test check tidy e2e spire bench fuzz docs
 
 help: ## List the targets
 	@printf 'Postern: a service mesh you can run. Targets:\n\n'
@@ -43,6 +43,10 @@ check: ## Formatting, lints, dependency rules, tidy rules
 
 e2e: build ## The demo as a test: every step is an assertion on real traffic
 	@$(POSTERN) demo manifests/examples/payments --once $(ARGS)
+
+spire: setup ## Build a SPIRE server and agent (Go, some minutes, once) and try a sidecar that takes its identity from them
+	@folder="$$(./scripts/spire.sh --build)"; POSTERN_SPIRE="$$folder" POSTERN_SPIRE_REQUIRED=1 \
+	  $(CARGO) test -p postern-tests --test spire -- --nocapture
 
 bench: ## Micro benches, judged against benches/budgets.toml
 	@$(CARGO) run --release -q -p postern-benches --bin decisions $(ARGS)

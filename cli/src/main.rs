@@ -48,7 +48,7 @@ enum Command {
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
-    ControlPlane(postern_control_plane::run::Flags),
+    ControlPlane(Box<postern_control_plane::run::Flags>),
     /// Print, apply or remove the rules that bring a pod's traffic to its sidecar
     Redirect(redirect::RedirectArgs),
     /// Small servers and clients to try a mesh with
@@ -116,7 +116,7 @@ fn main() -> ExitCode {
         Command::Ca(args) => ExitCode::from(authority::ca::run(&args)),
         Command::Certs(args) => ExitCode::from(authority::certs::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
-        Command::ControlPlane(flags) => postern_control_plane::run::run(flags),
+        Command::ControlPlane(flags) => postern_control_plane::run::run(*flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),
         Command::App(args) => app::run(args),
         Command::InternalStage(args) => up::run_stage(&args, Some(demo::story)),

@@ -152,9 +152,8 @@ impl View {
     /// The connected sidecars that have not acknowledged the trust that everybody has been sent.
     pub fn behind(&self) -> usize {
         let current = |session: &&SessionStatus| session.trust_acked == self.trust_version;
-        let behind = |sidecar: &&Sidecar<'_>| {
-            !sidecar.sessions.is_empty() && !sidecar.sessions.iter().any(|session| current(&session))
-        };
+        let behind =
+            |sidecar: &&Sidecar<'_>| !sidecar.sessions.is_empty() && !sidecar.sessions.iter().any(current);
         self.sidecars().iter().filter(behind).count()
     }
 

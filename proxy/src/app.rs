@@ -109,7 +109,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let keeping =
         folder.map(|folder| kept::follow(folder, store.clone(), destinations.clone(), stop.clone()));
     let source = match bootstrap.identity_from {
-        Some(socket) => Source::Agent(Agent::new(socket, control.trust_domain.clone())),
+        Some(socket) => Source::Agent(Box::new(Agent::new(socket, control.trust_domain.clone()))),
         None => Source::Authority(Authority {
             control: control.clone(),
             lifetime: bootstrap.certificate_lifetime,

@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod ports;
 pub mod processes;
 pub mod scenario;
+pub mod spire;
 pub mod tree;
 pub mod up;
 pub mod workload_api;

@@ -18,7 +18,7 @@ async fn serial(sidecar: &Sidecar) -> Option<String> {
         .await
         .unwrap();
     let page = answer.json();
-    page["serial"].as_str().or_else(|| page["certificate"]["serial"].as_str()).map(str::to_owned)
+    page["current"]["serial"].as_str().map(str::to_owned)
 }
 
 async fn until_serial(sidecar: &Sidecar, wanted: &str) {

@@ -159,7 +159,7 @@ pub(super) fn change(upkeep: &Upkeep, path: &str, body: &[u8], now: SystemTime) 
         match path.strip_prefix("/authorities/").map(|rest| rest.split_once('/').unwrap_or((rest, ""))) {
             Some(("rotate", "")) => match read::<Rotate>(body) {
                 Ok(wanted) => rotate(upkeep, &wanted, now),
-                Err(answer) => return answer,
+                Err(why) => return not_understood(&why),
             },
             Some((id, step @ ("taint" | "revoke"))) => {
                 let id = match id.parse::<KeyId>() {
@@ -167,7 +167,7 @@ pub(super) fn change(upkeep: &Upkeep, path: &str, body: &[u8], now: SystemTime) 
                     Err(why) => return problem(StatusCode::BAD_REQUEST, "this is no authority", &why),
                 };
                 match (step, read::<Revoke>(body)) {
-                    (_, Err(answer)) => return answer,
+                    (_, Err(why)) => return not_understood(&why),
                     ("taint", Ok(_)) => upkeep.taint(id, now),
                     (_, Ok(wanted)) => upkeep.revoke(id, wanted.force, now),
                 }
@@ -223,10 +223,12 @@ fn refusal(refused: Refused) -> Answer {
 }
 
 /// An empty body says nothing, which is an empty object.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
-    let body = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body)
-        .map_err(|why| problem(StatusCode::BAD_REQUEST, "the body is not understood", &why.to_string()))
+fn read<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(if body.is_empty() { b"{}" } else { body })
+}
+
+fn not_understood(why: &serde_json::Error) -> Answer {
+    problem(StatusCode::BAD_REQUEST, "the body is not understood", &why.to_string())
 }
 
 pub(super) fn no_such_page() -> Answer {

@@ -16,7 +16,7 @@ pub enum Source {
     /// Our own control plane.
     Authority(Authority),
     /// Somebody else's Workload API.
-    Agent(Agent),
+    Agent(Box<Agent>),
 }
 
 impl Source {
