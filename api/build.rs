@@ -10,7 +10,10 @@ const OPEN: &[&str] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["proto/postern.proto"], ["proto"])?;
-    tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .codec_path("crate::SmallBuffers")
+        .compile_fds(descriptors)?;
 
     // Interfaces of others. Keys and certificates are shared buffers, since many streams send the same; what holds a secret
     // has a Debug of its own, in lib.rs.

@@ -2,6 +2,44 @@
 //! the SPIFFE Workload API and Envoy's SDS. All of it is generated; read the comments of the files under `proto`.
 #![allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 
+use std::marker::PhantomData;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+
+/// prost with buffers that begin small and grow with what they carry. A stream keeps two of them for hours, and tonic's own
+/// begin with 8 KiB each, which at ten thousand sidecars is most of what a control plane holds.
+pub struct SmallBuffers<T, U>(PhantomData<(T, U)>);
+
+/// Bytes; an ack has about fifty, a policy without rules about five hundred.
+const BUFFER: usize = 512;
+/// Bytes that are encoded before they are handed on; tonic's default.
+const YIELD: usize = 32 * 1024;
+
+impl<T, U> Default for SmallBuffers<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for SmallBuffers<T, U>
+where
+    T: prost::Message + Send + 'static,
+    U: prost::Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, YIELD))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER, YIELD))
+    }
+}
+
 /// Messages and services of `postern.v1`.
 pub mod v1 {
     tonic::include_proto!("postern.v1");
@@ -30,5 +68,21 @@ pub mod open {
         ValidateJwtsvidRequest => "ValidateJWTSVIDRequest",
         envoy::config::core::v3::DataSource => "DataSource",
         google::protobuf::Any => "Any"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a stream holds while it is idle depends on this, and tonic says it in no other way.
+    #[test]
+    fn buffers_of_a_stream_begin_small_and_batches_are_as_large_as_ever() {
+        use tonic::codec::{Decoder as _, Encoder as _};
+        let mut codec = SmallBuffers::<v1::ControlMessage, v1::SidecarMessage>::default();
+        for settings in [codec.encoder().buffer_settings(), codec.decoder().buffer_settings()] {
+            let expected = BufferSettings::new(512, 32 * 1024);
+            assert_eq!(format!("{settings:?}"), format!("{expected:?}"));
+        }
     }
 }

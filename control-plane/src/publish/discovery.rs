@@ -5,11 +5,20 @@ use postern_api::v1;
 use postern_identity::Peer;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt as _, adapters::Map, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Messages that wait for a sidecar to read; when they are so many, its session waits, too.
 const WAITING: usize = 32;
+
+/// What a stream of tonic's is made of.
+type Update = Result<v1::ControlMessage, Status>;
+
+// A `Status` is what gRPC streams carry.
+#[allow(clippy::result_large_err)]
+fn unboxed(answer: session::Answer) -> Update {
+    answer.map(|update| *update).map_err(|status| *status)
+}
 
 pub(crate) struct Discovery {
     publisher: Arc<Publisher>,
@@ -23,7 +32,7 @@ impl Discovery {
 
 #[tonic::async_trait]
 impl v1::discovery_server::Discovery for Discovery {
-    type ConnectStream = ReceiverStream<Result<v1::ControlMessage, Status>>;
+    type ConnectStream = Map<ReceiverStream<session::Answer>, fn(session::Answer) -> Update>;
 
     async fn connect(
         &self,
@@ -39,7 +48,7 @@ impl v1::discovery_server::Discovery for Discovery {
         let (answers, stream) = mpsc::channel(WAITING);
         let publisher = Arc::clone(&self.publisher);
         tokio::spawn(session::run(publisher, peer, caller.address, request.into_inner(), answers));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(ReceiverStream::new(stream).map(unboxed)))
     }
 }
 

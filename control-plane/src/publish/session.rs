@@ -39,7 +39,9 @@ const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// The longest text that a sidecar may name itself or an address by, in bytes.
 const MAX_NAME: usize = 512;
 
-type Answers = mpsc::Sender<Result<v1::ControlMessage, Status>>;
+/// Boxed: a channel keeps room for 32 of them, for hours.
+pub(super) type Answer = Result<Box<v1::ControlMessage>, Box<Status>>;
+type Answers = mpsc::Sender<Answer>;
 
 /// Runs a stream to its end and tells the sidecar why it ended.
 pub(crate) async fn run(
@@ -57,7 +59,7 @@ pub(crate) async fn run(
         Ok(()) => tracing::info!(identity = %peer.id(), %address, "a sidecar's stream ended"),
         Err(status) => {
             tracing::info!(identity = %peer.id(), %address, code = ?status.code(), reason = status.message(), "a sidecar's stream was ended");
-            let _ = timeout(WRITE_DEADLINE, answers.send(Err(status))).await;
+            let _ = timeout(WRITE_DEADLINE, answers.send(Err(Box::new(status)))).await;
         }
     }
 }
@@ -377,7 +379,7 @@ impl<'a> Session<'a> {
         self.row.update(|status| status.pushes += 1);
         let update =
             v1::ControlMessage { version: version.clone(), nonce: nonce.clone(), message: Some(message) };
-        match timeout(WRITE_DEADLINE, self.answers.send(Ok(update))).await {
+        match timeout(WRITE_DEADLINE, self.answers.send(Ok(Box::new(update)))).await {
             Ok(Ok(())) => Ok(Sent { version, nonce }),
             Ok(Err(_)) => Err(Status::cancelled("the sidecar has gone")),
             Err(_) => Err(Status::deadline_exceeded("the sidecar does not read its updates")),
