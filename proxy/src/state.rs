@@ -13,7 +13,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
 
@@ -72,13 +72,22 @@ pub struct Endpoint {
     pub protocol: Protocol,
 }
 
+/// Our own authorities that are about to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tainted {
+    /// Whoever has a certificate below one of these replaces it.
+    pub keys: BTreeSet<KeyId>,
+    /// Over how long the fleet spreads that; zero where nobody said.
+    pub spread: Duration,
+}
+
 /// What is in force now. Cheap to share; every read is one atomic load.
 pub struct Store {
     inbound: ArcSwapOption<Inbound>,
     credentials: ArcSwapOption<Credentials>,
     // Beside the credentials, since it outlives a certificate that it forbids.
     trust: ArcSwapOption<TrustBundles>,
-    tainted: ArcSwap<BTreeSet<KeyId>>,
+    tainted: ArcSwap<Tainted>,
     // Why there is no certificate; `None` before the first one.
     withdrawn: Mutex<Option<String>>,
     policy_changed: watch::Sender<u64>,
@@ -142,11 +151,16 @@ impl Store {
 
     /// Whether our certificate shall be replaced now: it is below an authority that is about to go, or has gone.
     pub fn wants_renewal(&self) -> bool {
-        let tainted = self.tainted.load();
+        let tainted = &self.tainted.load().keys;
         match self.credentials() {
             Some(current) => current.authorities.iter().any(|key| tainted.contains(key)),
             None => self.withdrawn.lock().is_some(),
         }
+    }
+
+    /// Over how long a fleet spreads such renewals, as the control plane wants it.
+    pub fn renewal_spread(&self) -> Duration {
+        self.tainted.load().spread
     }
 
     /// Publishes a compiled policy and wakes those who re-check open connections.
@@ -177,10 +191,10 @@ impl Store {
     ///
     /// # Errors
     /// When there was no certificate ever, or the current one would not be valid under these bundles; nothing changes then.
-    pub fn publish_trust(&self, trust: TrustBundles, tainted: BTreeSet<KeyId>) -> Result<(), String> {
+    pub fn publish_trust(&self, trust: TrustBundles, tainted: Tainted) -> Result<(), String> {
         let _one_at_a_time = self.writing.lock();
         let known = self.trust().ok_or("there is no certificate yet")?;
-        let is_news = *known != trust || **self.tainted.load() != tainted;
+        let is_news = *known != trust || self.tainted.load().keys != tainted.keys;
         if *known != trust {
             let trust = Arc::new(trust);
             // Old values of the two are never seen together with new ones in a way that accepts more than either.

@@ -235,7 +235,7 @@ impl<'a> Session<'a> {
         if self.bundles.version != trust.version {
             self.row.update(|status| status.trust_sent.clone_from(&trust.version));
             self.trust = Some(Arc::clone(trust));
-            let message = control_message::Message::Bundles(trust.update.clone());
+            let message = control_message::Message::Bundles(trust.update_for(self.row.connected()));
             self.bundles = self.send(Resource::Bundles, trust.version.clone(), message).await?;
         }
         let policy = index

@@ -143,6 +143,11 @@ impl Sessions {
 }
 
 impl Entry {
+    /// How many sessions there are, this one included.
+    pub(crate) fn connected(&self) -> usize {
+        self.sessions.0.lock().rows.len()
+    }
+
     pub(crate) fn update(&self, change: impl FnOnce(&mut SessionStatus)) {
         if let Some(row) = self.sessions.0.lock().rows.get_mut(&self.key) {
             change(&mut row.status);

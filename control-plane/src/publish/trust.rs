@@ -6,6 +6,10 @@ use postern_identity::{Bundle, KeyId, TrustBundles};
 use prost::Message as _;
 use std::{collections::BTreeSet, sync::Arc};
 
+/// How many sidecars renew in a second when all of them have to. Each is a handshake and a stream of its own, about a
+/// millisecond of a core, so that the control plane has room for everything else meanwhile.
+const RENEWALS_PER_SECOND: usize = 250;
+
 /// One generation of trust.
 #[derive(Debug)]
 pub(crate) struct Trust {
@@ -25,7 +29,7 @@ impl Trust {
         let ours = &published.bundle;
         let bundles = std::iter::once(ours).chain(foreign).map(on_the_wire).collect();
         let tainted = published.tainted.iter().map(|key| key.as_bytes().to_vec()).collect();
-        let update = v1::BundleUpdate { bundles, tainted };
+        let update = v1::BundleUpdate { bundles, tainted, renewal_spread_seconds: 0 };
         let roots = ours.anchors.iter().filter_map(|anchor| KeyId::of_certificate(anchor).ok());
         // The name of a token key of ours is the text of its id.
         let tokens = ours.jwt_keys.iter().filter_map(|key| key.kid.parse().ok());
@@ -35,6 +39,16 @@ impl Trust {
             own: TrustBundles::from_iter([ours.clone()]),
             update,
         }
+    }
+
+    /// What a sidecar is sent, one of so many that are connected. How many they are is no part of the version.
+    pub(crate) fn update_for(&self, connected: usize) -> v1::BundleUpdate {
+        let mut update = self.update.clone();
+        if !update.tainted.is_empty() {
+            update.renewal_spread_seconds =
+                u32::try_from(connected.div_ceil(RENEWALS_PER_SECOND)).unwrap_or(u32::MAX);
+        }
+        update
     }
 
     /// Whether somebody who was trusted `before` may be trusted no more. Most changes only add.
@@ -88,6 +102,21 @@ mod tests {
         authority.revoke(next, now()).unwrap();
         let revoked = Trust::new(&authority.published(), &[]);
         assert!(revoked.takes_away_from(&both));
+    }
+
+    #[test]
+    fn the_more_are_connected_the_longer_a_forced_renewal_spreads() {
+        let authority = Authority::in_memory("cluster.local".parse().unwrap(), now()).unwrap();
+        let quiet = Trust::new(&authority.published(), &[]);
+        assert_eq!(quiet.update_for(10_000).renewal_spread_seconds, 0, "nothing is tainted");
+
+        let active = authority.status(now()).into_iter().find(|one| one.kind == AuthorityKind::Intermediate);
+        authority.taint(active.unwrap().id, now()).unwrap();
+        let tainted = Trust::new(&authority.published(), &[]);
+        for (connected, seconds) in [(0, 0), (1, 1), (250, 1), (251, 2), (10_000, 40)] {
+            assert_eq!(tainted.update_for(connected).renewal_spread_seconds, seconds);
+        }
+        assert_eq!(tainted.update.renewal_spread_seconds, 0, "the version is that of the content");
     }
 
     #[test]

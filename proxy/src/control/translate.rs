@@ -1,10 +1,10 @@
 //! From the wire to our types. What is not exactly right rejects the update: the last good one stays.
 
-use crate::state::{Destination, Endpoint, ServiceTarget};
+use crate::state::{Destination, Endpoint, ServiceTarget, Tainted};
 use postern_api::v1;
 use postern_config::{InboundSpec, Snapshot, snapshot::Protocol};
 use postern_identity::{Bundle, KeyId, SpiffeId, TrustBundles, TrustDomain};
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{net::SocketAddr, time::Duration};
 
 /// The longest reason of a nack, in bytes.
 const REASON_KEPT: usize = 8 * 1024;
@@ -44,13 +44,14 @@ pub fn destination(wire: v1::Destination) -> Result<(SocketAddr, Destination), S
     Ok((address, destination))
 }
 
-/// Reads an update of trust: all bundles, and the keys that are about to go.
+/// Reads an update of trust: all bundles, and the authorities that are about to go.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn trust(wire: v1::BundleUpdate, own: &TrustDomain) -> Result<(TrustBundles, BTreeSet<KeyId>), String> {
-    let tainted = wire.tainted.iter().map(|id| KeyId::try_from(&id[..])).collect::<Result<_, _>>()?;
-    Ok((bundles(wire.bundles, own)?, tainted))
+pub fn trust(wire: v1::BundleUpdate, own: &TrustDomain) -> Result<(TrustBundles, Tainted), String> {
+    let keys = wire.tainted.iter().map(|id| KeyId::try_from(&id[..])).collect::<Result<_, _>>()?;
+    let spread = Duration::from_secs(wire.renewal_spread_seconds.into());
+    Ok((bundles(wire.bundles, own)?, Tainted { keys, spread }))
 }
 
 /// Reads all bundles; that of `own` must be among them.

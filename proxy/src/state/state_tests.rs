@@ -7,7 +7,6 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::time::Duration;
 
 const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
@@ -104,7 +103,7 @@ fn trust_without_our_authority_is_refused_unless_it_names_it_as_revoked() {
             .publish_credentials(intermediate.credentials(&[&intermediate], first.clone(), HOUR).unwrap())
             .unwrap();
         let next = trust(anchors, revoked, 2);
-        let answer = store.publish_trust(next.clone(), BTreeSet::new());
+        let answer = store.publish_trust(next.clone(), Tainted::default());
         assert_eq!(answer.is_ok(), taken, "row {number}: {answer:?}");
         assert_eq!(*store.trust().unwrap(), if taken { next } else { first }, "row {number}");
         assert_eq!(store.own().is_ok(), stays, "row {number}");
@@ -120,9 +119,9 @@ fn a_withdrawn_certificate_is_replaced_and_until_then_newer_trust_is_still_taken
     let (root, other) = (Signer::new("root", None), Signer::new("other", None));
     let store = Store::default();
     store.publish_credentials(root.credentials(&[], trust(&[&root], &[], 1), HOUR).unwrap()).unwrap();
-    store.publish_trust(trust(&[&other], &[root.key()], 2), BTreeSet::new()).unwrap();
+    store.publish_trust(trust(&[&other], &[root.key()], 2), Tainted::default()).unwrap();
     let newer = trust(&[&other], &[root.key()], 3);
-    store.publish_trust(newer.clone(), BTreeSet::new()).unwrap();
+    store.publish_trust(newer.clone(), Tainted::default()).unwrap();
     assert_eq!(*store.trust().unwrap(), newer);
     store.publish_credentials(other.credentials(&[], newer, HOUR).unwrap()).unwrap();
     assert!(store.own().is_ok() && !store.wants_renewal());
@@ -136,7 +135,7 @@ fn a_certificate_that_was_issued_before_a_revocation_does_not_bring_the_old_trus
         let store = Store::default();
         store.publish_credentials(other.credentials(&[], before.clone(), HOUR).unwrap()).unwrap();
         let in_flight = signer.credentials(&[], before.clone(), HOUR).unwrap();
-        store.publish_trust(after.clone(), BTreeSet::new()).unwrap();
+        store.publish_trust(after.clone(), Tainted::default()).unwrap();
         assert_eq!(store.publish_credentials(in_flight).is_ok(), is_good);
         assert_eq!(*store.trust().unwrap(), after);
         assert_eq!(*store.credentials().unwrap().trust, after);
@@ -156,7 +155,9 @@ fn a_tainted_authority_above_us_asks_for_a_renewal_and_another_one_does_not() {
         store.publish_credentials(own).unwrap();
         let mut generation = store.trust_generation();
         generation.mark_unchanged();
-        store.publish_trust(trust.clone(), BTreeSet::from([tainted])).unwrap();
+        let tainted = Tainted { keys: BTreeSet::from([tainted]), spread: Duration::from_secs(40) };
+        store.publish_trust(trust.clone(), tainted).unwrap();
+        assert_eq!(store.renewal_spread(), Duration::from_secs(40));
         assert_eq!(store.wants_renewal(), wanted);
         assert!(generation.has_changed().unwrap());
         assert!(store.own().is_ok());

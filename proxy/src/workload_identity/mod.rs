@@ -158,7 +158,7 @@ impl WorkloadIdentity {
         let Some(kept) = self.store.credentials() else { return now };
         self.telemetry.metrics().set_certificate(kept.not_before, kept.not_after);
         let due = schedule::renewal_moment(kept.not_before, kept.not_before, kept.not_after, rand::random());
-        due.max(now + schedule::taint_pause(remaining(&kept, now), rand::random()))
+        due.max(now + schedule::taint_pause(Duration::ZERO, remaining(&kept, now), rand::random()))
     }
 
     /// Trust has changed: a certificate below an authority that is about to go is replaced soon, one below a revoked
@@ -169,7 +169,9 @@ impl WorkloadIdentity {
         }
         let now = SystemTime::now();
         let pause = match self.store.credentials() {
-            Some(current) => schedule::taint_pause(remaining(&current, now), rand::random()),
+            Some(current) => {
+                schedule::taint_pause(self.store.renewal_spread(), remaining(&current, now), rand::random())
+            }
             None => Duration::ZERO,
         };
         tracing::info!(

@@ -9,7 +9,7 @@ const LATEST: f64 = 0.65;
 const SHORTEST: Duration = Duration::from_millis(200);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
-const LONGEST_TAINT: Duration = Duration::from_secs(2);
+const TAINT_SPREAD: Duration = Duration::from_secs(2);
 /// While there is no certificate nothing works, so the wait stays short.
 const LONGEST_WITHOUT: Duration = Duration::from_secs(15);
 
@@ -26,10 +26,11 @@ pub fn renewal_moment(
     begin + life.mul_f64(EARLIEST + (LATEST - EARLIEST) * random.clamp(0.0, 1.0)).max(SHORTEST)
 }
 
-/// The pause before a certificate below a tainted authority is replaced: uniform in 0-2 s, so that a fleet does not ask at once, and
-/// at most a tenth of the life left. `random` is in 0.0..1.0.
-pub fn taint_pause(remaining: Duration, random: f64) -> Duration {
-    LONGEST_TAINT.min(remaining / 10).mul_f64(random.clamp(0.0, 1.0))
+/// The pause before a certificate below a tainted authority is replaced: uniform in 0-2 s, or in the longer `spread` that the
+/// control plane asks of a large fleet, so that it is not asked by all at once; at most a tenth of the life left, whatever it
+/// asks. `random` is in 0.0..1.0.
+pub fn taint_pause(spread: Duration, remaining: Duration, random: f64) -> Duration {
+    TAINT_SPREAD.max(spread).min(remaining / 10).mul_f64(random.clamp(0.0, 1.0))
 }
 
 /// The pause after a failed attempt: full jitter, capped at five minutes and at a tenth of the life left.
@@ -98,10 +99,20 @@ mod tests {
     #[test]
     fn tainted_certificates_go_within_two_seconds_and_a_tenth_of_the_life_left() {
         for random in [-1.0, 0.0, 0.5, 1.0, 2.0] {
-            assert!(taint_pause(Duration::from_secs(3600), random) <= Duration::from_secs(2));
-            assert!(taint_pause(Duration::from_secs(5), random) <= Duration::from_millis(500));
+            assert!(taint_pause(Duration::ZERO, Duration::from_secs(3600), random) <= Duration::from_secs(2));
+            assert!(
+                taint_pause(Duration::ZERO, Duration::from_secs(5), random) <= Duration::from_millis(500)
+            );
         }
-        assert_eq!(taint_pause(Duration::from_secs(3600), 0.5), Duration::from_secs(1));
+        assert_eq!(taint_pause(Duration::ZERO, Duration::from_secs(3600), 0.5), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_large_fleet_spreads_as_it_is_told_but_never_past_a_tenth_of_the_life_left() {
+        let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
+        assert_eq!(taint_pause(Duration::from_secs(40), hour, 0.5), Duration::from_secs(20));
+        assert_eq!(taint_pause(Duration::from_secs(1), hour, 1.0), Duration::from_secs(2));
+        assert_eq!(taint_pause(Duration::from_secs(u32::MAX.into()), minute, 1.0), Duration::from_secs(6));
     }
 
     #[test]

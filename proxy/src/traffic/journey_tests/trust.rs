@@ -1,5 +1,6 @@
 //! Open connections of every kind end when their peer is not trusted any more, on the side that learns of it.
 use super::*;
+use crate::state::Tainted;
 use http_body_util::BodyExt;
 use postern_identity::KeyId;
 use std::collections::BTreeSet;
@@ -111,7 +112,7 @@ async fn check(kind: Kind, server_learns: bool, revoked: bool) {
         // Trust changes as well, but not for this peer.
         bundle([stays, goes, anchors(&Authority::new())].concat())
     };
-    let change = || learns.store.publish_trust([next].into_iter().collect(), BTreeSet::new()).unwrap();
+    let change = || learns.store.publish_trust([next].into_iter().collect(), Tainted::default()).unwrap();
     let patience = if revoked { Duration::from_secs(5) } else { Duration::from_millis(200) };
     let ended = end_of(kind, pair.outbound, change, patience).await;
     let expected = if revoked { Some(false) } else { None };
