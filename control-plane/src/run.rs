@@ -102,6 +102,8 @@ pub struct Flags {
     pub allow_ending_authority: bool,
 }
 
+/// How often spent join tokens are looked for. Whoever spends one removes its file.
+const SPENT_TOKENS: Duration = Duration::from_secs(5);
 /// The shortest life of a workload certificate that an operator may choose, in seconds: renewal needs time to be tried again.
 const SHORTEST_LIFETIME: u64 = 300;
 
@@ -246,14 +248,17 @@ async fn follow(
     mut tokens: Option<TokenFiles>,
 ) {
     let mut refresh = tokio::time::interval(JOIN_TOKEN_LIFETIME / 2);
+    let mut look = tokio::time::interval(SPENT_TOKENS);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first tick of an interval comes at once.
     refresh.tick().await;
     loop {
-        let renew = tokio::select! {
-            () = changes.changed() => Refresh::Missing,
-            _ = refresh.tick() => Refresh::All,
+        let (is_news, renew) = tokio::select! {
+            () = changes.changed() => (true, Refresh::Missing),
+            _ = refresh.tick() => (false, Refresh::All),
+            _ = look.tick(), if tokens.is_some() => (false, Refresh::Missing),
         };
-        if renew == Refresh::Missing {
+        if is_news {
             let next = read_documents(&flags.config).and_then(|mut next| {
                 agree_on_trust_domain(&mut next, Some(trust_domain))
                     .context("restart to change the trust domain")?;
@@ -313,7 +318,7 @@ fn agree_on_trust_domain(documents: &mut Documents, flag: Option<&str>) -> anyho
 /// Which token files to write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Refresh {
-    /// For pods that have none yet.
+    /// For pods that have none: new ones, and those that have used theirs and may have to begin again.
     Missing,
     /// For all: tokens end.
     All,
@@ -353,7 +358,7 @@ impl TokenFiles {
         }
         self.written.retain(|pod, _| wanted.contains_key(pod));
         for (pod, file) in wanted {
-            if refresh == Refresh::All || !self.written.contains_key(&pod) {
+            if refresh == Refresh::All || !self.written.contains_key(&pod) || !file.exists() {
                 let token = control_plane.join_token(&pod.0, &pod.1, &pod.2);
                 replace_secret(&file, &token).with_context(|| {
                     format!(

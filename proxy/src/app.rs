@@ -114,6 +114,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
             control: control.clone(),
             lifetime: bootstrap.certificate_lifetime,
             join_token: bootstrap.join_token,
+            sent: None,
             service_account_token: bootstrap.service_account_token,
         }),
     };

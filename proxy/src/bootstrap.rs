@@ -73,8 +73,8 @@ pub struct Bootstrap {
     pub trust_domain: String,
     /// PEM of the authority's root, to trust the control plane at first contact.
     pub trust_bundle_pem: Vec<u8>,
-    /// One-use join token; dropped after the first certificate.
-    pub join_token: Option<JoinToken>,
+    /// One-use join tokens.
+    pub join_token: Option<JoinTokens>,
     /// Kubernetes' projected service account token, with the control plane's audience.
     pub service_account_token: Option<TokenFile>,
     /// Where certificate, key, bundles, policy and destinations survive a restart.
@@ -130,7 +130,42 @@ impl Drop for JoinToken {
     }
 }
 
-/// A file with a token that somebody else keeps fresh (the kubelet): read again at each use.
+/// Where one-use join tokens come from.
+#[derive(Clone, Debug)]
+pub enum JoinTokens {
+    /// One, for the first certificate.
+    Given(JoinToken),
+    /// A file that is removed when its token is spent. The control plane writes it anew, so that a sidecar without a valid
+    /// certificate comes back by itself.
+    File(TokenFile),
+}
+
+impl JoinTokens {
+    /// The token to use now; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be used.
+    pub fn read(&self) -> Result<Option<JoinToken>, String> {
+        match self {
+            Self::Given(token) => Ok(Some(token.clone())),
+            Self::File(file) if !file.0.exists() => Ok(None),
+            Self::File(file) => file.read().map(Some),
+        }
+    }
+
+    /// What is left after `token` was spent. A file that says something else by now stays.
+    #[must_use]
+    pub fn spent(self, token: &JoinToken) -> Option<Self> {
+        let Self::File(file) = self else { return None };
+        if file.read().is_ok_and(|now| now.0 == token.0) {
+            // On a read-only mount it stays; it is worth nothing any more.
+            let _ = std::fs::remove_file(&file.0);
+        }
+        Some(Self::File(file))
+    }
+}
+
+/// A file with a token that somebody else keeps fresh (the kubelet, the control plane): read again at each use.
 #[derive(Clone, Debug)]
 pub struct TokenFile(pub PathBuf);
 
@@ -169,7 +204,8 @@ pub struct Flags {
     /// PEM file with the root certificate of the mesh
     #[arg(long, value_name = "FILE")]
     pub trust_bundle: PathBuf,
-    /// File with the one-use join token; read once, then deleted
+    /// File with a one-use join token; read at each use, deleted when the token is spent. With a certificate kept in --state it may
+    /// come later
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
     /// File with a projected Kubernetes service account token; read again at each use
@@ -247,7 +283,7 @@ impl Failure {
 }
 
 impl Bootstrap {
-    /// Reads the files and the environment that the flags name. The token file is deleted.
+    /// Reads the files and the environment that the flags name.
     ///
     /// # Errors
     /// A [`Failure`] for the first thing that is missing or wrong.
@@ -273,7 +309,10 @@ impl Bootstrap {
             instance: flags.instance,
             trust_domain: flags.trust_domain,
             trust_bundle_pem,
-            join_token: flags.join_token_file.map(take_token).transpose()?,
+            join_token: flags
+                .join_token_file
+                .map(|file| join_tokens(file, flags.state.is_some()))
+                .transpose()?,
             service_account_token: flags.service_account_token_file.map(TokenFile),
             state: flags.state.map(|folder| State { folder, on_disk: flags.state_on_disk }),
             interception,
@@ -328,23 +367,16 @@ pub(crate) fn harden() {
     let _ = prctl::set_dumpable(false);
 }
 
-fn take_token(path: PathBuf) -> anyhow::Result<JoinToken> {
-    let unusable = |cause: String| {
-        Failure::error(
-            format!("the join token file {} {cause}.", path.display()),
-            "Ask the control plane for a new join token; each is good for one start.",
-        )
-    };
-    let text =
-        std::fs::read_to_string(&path).map_err(|cause| unusable(format!("cannot be read: {cause}")))?;
-    let text = zeroize::Zeroizing::new(text);
-    let token = JoinToken(text.trim().to_owned());
-    if token.0.is_empty() {
-        return Err(unusable("is empty".into()));
+/// Without a token nothing begins, so a start without one fails, unless there may be a certificate of before.
+fn join_tokens(path: PathBuf, may_come_later: bool) -> anyhow::Result<JoinTokens> {
+    let file = TokenFile(path);
+    match file.read() {
+        Err(cause) if !may_come_later || file.0.exists() => Err(Failure::error(
+            format!("there is no join token: {cause}."),
+            "Ask the control plane for a new join token; each is good for one certificate.",
+        )),
+        _ => Ok(JoinTokens::File(file)),
     }
-    // Where it lies on a read-only mount it stays; it is of one use anyway.
-    let _ = std::fs::remove_file(&path);
-    Ok(token)
 }
 
 fn located(address: &str) -> anyhow::Result<Address> {
@@ -446,17 +478,35 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_read_once_and_never_printed() {
+    fn a_join_token_is_needed_to_begin_and_never_printed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        std::fs::write(&path, " sesame\n").unwrap();
-        let token = take_token(path.clone()).unwrap();
-        assert_eq!(token.0, "sesame");
-        assert!(!path.exists());
-        assert!(!format!("{token:?}").contains("sesame"));
-        let error = take_token(path).unwrap_err();
+        let error = join_tokens(path.clone(), false).unwrap_err();
         let failure = error.downcast_ref::<Failure>().unwrap();
         assert!(failure.cause.contains("cannot be read") && failure.remedy.contains("new join token"));
+        assert!(join_tokens(path.clone(), true).unwrap().read().unwrap().is_none());
+        std::fs::write(&path, "").unwrap();
+        assert!(join_tokens(path.clone(), true).is_err(), "an empty one is a mistake");
+        std::fs::write(&path, " sesame\n").unwrap();
+        let token = join_tokens(path, false).unwrap().read().unwrap().unwrap();
+        assert_eq!(token.0, "sesame");
+        assert!(!format!("{token:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn a_spent_join_token_goes_and_a_newer_one_in_its_file_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "first").unwrap();
+        let tokens = join_tokens(path.clone(), false).unwrap();
+        let first = tokens.read().unwrap().unwrap();
+        assert_eq!(tokens.read().unwrap().unwrap().0, "first", "as often as it takes");
+        let tokens = tokens.spent(&first).unwrap();
+        assert!(!path.exists() && tokens.read().unwrap().is_none());
+        std::fs::write(&path, "second").unwrap();
+        let tokens = tokens.spent(&first).unwrap();
+        assert_eq!(tokens.read().unwrap().unwrap().0, "second", "what was not spent stays");
+        assert!(JoinTokens::Given(JoinToken("first".into())).spent(&first).is_none());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use postern_config::{
 use postern_control_plane::{ControlPlane, Options};
 use postern_proxy::{
     Bootstrap, Interception, Sidecar,
-    bootstrap::{AccessLogSink, JoinToken},
+    bootstrap::{AccessLogSink, JoinToken, JoinTokens},
 };
 use std::{
     collections::BTreeMap,
@@ -313,7 +313,7 @@ impl Mesh {
             state: None,
             trust_domain: self.mesh_trust_domain.clone(),
             trust_bundle_pem: self.control.trust_bundle_pem().into_bytes(),
-            join_token: Some(JoinToken(token)),
+            join_token: Some(JoinTokens::Given(JoinToken(token))),
             interception: Interception::Explicit {
                 inbound: inbound.iter().map(|(_, address)| (any, *address)).collect(),
                 outbound,

@@ -5,7 +5,7 @@ use super::{
     issue::{self, Issued},
 };
 use crate::{
-    bootstrap::{JoinToken, TokenFile},
+    bootstrap::{JoinToken, JoinTokens, TokenFile},
     control::ControlPlane,
     state::Store,
 };
@@ -34,7 +34,12 @@ impl Source {
     /// The certificate is in force: what was good for one use only is forgotten.
     pub fn used(&mut self) {
         match self {
-            Self::Authority(authority) => authority.join_token = None,
+            Self::Authority(authority) => {
+                if let Some(token) = authority.sent.take() {
+                    authority.join_token =
+                        authority.join_token.take().and_then(|tokens| tokens.spent(&token));
+                }
+            }
             Self::Agent(_) => {}
         }
     }
@@ -59,8 +64,10 @@ pub struct Authority {
     pub control: Arc<ControlPlane>,
     /// Wanted lifetime; `None` = the authority's default.
     pub lifetime: Option<Duration>,
-    /// One use.
-    pub join_token: Option<JoinToken>,
+    /// Each good for one use; read again at each.
+    pub join_token: Option<JoinTokens>,
+    /// The one that was used last.
+    pub sent: Option<JoinToken>,
     /// Kubernetes' projected token; read again at each use, since the kubelet replaces it.
     pub service_account_token: Option<TokenFile>,
 }
@@ -68,7 +75,8 @@ pub struct Authority {
 impl Authority {
     /// By the current certificate first, then by tokens, then by who we are on a unix socket. A certificate that is withdrawn or
     /// over proves nothing.
-    async fn obtain(&self, store: &Store) -> Result<Issued, String> {
+    async fn obtain(&mut self, store: &Store) -> Result<Issued, String> {
+        self.sent = None;
         let mut reasons = Vec::new();
         if let Ok(current) = store.own() {
             let asked = self.ask(Some(current.key.clone()), store, issue::Tokens::default()).await;
@@ -77,10 +85,19 @@ impl Authority {
                 Err(reason) => reasons.push(format!("with the current certificate: {reason}")),
             }
         }
-        if let Some(token) = &self.join_token {
-            let tokens = issue::Tokens { join: Some(token), service_account: None };
-            match self.ask(None, store, tokens).await {
-                Ok(issued) => return Ok(issued),
+        if let Some(token) = self.join_token.as_ref().and_then(|tokens| tokens.read().transpose()) {
+            let asked = match &token {
+                Ok(token) => {
+                    let tokens = issue::Tokens { join: Some(token), service_account: None };
+                    self.ask(None, store, tokens).await
+                }
+                Err(reason) => Err(reason.clone()),
+            };
+            match asked {
+                Ok(issued) => {
+                    self.sent = token.ok();
+                    return Ok(issued);
+                }
                 Err(reason) => reasons.push(format!("with the join token: {reason}")),
             }
         }
@@ -105,7 +122,7 @@ impl Authority {
         }
         if reasons.is_empty() {
             reasons.push(
-                "no valid certificate and no token is left; restart the sidecar with a new join token".into(),
+                "no valid certificate and no token is left; write a new join token, or restart the sidecar with one".into(),
             );
         }
         Err(reasons.join("; "))
