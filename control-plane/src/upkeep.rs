@@ -61,6 +61,8 @@ pub(crate) struct Upkeep {
 
 /// Our own certificate.
 struct Own {
+    /// When our clock says something earlier, it was ahead, and others refuse the certificate.
+    not_before: SystemTime,
     renew_at: SystemTime,
     /// The trust that connections are verified by.
     trust_version: String,
@@ -168,12 +170,18 @@ impl Upkeep {
             let active =
                 active.ok_or(StepError::NotHere("no intermediate is in use: the root signs itself"))?;
             authority.taint(active, now)?;
+            // Sidecars may hold certificates of processes that signed before this one.
+            let others =
+                view.authorities.iter().filter(|one| one.kind == kind && !one.tainted && !one.revoked);
+            for other in others.filter(|other| other.id != active) {
+                authority.taint(other.id, now)?;
+            }
             self.publish(now);
             return Ok(format!("intermediate {} is tainted, and another one signs", active.short()));
         }
         let told = match view.slot(kind, Slot::Prepared) {
             Some(next) => format!("{kind} {} was prepared already", next.id.short()),
-            None if !view.is_over(kind) && !self.is_asked(kind) => {
+            None if !view.is_over(kind) => {
                 format!("the last rotation of the {kind} goes on")
             }
             None => format!("{kind} {} is prepared and published", authority.prepare(kind, now)?.short()),
@@ -286,7 +294,10 @@ impl Upkeep {
         let changed = self.publisher.renew_trust();
         let due = {
             let own = self.own.lock();
-            changed || own.renew_at <= now || own.trust_version != self.publisher.trust().version
+            changed
+                || own.renew_at <= now
+                || now < own.not_before
+                || own.trust_version != self.publisher.trust().version
         };
         if due && let Err(reason) = self.renew_own(now) {
             self.own.lock().renew_at = now + RENEWAL_RETRY;
@@ -310,7 +321,8 @@ fn own_tls(publisher: &Publisher, now: SystemTime) -> anyhow::Result<(Arc<Server
         .authority
         .server_identity(now)
         .context("no certificate for the control plane itself could be made")?;
-    let left = end_of(&key)?.duration_since(now).unwrap_or_default();
+    let (not_before, not_after) = validity(&key)?;
+    let left = not_after.duration_since(now).unwrap_or_default();
     let accept = Accept::trust_domain(publisher.trust_domain.clone());
     let own_trust = Arc::new(trust.own.clone());
     let config = server_config(Arc::clone(&key), own_trust, accept, ClientCertificate::Optional, &[b"h2"])
@@ -318,14 +330,17 @@ fn own_tls(publisher: &Publisher, now: SystemTime) -> anyhow::Result<(Arc<Server
             anyhow::anyhow!("the TLS configuration of the control plane is not valid: {reason}")
         })?;
     publisher.federation.present(key);
-    let own = Own { renew_at: now + (left / 2).max(INTERVAL), trust_version: trust.version.clone() };
+    let renew_at = now + (left / 2).max(INTERVAL);
+    let own = Own { not_before, renew_at, trust_version: trust.version.clone() };
     Ok((Arc::new(config), own))
 }
 
-fn end_of(key: &CertifiedKey) -> anyhow::Result<SystemTime> {
+fn validity(key: &CertifiedKey) -> anyhow::Result<(SystemTime, SystemTime)> {
     let leaf = key.cert.first().context("the control plane's own chain is empty")?;
     let (_, leaf) =
         x509_parser::parse_x509_certificate(leaf).context("the control plane's own certificate")?;
-    let ends = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or_default();
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(ends))
+    let at = |time: x509_parser::time::ASN1Time| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
+    };
+    Ok((at(leaf.validity().not_before), at(leaf.validity().not_after)))
 }

@@ -151,6 +151,19 @@ fn an_intermediate_is_renewed_at_half_of_its_life_and_ends_with_the_root() {
 }
 
 #[test]
+fn what_was_made_while_the_clock_was_ahead_is_made_again_when_it_comes_back() {
+    let authority = authority();
+    let ahead = now() + DAY * 2;
+    authority.tick(ahead);
+    assert_eq!(judged(authority.bundle(), &chain(&authority, ahead), ahead), Ok(()));
+    // What it made then begins in two days, by the right clock.
+    authority.tick(now());
+    assert_eq!(judged(authority.bundle(), &chain(&authority, now()), now()), Ok(()));
+    let server = authority.server_identity(now()).unwrap();
+    assert_eq!(judged(authority.bundle(), &server.cert, now()), Ok(()));
+}
+
+#[test]
 fn a_long_life_goes_by_itself_and_is_told_at_its_marks() {
     let authority = authority();
     let first_root = one(&authority, AuthorityKind::Root, Slot::Active);

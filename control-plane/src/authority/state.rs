@@ -252,6 +252,15 @@ impl State {
         }
     }
 
+    /// Notes an intermediate that signs. Each process makes its own, and one that starts again and again makes many: the oldest
+    /// go, since a state that grows too large is refused at the next start.
+    pub(super) fn note_intermediate(&mut self, made: Intermediate) {
+        while self.intermediates.len() >= MAX_ENTRIES {
+            self.intermediates.remove(0);
+        }
+        self.intermediates.push(made);
+    }
+
     /// Takes an authority out at once. In the place of an active one steps the prepared one.
     pub(super) fn revoke(&mut self, id: KeyId, now: i64) -> Result<(), StepError> {
         if self.is_revoked(id) {

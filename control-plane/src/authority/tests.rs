@@ -427,3 +427,24 @@ fn further_roots_are_published_and_the_one_with_the_key_signs() {
     fs::write(folder.path().join("root.pem"), old.bundle_pem()).unwrap();
     assert_eq!(open(folder.path(), now()).unwrap().bundle().anchors, both.bundle().anchors);
 }
+
+#[test]
+fn a_process_that_starts_again_and_again_can_start_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path(), now()).unwrap();
+    let id = |number: u16| KeyId::of_spki(&number.to_be_bytes());
+    let mut state = first.current.load().state.clone();
+    for number in 0..300 {
+        let root = state.roots[0].id;
+        let (since, not_after) = (seconds(now()), seconds(now() + HOUR));
+        state.note_intermediate(state::Intermediate {
+            id: id(number),
+            root,
+            since,
+            not_after,
+            tainted: false,
+        });
+    }
+    state.check("cluster.local").unwrap();
+    assert!(state.intermediates.iter().any(|one| one.id == id(299)), "the oldest go");
+}

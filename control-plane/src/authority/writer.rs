@@ -279,7 +279,7 @@ impl Writer {
             match self.make_signer(id, now) {
                 Ok(signer) => {
                     if !self.state.intermediates.iter().any(|one| one.id == signer.id) && signer.id != id {
-                        self.state.intermediates.push(Intermediate {
+                        self.state.note_intermediate(Intermediate {
                             id: signer.id,
                             root: id,
                             since: at,
@@ -309,7 +309,8 @@ impl Writer {
     }
 
     fn is_due(&self, signer: &Signer, now: i64) -> bool {
-        if self.state.is_tainted(signer.id) {
+        // Made while our clock was ahead: it could not sign for as long as that was.
+        if self.state.is_tainted(signer.id) || now < signer.not_before {
             return true;
         }
         // One that ends with the root is as long as it can be.

@@ -21,11 +21,14 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The clock may jump (a laptop that slept), so a long wait looks at it now and then.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(20);
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
 /// Clocks that differ by more than this are worth a warning: certificates are about to look expired or not yet valid.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
 
@@ -113,13 +116,13 @@ impl WorkloadIdentity {
     }
 
     async fn keep_valid(&mut self) {
-        let mut due = self.first_due();
+        let mut due = Due::at(self.first_due());
         let mut trust = self.store.trust_generation();
         let mut has_askers = true;
         loop {
-            self.status.lock().renew_at = Some(due);
+            self.status.lock().renew_at = Some(due.clock);
             let ask = tokio::select! {
-                () = until(due) => None,
+                () = due.comes() => None,
                 () = self.source.changed() => None,
                 // The sender lives in our own store, so this never fails.
                 _ = trust.changed() => {
@@ -138,11 +141,11 @@ impl WorkloadIdentity {
             let obtained = self.source.obtain(&self.store).await;
             let answer = match obtained.and_then(|issued| self.publish(issued)) {
                 Ok((serial, next)) => {
-                    due = next;
+                    due = Due::at(next);
                     Ok(serial)
                 }
                 Err(reason) => {
-                    due = self.failed(&reason);
+                    due = Due::at(self.failed(&reason));
                     Err(reason)
                 }
             };
@@ -163,7 +166,7 @@ impl WorkloadIdentity {
 
     /// Trust has changed: a certificate below an authority that is about to go is replaced soon, one below a revoked
     /// authority at once.
-    fn sooner(&self, due: SystemTime) -> SystemTime {
+    fn sooner(&self, due: Due) -> Due {
         if !self.store.wants_renewal() {
             return due;
         }
@@ -178,7 +181,7 @@ impl WorkloadIdentity {
             pause_ms = pause.as_millis(),
             "our certificate is below an authority that goes; renewing it now"
         );
-        due.min(now + pause)
+        due.or(Due::at(now + pause))
     }
 
     /// Only what our own verifier accepts is published: what peers would refuse never replaces what they accept.
@@ -242,15 +245,59 @@ fn remaining(current: &Credentials, now: SystemTime) -> Duration {
     current.not_after.duration_since(now).unwrap_or_default()
 }
 
-async fn until(moment: SystemTime) {
-    while let Ok(left) = moment.duration_since(SystemTime::now()) {
-        if left.is_zero() {
-            return;
+/// A moment to come: by the clock, or when as much time has passed as it was away, whichever is first. A clock that is set
+/// back, or was ahead for a while, must not put off a renewal beyond the end of the certificate.
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    clock: SystemTime,
+    passing: Instant,
+}
+
+impl Due {
+    fn at(clock: SystemTime) -> Self {
+        Self { clock, passing: Instant::now() + clock.duration_since(SystemTime::now()).unwrap_or_default() }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self { clock: self.clock.min(other.clock), passing: self.passing.min(other.passing) }
+    }
+
+    async fn comes(self) {
+        while let Ok(left) = self.clock.duration_since(SystemTime::now()) {
+            let left = left.min(self.passing.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOK_AT_CLOCK)).await;
         }
-        tokio::time::sleep(left.min(LOOK_AT_CLOCK)).await;
     }
 }
 
 fn seconds_until(now: SystemTime, then: SystemTime) -> u64 {
     then.duration_since(now).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_comes_by_the_clock_or_by_the_time_that_has_passed() {
+        let now = SystemTime::now();
+        Due::at(now).comes().await;
+        Due::at(now - HOUR).comes().await;
+        // Time passes here and the clock stands still, as after a clock that was set back.
+        let (began, due) = (Instant::now(), Due::at(now + HOUR));
+        due.comes().await;
+        assert!(began.elapsed() <= HOUR + LOOK_AT_CLOCK && began.elapsed() > HOUR - LOOK_AT_CLOCK);
+        // The clock is there although no time has passed.
+        let ahead = Due { clock: now, passing: Instant::now() + HOUR };
+        let began = Instant::now();
+        ahead.comes().await;
+        Due::at(now + HOUR).or(ahead).comes().await;
+        assert!(began.elapsed() < LOOK_AT_CLOCK);
+    }
 }

@@ -1,6 +1,6 @@
 //! Readiness, as far as the certificate goes: false without a usable one and below a tenth of its life. Liveness never asks.
 
-use super::until;
+use super::LOOK_AT_CLOCK;
 use crate::{ready, state::Store};
 use std::{sync::Arc, time::SystemTime};
 
@@ -25,27 +25,24 @@ impl Readiness {
         let mut changed = self.store.credentials_generation();
         loop {
             changed.borrow_and_update();
-            let next = self.look(SystemTime::now());
-            tokio::select! {
-                // The sender lives in our own store, so this never fails.
-                _ = changed.changed() => {}
-                () = async { match next { Some(moment) => until(moment).await, None => std::future::pending().await } } => {}
-            }
+            self.look(SystemTime::now());
+            // The sender lives in our own store, so this fails never; but the clock may jump at any time, and back.
+            let _ = tokio::time::timeout(LOOK_AT_CLOCK, changed.changed()).await;
         }
     }
 
-    /// Looks once; the moment at which the answer changes by itself.
-    fn look(&mut self, now: SystemTime) -> Option<SystemTime> {
-        let low = self.store.credentials().map(|current| current.nearly_over());
-        let lasts = low.is_some_and(|low| now < low);
+    fn look(&mut self, now: SystemTime) {
+        let lasts = self
+            .store
+            .credentials()
+            .is_some_and(|current| (current.not_before..current.nearly_over()).contains(&now));
         if lasts {
             self.blocked = None;
         } else if self.blocked.is_none() {
             tracing::error!(
-                "the certificate is withdrawn, over, or has less than a tenth of its life left: not ready"
+                "the certificate is withdrawn, over, not yet valid, or has less than a tenth of its life left: not ready"
             );
             self.blocked = Some(self.ready.block("certificate"));
         }
-        low.filter(|_| lasts)
     }
 }

@@ -34,11 +34,11 @@ pub fn taint_pause(spread: Duration, remaining: Duration, random: f64) -> Durati
 }
 
 /// The pause after a failed attempt: full jitter, capped at five minutes and at a tenth of the life left.
-/// `remaining` is `None` while there is no certificate.
+/// `remaining` is `None` while there is no certificate; one that is over is none.
 pub fn retry_pause(failures: u32, remaining: Option<Duration>, random: f64) -> Duration {
     let most = match remaining {
-        Some(remaining) => LONGEST_RETRY.min(remaining / 10).max(SHORTEST),
-        None => LONGEST_WITHOUT,
+        Some(remaining) if !remaining.is_zero() => LONGEST_RETRY.min(remaining / 10).max(SHORTEST),
+        _ => LONGEST_WITHOUT,
     };
     backoff::pause(failures, FIRST_RETRY, most, random)
 }
@@ -126,6 +126,8 @@ mod tests {
                 assert!(retry_pause(failures, None, random) <= LONGEST_WITHOUT);
             }
         }
-        assert!(retry_pause(30, Some(Duration::ZERO), 0.0) >= SHORTEST / 10);
+        // After the end of a root a whole fleet is without: it must not knock five times a second.
+        assert_eq!(retry_pause(30, Some(Duration::ZERO), 1.0), LONGEST_WITHOUT);
+        assert!(retry_pause(30, Some(Duration::from_millis(1)), 0.0) >= SHORTEST / 10);
     }
 }
