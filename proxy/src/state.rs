@@ -15,7 +15,10 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
+
+/// So long after a new certificate handshakes may be under way with the one before.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// The inbound policy in force.
 #[derive(Debug)]
@@ -90,6 +93,8 @@ pub struct Store {
     tainted: ArcSwap<Tainted>,
     // Why there is no certificate; `None` before the first one.
     withdrawn: Mutex<Option<String>>,
+    // When the last certificate took the place of another one.
+    replaced: Mutex<Option<Instant>>,
     policy_changed: watch::Sender<u64>,
     credentials_changed: watch::Sender<u64>,
     trust_changed: watch::Sender<u64>,
@@ -105,6 +110,7 @@ impl Default for Store {
             trust: ArcSwapOption::empty(),
             tainted: ArcSwap::default(),
             withdrawn: Mutex::new(None),
+            replaced: Mutex::new(None),
             policy_changed: watch::channel(0).0,
             credentials_changed: watch::channel(0).0,
             trust_changed: watch::channel(0).0,
@@ -163,6 +169,11 @@ impl Store {
         self.tainted.load().spread
     }
 
+    /// The authorities that are about to go.
+    pub fn tainted(&self) -> Arc<Tainted> {
+        self.tainted.load_full()
+    }
+
     /// Publishes a compiled policy and wakes those who re-check open connections.
     pub fn publish_inbound(&self, inbound: Inbound) {
         self.inbound.store(Some(Arc::new(inbound)));
@@ -180,6 +191,9 @@ impl Store {
             && is_newer(&trust, &credentials.trust, credentials.id.trust_domain())
         {
             credentials = credentials.under(trust)?;
+        }
+        if self.credentials().is_some() {
+            *self.replaced.lock() = Some(Instant::now());
         }
         self.replace_trust(credentials.trust.clone());
         self.replace_credentials(credentials);
@@ -218,6 +232,11 @@ impl Store {
             self.trust_changed.send_modify(|generation| *generation += 1);
         }
         Ok(())
+    }
+
+    /// When nothing is begun with an earlier certificate any more, so that nobody is cut off when its authority goes.
+    pub fn settled(&self) -> Option<Instant> {
+        self.replaced.lock().map(|at| at + SETTLING)
     }
 
     /// Changes with every published policy.

@@ -127,6 +127,8 @@ impl Subscriber {
         let life = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let expiry = tokio::time::sleep(life);
         tokio::pin!(expiry);
+        // The control plane retires what we say that we hold no more, so a new certificate is told when the last one rests.
+        let mut settles = None;
         loop {
             tokio::select! {
                 update = updates.message() => match update {
@@ -153,16 +155,20 @@ impl Subscriber {
                     server.still_trusted(&trust, true, UnixTime::now()).map_err(|refusal| {
                         format!("the control plane is not trusted any more: {refusal}")
                     })?;
-                    if let Some(current) = self.store.credentials() {
-                        let report = certificate(&current);
-                        if reported.as_ref() != Some(&report) {
-                            unsent.push_back(message(sidecar_message::Message::Certificate(report.clone())));
-                            reported = Some(report);
-                        }
+                    if self.store.credentials().is_some() {
+                        settles = Some(self.store.settled().unwrap_or_else(tokio::time::Instant::now));
                         if credentials.revoked_by(&trust).is_some() {
                             backoff.reset();
                             return Ok(Ended::Rotated);
                         }
+                    }
+                }
+                () = rest(settles), if settles.is_some() => {
+                    settles = None;
+                    let held = self.store.credentials().map(|current| certificate(&current));
+                    if let Some(report) = held.filter(|report| reported.as_ref() != Some(report)) {
+                        unsent.push_back(message(sidecar_message::Message::Certificate(report.clone())));
+                        reported = Some(report);
                     }
                 }
                 // A stream must not outlive the proof it was opened with; the next one starts with the new certificate.
@@ -221,6 +227,12 @@ impl Subscriber {
         }
         self.first_policy = None;
         Ok(())
+    }
+}
+
+async fn rest(until: Option<tokio::time::Instant>) {
+    if let Some(moment) = until {
+        tokio::time::sleep_until(moment).await;
     }
 }
 

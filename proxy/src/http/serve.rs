@@ -10,7 +10,7 @@ use crate::{
     net::Prefixed,
     tls::{Stream, open::Watch},
 };
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -18,8 +18,13 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_identity::Refusal;
-use std::{cell::Cell, pin::pin, rc::Rc, time::Duration};
-use tokio::time::Instant;
+use std::{
+    cell::Cell,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
+use tokio::{sync::Notify, time::Instant};
 
 /// The service wants this connection closed without (further) answer.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +53,20 @@ where
     F: Fn(Request<Incoming>) -> R + 'static,
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
-    let seen = Rc::new(Cell::new(false));
-    let mark = seen.clone();
+    let seen = Rc::new(Seen::default());
+    let (mark, standing) = (seen.clone(), watch.clone());
     let service = service_fn(move |request| {
-        mark.set(true);
-        respond(request)
+        mark.now();
+        let (answer, standing) = (respond(request), standing.clone());
+        async move {
+            let mut response = answer.await?;
+            // A connection that is closed while it is idle may lose a request that is on its way.
+            let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
+            if !goes_on && !standing.takes_more(SystemTime::now()) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response)
+        }
     });
     let result = if is_http2 {
         serve_http2(stream, deadlines, drain, watch, &seen, service).await
@@ -61,10 +75,35 @@ where
     };
     match result {
         Ok(()) => Ok(()),
-        Err(End::Protocol(error)) => judge(&error, seen.get()),
+        Err(End::Protocol(error)) => judge(&error, seen.any()),
         Err(End::TooLate) => Err(ProxyError::DownstreamTimeout),
         Err(End::Drained) => Err(ProxyError::Draining),
         Err(End::Distrusted(refusal)) => Err(ProxyError::PeerDistrusted(refusal)),
+    }
+}
+
+/// Whether a request has come.
+#[derive(Default)]
+struct Seen {
+    any: Cell<bool>,
+    first: Notify,
+}
+
+impl Seen {
+    fn now(&self) {
+        if !self.any.replace(true) {
+            self.first.notify_one();
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.any.get()
+    }
+
+    async fn first(&self) {
+        if !self.any() {
+            self.first.notified().await;
+        }
     }
 }
 
@@ -123,7 +162,7 @@ async fn serve_http2<S>(
     deadlines: Deadlines,
     drain: &drain::Watch,
     watch: &Watch,
-    seen: &Cell<bool>,
+    seen: &Seen,
     service: S,
 ) -> Result<(), End>
 where
@@ -147,8 +186,10 @@ where
             ended = connection.as_mut() => return ended.map_err(End::Protocol),
             () = drain.started() => break,
             () = watch.ending() => break,
+            // Before the first request hyper would close at once, and lose it.
+            () = async { watch.left().await; seen.first().await } => break,
             () = late.as_mut(), if waiting => {
-                if !seen.get() {
+                if !seen.any() {
                     return Err(End::TooLate);
                 }
                 waiting = false;

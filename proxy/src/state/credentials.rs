@@ -30,7 +30,7 @@ pub struct Credentials {
     /// Serial of the leaf, hex.
     pub serial: String,
     /// Keys of the certificates above the leaf, from its issuer to the anchor that it was verified to.
-    pub authorities: Vec<KeyId>,
+    pub authorities: Arc<[KeyId]>,
     /// Ready-made TLS contexts for this certificate.
     pub tls: Contexts,
 }
@@ -50,7 +50,7 @@ impl Credentials {
         let leaf = svid::check_leaf(der).map_err(|refusal| format!("our own certificate: {refusal}"))?;
         let tls = Contexts::build(key.clone(), trust.clone(), &leaf.id)?;
         Ok(Self {
-            authorities: authorities(&key, &trust, &leaf.id),
+            authorities: authorities(&key, &trust, &leaf.id).into(),
             not_before: at(leaf.not_before),
             not_after: at(leaf.not_after),
             serial: leaf.serial,

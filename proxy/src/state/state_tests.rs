@@ -78,9 +78,23 @@ fn the_authorities_of_a_certificate_are_all_keys_above_it_up_to_the_anchor_that_
     let intermediate = Signer::new("intermediate", Some(&root));
     let trust = trust(&[&old, &root], &[], 1);
     let below = intermediate.credentials(&[&intermediate], trust.clone(), HOUR).unwrap();
-    assert_eq!(below.authorities, [intermediate.key(), root.key()]);
+    assert_eq!(*below.authorities, [intermediate.key(), root.key()]);
     let direct = old.credentials(&[], trust, HOUR).unwrap();
-    assert_eq!(direct.authorities, [old.key()]);
+    assert_eq!(*direct.authorities, [old.key()]);
+}
+
+#[test]
+fn a_certificate_rests_for_a_moment_when_another_takes_its_place() {
+    let root = Signer::new("root", None);
+    let store = Store::default();
+    let publish = || {
+        let new = root.credentials(&[], trust(&[&root], &[], 1), HOUR).unwrap();
+        store.publish_credentials(new).unwrap();
+    };
+    publish();
+    assert_eq!(store.settled(), None, "before the first there was none");
+    publish();
+    assert!(store.settled().unwrap() > Instant::now());
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Open mutual-TLS connections and their standing: a peer that was verified once is judged again when trust changes and time passes.
 //!
-//! Revocation ends a connection at once. Time gives notice first: no new requests, and the end within a minute.
+//! Revocation ends a connection at once. Time gives notice first: no new requests, and the end within a minute. An authority that is
+//! published no more without being revoked gives seconds: it went since nobody needs it, and what is under way may finish.
 
-use postern_identity::{Peer, Refusal, TrustBundles};
+use postern_identity::{Bundle, KeyId, Peer, Refusal, TrustBundles};
 use rustls_pki_types::UnixTime;
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -16,6 +17,10 @@ use tokio::{sync::watch, time::Instant};
 pub const LOOK: Duration = Duration::from_secs(5);
 /// From the end of a peer's certificate to the end of its connection; with [`LOOK`] less than a minute.
 const NOTICE: Duration = Duration::from_secs(50);
+/// The same where its authority is published no more. Looks come faster then, so that all is over within five seconds.
+const NOTICE_OF_ISSUER: Duration = Duration::from_secs(3);
+/// How often connections are looked at after a change of trust, and how many times.
+pub const BRISK: (Duration, u32) = (Duration::from_secs(1), 4);
 /// Verifications in a row before others get their turn: about a millisecond.
 const AT_ONCE: usize = 16;
 
@@ -23,7 +28,9 @@ const AT_ONCE: usize = 16;
 #[derive(Clone, Debug)]
 enum Standing {
     Trusted,
-    /// Nothing new; the end comes [`NOTICE`] after this moment.
+    /// Nothing new, since our own certificate goes; what is under way takes the time it needs.
+    Left,
+    /// Nothing new, since this moment; the end comes soon.
     Ending(Instant),
     Ended(Refusal),
 }
@@ -32,6 +39,8 @@ enum Standing {
 struct Seat {
     peer: Peer,
     peer_is_server: bool,
+    /// The keys above the certificate that we showed.
+    own: Arc<[KeyId]>,
     standing: watch::Sender<Standing>,
 }
 
@@ -57,6 +66,11 @@ impl Watch {
 
     /// Resolves when nothing new may begin.
     pub async fn ending(&self) {
+        self.until(|standing| matches!(standing, Standing::Ending(_) | Standing::Ended(_))).await;
+    }
+
+    /// Resolves when our peer shall come again, and nothing presses.
+    pub async fn left(&self) {
         self.until(|standing| !matches!(standing, Standing::Trusted)).await;
     }
 
@@ -85,8 +99,9 @@ pub struct Open {
 
 impl Open {
     /// A finished handshake. The entry goes with the last clone of the watch.
-    pub fn enter(&self, peer: Peer, peer_is_server: bool) -> Watch {
-        let seat = Arc::new(Seat { peer, peer_is_server, standing: watch::channel(Standing::Trusted).0 });
+    pub fn enter(&self, peer: Peer, peer_is_server: bool, own: &Arc<[KeyId]>) -> Watch {
+        let standing = watch::channel(Standing::Trusted).0;
+        let seat = Arc::new(Seat { peer, peer_is_server, own: own.clone(), standing });
         let mut seats = self.seats.borrow_mut();
         if seats.len() == seats.capacity() {
             // Before it grows, what has gone makes room: amortized, one look per entry.
@@ -96,13 +111,15 @@ impl Open {
         Watch(Some(seat))
     }
 
-    /// Judges all connections under `trust` at `now`; with `thorough` false only those whose certificate has ended, which costs
-    /// a comparison each. Equal certificates are verified once. The codes of the connections that end by this.
-    pub async fn judge(&self, trust: &TrustBundles, now: SystemTime, thorough: bool) -> Vec<Code> {
+    /// Judges connections under `trust` at `now`. Equal certificates are verified once. The codes of the connections that end by
+    /// this.
+    pub async fn judge(&self, trust: &TrustBundles, now: SystemTime, occasion: Occasion) -> Vec<Code> {
         let mut verdicts: HashMap<([u8; 32], bool), Option<Refusal>> = HashMap::new();
         let mut ended = Vec::new();
         for seat in self.present() {
-            if !thorough && now <= seat.peer.not_after() {
+            let is_quiet =
+                !matches!(*seat.standing.borrow(), Standing::Ending(_)) && now <= seat.peer.not_after();
+            if occasion == Occasion::Clock && is_quiet {
                 continue;
             }
             let key = (*seat.peer.sha256(), seat.peer_is_server);
@@ -113,7 +130,7 @@ impl Open {
                 verdicts.insert(key, verdict(&seat.peer, trust, seat.peer_is_server, now));
             }
             if let Some(Some(refusal)) = verdicts.get(&key)
-                && seat.object(refusal)
+                && seat.object(refusal, occasion)
             {
                 ended.push(Code { peer_is_server: seat.peer_is_server, code: refusal.code() });
             }
@@ -121,10 +138,46 @@ impl Open {
         ended
     }
 
+    /// Nothing new may begin where we showed a certificate below one of `going`: our peers shall be on the next one before those
+    /// are trusted no more.
+    pub fn leave(&self, going: &BTreeSet<KeyId>) {
+        for seat in self.present().iter().filter(|seat| seat.own.iter().any(|key| going.contains(key))) {
+            seat.standing.send_if_modified(|standing| {
+                let is_trusted = matches!(standing, Standing::Trusted);
+                if is_trusted {
+                    *standing = Standing::Left;
+                }
+                is_trusted
+            });
+        }
+    }
+
     fn present(&self) -> Vec<Arc<Seat>> {
         let mut seats = self.seats.borrow_mut();
         seats.retain(|seat| seat.strong_count() > 0);
         seats.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// Why connections are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Time has passed: only those whose certificate has ended, or which were given notice. It costs a comparison each.
+    Clock,
+    /// Authorities may have gone, none by force.
+    Round,
+    /// An authority was revoked.
+    Revocation,
+}
+
+impl Occasion {
+    /// What a change of trust is, after `before`.
+    pub fn of_change(before: Option<&TrustBundles>, now: &TrustBundles) -> Self {
+        let known = |bundle: &Bundle| before.and_then(|before| before.get(bundle.trust_domain.as_str()));
+        let adds =
+            |bundle: &Bundle| !known(bundle).is_some_and(|known| bundle.revoked.is_subset(&known.revoked));
+        let revokes = now.iter().any(|bundle| !bundle.revoked.is_empty() && adds(bundle));
+        if revokes { Self::Revocation } else { Self::Round }
     }
 }
 
@@ -139,15 +192,20 @@ pub struct Code {
 
 impl Seat {
     /// True when the connection ends by this very call.
-    fn object(&self, refusal: &Refusal) -> bool {
+    fn object(&self, refusal: &Refusal, occasion: Occasion) -> bool {
+        let notice = if is_about_time(refusal) {
+            NOTICE
+        } else if occasion != Occasion::Revocation && is_about_issuer(refusal) {
+            NOTICE_OF_ISSUER
+        } else {
+            Duration::ZERO
+        };
         let mut ends = false;
         self.standing.send_if_modified(|standing| {
             let next = match standing {
                 Standing::Ended(_) => return false,
-                Standing::Trusted if is_about_time(refusal) => Standing::Ending(Instant::now()),
-                Standing::Ending(since) if is_about_time(refusal) && since.elapsed() < NOTICE => {
-                    return false;
-                }
+                Standing::Trusted | Standing::Left if !notice.is_zero() => Standing::Ending(Instant::now()),
+                Standing::Ending(since) if since.elapsed() < notice => return false,
                 _ => Standing::Ended(refusal.clone()),
             };
             ends = matches!(next, Standing::Ended(_));
@@ -156,6 +214,11 @@ impl Seat {
         });
         ends
     }
+}
+
+/// Whether the authority of a chain that was good once is not published any more.
+fn is_about_issuer(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::UnknownIssuer(_) | Refusal::BadSignature(_))
 }
 
 /// Whether a refusal comes from the clock alone.

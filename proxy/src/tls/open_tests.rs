@@ -47,39 +47,98 @@ fn authority() -> (CertificateDer<'static>, Peer) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removed_authority_ends_its_connections_and_no_other() {
+async fn a_revoked_authority_ends_its_connections_and_no_other() {
     let ((root, peer), (other_root, other)) = (authority(), authority());
     let open = Open::default();
-    let (watch, second, twin) =
-        (open.enter(peer.clone(), false), open.enter(peer, false), open.enter(other, false));
-    assert!(open.judge(&trust(&[&root, &other_root]), at(1), true).await.is_empty());
+    let (watch, second, twin) = (
+        open.enter(peer.clone(), false, &Arc::default()),
+        open.enter(peer, false, &Arc::default()),
+        open.enter(other, false, &Arc::default()),
+    );
+    assert!(open.judge(&trust(&[&root, &other_root]), at(1), Occasion::Revocation).await.is_empty());
     assert!(watch.takes_more(at(1)));
-    let ended = open.judge(&trust(&[&other_root]), at(1), true).await;
+    let ended = open.judge(&trust(&[&other_root]), at(1), Occasion::Revocation).await;
     assert_eq!(ended.len(), 2, "{ended:?}");
     watch.ended().await;
     second.ending().await;
     assert!(!watch.takes_more(at(1)) && watch.refusal().is_some());
     assert!(twin.takes_more(at(1)) && twin.refusal().is_none());
-    assert!(open.judge(&trust(&[&other_root]), at(1), true).await.is_empty(), "an end is told once");
+    assert!(
+        open.judge(&trust(&[&other_root]), at(1), Occasion::Revocation).await.is_empty(),
+        "an end is told once"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_is_published_no_more_lets_finish_what_is_under_way() {
+    let ((root, peer), (other_root, other)) = (authority(), authority());
+    let open = Open::default();
+    let (watch, twin) = (open.enter(peer, false, &Arc::default()), open.enter(other, false, &Arc::default()));
+    let (both, after) = (trust(&[&root, &other_root]), trust(&[&other_root]));
+    assert_eq!(Occasion::of_change(Some(&both), &after), Occasion::Round);
+    assert!(open.judge(&after, at(1), Occasion::Round).await.is_empty());
+    watch.ending().await;
+    assert!(!watch.takes_more(at(1)) && watch.refusal().is_none());
+    assert!(twin.takes_more(at(1)));
+    tokio::time::advance(NOTICE_OF_ISSUER).await;
+    assert_eq!(open.judge(&after, at(1), Occasion::Clock).await.len(), 1);
+    assert!(watch.refusal().is_some() && twin.refusal().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_knows_us_by_a_certificate_whose_authority_goes_is_asked_to_come_again() {
+    let ((root, peer), (going, _)) = (authority(), authority());
+    let id = |der| KeyId::of_certificate(der).unwrap();
+    let open = Open::default();
+    let old = open.enter(peer.clone(), false, &Arc::from([id(&going)]));
+    let new = open.enter(peer, false, &Arc::from([id(&root)]));
+    open.leave(&BTreeSet::from([id(&going)]));
+    old.left().await;
+    assert!(!old.takes_more(at(1)) && old.refusal().is_none() && new.takes_more(at(1)));
+    // Whatever takes long may take its time.
+    tokio::time::advance(NOTICE * 2).await;
+    assert!(open.judge(&trust(&[&root]), at(1), Occasion::Round).await.is_empty());
+    assert!(old.refusal().is_none() && new.takes_more(at(1)));
+    // Its notice begins when its own time has come.
+    assert!(open.judge(&trust(&[&going]), at(1), Occasion::Round).await.is_empty());
+    assert!(old.refusal().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_does_not_wait_for_a_notice_that_was_given() {
+    let ((root, peer), (other_root, _)) = (authority(), authority());
+    let open = Open::default();
+    let watch = open.enter(peer, false, &Arc::default());
+    let after = trust(&[&other_root]);
+    open.judge(&after, at(1), Occasion::Round).await;
+    assert!(watch.refusal().is_none());
+    let mut bundle = after.get("td").unwrap().clone();
+    bundle.revoked = [KeyId::of_certificate(&root).unwrap()].into();
+    let revoked: TrustBundles = [bundle].into_iter().collect();
+    assert_eq!(Occasion::of_change(Some(&after), &revoked), Occasion::Revocation);
+    assert_eq!(Occasion::of_change(None, &revoked), Occasion::Revocation);
+    assert_eq!(Occasion::of_change(Some(&revoked), &revoked), Occasion::Round);
+    open.judge(&revoked, at(1), Occasion::Revocation).await;
+    assert!(watch.refusal().is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_ended_certificate_takes_nothing_new_and_gets_less_than_a_minute() {
     let (root, peer) = authority();
     let open = Open::default();
-    let watch = open.enter(peer, true);
+    let watch = open.enter(peer, true, &Arc::default());
     let trust = trust(&[&root]);
-    assert!(open.judge(&trust, at(LIFE), false).await.is_empty());
+    assert!(open.judge(&trust, at(LIFE), Occasion::Clock).await.is_empty());
     assert!(watch.takes_more(at(LIFE)), "the last second is inclusive");
     assert!(!watch.takes_more(at(LIFE + 1)), "known without a judge");
-    assert!(open.judge(&trust, at(LIFE + 1), false).await.is_empty());
+    assert!(open.judge(&trust, at(LIFE + 1), Occasion::Clock).await.is_empty());
     watch.ending().await;
     assert!(watch.refusal().is_none(), "what is under way goes on");
     let mut waited = Duration::ZERO;
     while watch.refusal().is_none() {
         tokio::time::advance(LOOK).await;
         waited += LOOK;
-        open.judge(&trust, at(LIFE + 1 + waited.as_secs()), false).await;
+        open.judge(&trust, at(LIFE + 1 + waited.as_secs()), Occasion::Clock).await;
     }
     assert!((Duration::from_secs(45)..=Duration::from_secs(60)).contains(&waited), "{waited:?}");
     let told = watch.refusal().unwrap().to_string();
@@ -90,10 +149,10 @@ async fn an_ended_certificate_takes_nothing_new_and_gets_less_than_a_minute() {
 async fn a_revocation_gives_no_notice_to_a_certificate_that_has_ended_too() {
     let ((root, peer), (other_root, _)) = (authority(), authority());
     let open = Open::default();
-    let watch = open.enter(peer, false);
-    open.judge(&trust(&[&root]), at(LIFE + 1), true).await;
+    let watch = open.enter(peer, false, &Arc::default());
+    open.judge(&trust(&[&root]), at(LIFE + 1), Occasion::Revocation).await;
     assert!(watch.refusal().is_none());
-    open.judge(&trust(&[&other_root]), at(LIFE + 1), true).await;
+    open.judge(&trust(&[&other_root]), at(LIFE + 1), Occasion::Revocation).await;
     assert!(watch.refusal().is_some());
 }
 
@@ -102,9 +161,9 @@ async fn connections_that_have_gone_are_forgotten() {
     let (_, peer) = authority();
     let open = Open::default();
     for _ in 0..1000 {
-        drop(open.enter(peer.clone(), false));
+        drop(open.enter(peer.clone(), false, &Arc::default()));
     }
-    let last = open.enter(peer, false);
+    let last = open.enter(peer, false, &Arc::default());
     assert!(open.seats.borrow().len() <= 8, "{}", open.seats.borrow().len());
     assert!(last.refusal().is_none());
 }

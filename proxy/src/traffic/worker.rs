@@ -7,7 +7,7 @@ use crate::{
     net::{Accepted, Listener},
     state::{Credentials, Inbound, Store},
     telemetry::{Direction, Telemetry},
-    tls::open::{LOOK, Open, Watch},
+    tls::open::{BRISK, LOOK, Occasion, Open, Watch},
 };
 use postern_identity::{Peer, Refusal};
 use rustls_pki_types::UnixTime;
@@ -36,22 +36,49 @@ const THOROUGH: u32 = 12;
 
 /// Judges open connections for as long as their worker lives.
 async fn keep_judged(open: Weak<Open>, store: Arc<Store>, telemetry: Telemetry) {
-    let mut changed = store.trust_generation();
-    let mut looks = 0u32;
+    let (mut changed, mut renewed) = (store.trust_generation(), store.credentials_generation());
+    let mut known = store.trust();
+    let (mut looks, mut brisk) = (0u32, 0u32);
     loop {
+        let pause = if brisk > 0 { BRISK.0 } else { LOOK };
         let is_news = tokio::select! {
             // The sender lives in the store that we hold, so this never fails.
             _ = changed.changed() => true,
-            () = tokio::time::sleep(LOOK) => false,
+            _ = renewed.changed() => {
+                let Some(open) = open.upgrade() else { return };
+                move_on(&open, &store);
+                continue;
+            }
+            () = tokio::time::sleep(pause) => false,
         };
         let Some(open) = open.upgrade() else { return };
         looks = looks.wrapping_add(1);
-        let thorough = is_news || looks.is_multiple_of(THOROUGH);
+        brisk = if is_news { BRISK.1 } else { brisk.saturating_sub(1) };
         let Some(trust) = store.trust() else { continue };
-        for ended in open.judge(&trust, SystemTime::now(), thorough).await {
+        let occasion = match is_news {
+            true => Occasion::of_change(known.as_deref(), &trust),
+            false if looks.is_multiple_of(THOROUGH) => Occasion::Round,
+            false => Occasion::Clock,
+        };
+        for ended in open.judge(&trust, SystemTime::now(), occasion).await {
             let direction = if ended.peer_is_server { Direction::Outbound } else { Direction::Inbound };
             telemetry.metrics().peer_refused(direction, ended.code);
         }
+        known = Some(trust);
+        move_on(&open, &store);
+    }
+}
+
+/// Once our certificate is below an authority that stays, connections below one that goes are left.
+fn move_on(open: &Open, store: &Store) {
+    let tainted = store.tainted();
+    let tainted = &tainted.keys;
+    if tainted.is_empty() {
+        return;
+    }
+    if store.credentials().is_some_and(|current| !current.authorities.iter().any(|key| tainted.contains(key)))
+    {
+        open.leave(tainted);
     }
 }
 
@@ -77,7 +104,7 @@ impl Worker {
         made_with: &Credentials,
     ) -> Result<Watch, Refusal> {
         // First in, then asked: so no change falls between the two.
-        let watch = self.open.enter(peer.clone(), peer_is_server);
+        let watch = self.open.enter(peer.clone(), peer_is_server, &made_with.authorities);
         match self.shared.store.trust() {
             Some(trust) if !Arc::ptr_eq(&trust, &made_with.trust) => {
                 peer.still_trusted(&trust, peer_is_server, UnixTime::now())?;
