@@ -8,14 +8,17 @@ pub mod client;
 pub mod envoy;
 pub mod envoy_grid;
 pub mod envoy_rbac;
+pub mod load;
 pub mod log;
 pub mod mesh;
 pub mod ports;
 pub mod processes;
 pub mod scenario;
 pub mod spire;
+pub mod standalone;
 pub mod tree;
 pub mod up;
+pub mod visitor;
 pub mod workload_api;
 
 pub use apps::{App, Received};

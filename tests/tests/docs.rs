@@ -92,6 +92,17 @@ fn every_command_of_a_document_exists() {
 }
 
 #[test]
+fn every_script_of_a_document_is_run() {
+    let run = std::fs::read_to_string(tree::root().join("tests/tests/operations.rs")).unwrap();
+    for document in documents() {
+        for name in document.text.lines().filter_map(|line| script(line.trim())) {
+            let is_run = document.path == "docs/operations.md" && run.contains(&format!("\"{name}\""));
+            assert!(is_run, "{}: nobody runs the script {name}", document.path);
+        }
+    }
+}
+
+#[test]
 fn every_manifest_that_a_document_names_is_there() {
     let mut broken = Vec::new();
     for document in documents() {
@@ -175,11 +186,12 @@ fn is_assignment(word: &str) -> bool {
 /// Every line of every block marked `sh`, without comments and prompts; continued lines joined.
 fn commands(text: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let (mut inside, mut joined) = (false, String::new());
+    let (mut inside, mut is_run, mut joined) = (false, false, String::new());
     for line in text.lines() {
         let trimmed = line.trim();
+        is_run |= script(trimmed).is_some();
         if let Some(language) = trimmed.strip_prefix("```") {
-            inside = !inside && language == "sh";
+            inside = !inside && language == "sh" && !std::mem::take(&mut is_run);
             continue;
         }
         if !inside || trimmed.is_empty() || trimmed.starts_with('#') {
@@ -195,6 +207,11 @@ fn commands(text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// `<!-- script: NAME -->`: the next block is run by `operations.rs`.
+fn script(line: &str) -> Option<&str> {
+    line.strip_prefix("<!-- script: ")?.strip_suffix(" -->")
 }
 
 /// `[text](target)` outside code blocks.

@@ -1,0 +1,275 @@
+//! Steady load on a mesh of processes: allowed calls at a fixed rate, on kept and on new connections, and tokens; beside them
+//! forbidden ones that must never be answered.
+
+use crate::{
+    Request,
+    standalone::Standalone,
+    workload_api::{channel, marked},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use postern_api::open::{
+    JwtsvidRequest, ValidateJwtsvidRequest, spiffe_workload_api_client::SpiffeWorkloadApiClient,
+};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpStream, task::JoinSet, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+/// Lanes of allowed calls on connections that are kept, and on a new connection each; each lane calls 20 times a second.
+const KEPT: usize = 6;
+const NEW: usize = 4;
+const EVERY: Duration = Duration::from_millis(50);
+/// The header that no allowed call carries.
+pub const FORBIDDEN: &str = "x-forbidden";
+/// Failures that are told; the rest is counted.
+const TOLD: usize = 10;
+
+/// Load that runs until it is stopped: 200 allowed calls a second, 40 forbidden ones.
+pub struct Load {
+    stop: CancellationToken,
+    lanes: JoinSet<()>,
+    sums: Arc<Sums>,
+}
+
+#[derive(Default)]
+struct Sums {
+    allowed: AtomicU64,
+    forbidden: AtomicU64,
+    failures: Mutex<Vec<String>>,
+    failed: AtomicU64,
+    breaches: Mutex<Vec<String>>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Report {
+    /// Allowed calls that were made.
+    pub allowed: u64,
+    /// Allowed calls that were not answered 200.
+    pub failed: u64,
+    /// The first of them.
+    pub failures: Vec<String>,
+    /// Forbidden calls that were made.
+    pub forbidden: u64,
+    /// Forbidden calls that were answered 200.
+    pub breaches: Vec<String>,
+}
+
+impl Load {
+    /// Begins.
+    pub fn start(mesh: &Standalone) -> Self {
+        let mut load = Self::start_without_tokens(mesh);
+        let (client, server) = (mesh.workload_api("client"), mesh.workload_api("server"));
+        let (stop, sums) = (load.stop.clone(), load.sums.clone());
+        load.lanes
+            .spawn(async move { stop.run_until_cancelled(tokens(client, server, sums)).await.unwrap_or(()) });
+        load
+    }
+
+    /// Begins where clocks jump: tokens live five minutes, and stand one minute of that.
+    pub fn start_without_tokens(mesh: &Standalone) -> Self {
+        let mut load = Self { stop: CancellationToken::new(), lanes: JoinSet::new(), sums: Arc::default() };
+        let (entry, port) = (mesh.entry("client"), mesh.inbound("server"));
+        for lane in 0..KEPT + NEW {
+            let (stop, sums) = (load.stop.clone(), load.sums.clone());
+            load.lanes.spawn(allowed(entry, lane < KEPT, stop, sums));
+        }
+        let forbidden = [
+            ("a good identity that no rule allows", mesh.entry("intruder"), "/ok"),
+            ("a path that no rule allows", entry, "/forbidden"),
+        ];
+        for (what, address, path) in forbidden {
+            let (stop, sums) = (load.stop.clone(), load.sums.clone());
+            load.lanes.spawn(refused(what, address, path, stop, sums));
+        }
+        // Plaintext to a STRICT port.
+        load.lanes.spawn(refused("plaintext", port, "/ok", load.stop.clone(), load.sums.clone()));
+        load
+    }
+
+    /// How many allowed calls have been answered or lost so far.
+    pub fn so_far(&self) -> (u64, u64) {
+        (self.sums.allowed.load(Ordering::Relaxed), self.sums.failed.load(Ordering::Relaxed))
+    }
+
+    /// Goes on until this many more calls have been made.
+    pub async fn pass(&self, calls: u64) {
+        let enough = self.so_far().0 + calls;
+        while self.so_far().0 < enough {
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// Ends, and tells.
+    pub async fn stop(mut self) -> Report {
+        self.stop.cancel();
+        while self.lanes.join_next().await.is_some() {}
+        let Sums { allowed, forbidden, failures, failed, breaches } = &*self.sums;
+        Report {
+            allowed: allowed.load(Ordering::Relaxed),
+            failed: failed.load(Ordering::Relaxed),
+            failures: failures.lock().unwrap().clone(),
+            forbidden: forbidden.load(Ordering::Relaxed),
+            breaches: breaches.lock().unwrap().clone(),
+        }
+    }
+}
+
+impl Sums {
+    fn lose(&self, what: String) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut failures = self.failures.lock().unwrap();
+        if failures.len() < TOLD {
+            failures.push(format!("{:?} {what}", std::time::SystemTime::now()));
+        }
+    }
+}
+
+impl Report {
+    /// No allowed call was lost, no forbidden one answered, and the app saw none of those.
+    pub fn assert_whole(&self, mesh: &Standalone) {
+        assert!(self.allowed >= 50 && self.forbidden > 10, "there was load: {self:?}");
+        assert_eq!(
+            self.failed,
+            0,
+            "{} of {} calls were lost: {:#?}\n{}",
+            self.failed,
+            self.allowed,
+            self.failures,
+            mesh.told()
+        );
+        self.assert_no_breach(mesh);
+    }
+
+    /// No forbidden call was answered, and the app saw none of those.
+    pub fn assert_no_breach(&self, mesh: &Standalone) {
+        assert!(self.breaches.is_empty(), "{:#?}", self.breaches);
+        let seen = mesh.app.received().into_iter().filter(|r| r.headers.contains_key(FORBIDDEN)).count();
+        assert_eq!(seen, 0, "forbidden calls that the app saw");
+    }
+}
+
+async fn allowed(entry: SocketAddr, keep: bool, stop: CancellationToken, sums: Arc<Sums>) {
+    let mut kept = None;
+    while tick(&stop).await {
+        let outcome = tokio::time::timeout(Duration::from_secs(10), call(entry, &mut kept)).await;
+        sums.allowed.fetch_add(1, Ordering::Relaxed);
+        let failure = match outcome {
+            Ok(Ok(200)) => None,
+            Ok(Ok(status)) => Some(format!("status {status}")),
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some("no answer within 10 s".into()),
+        };
+        if let Some(failure) = failure {
+            sums.lose(format!("{failure} (kept connection: {keep})"));
+            kept = None;
+        }
+        if !keep {
+            kept = None;
+        }
+    }
+}
+
+/// A token that the client got first, and the one that it gets now, are good for the server at all times; one that was changed
+/// never is.
+async fn tokens(client: PathBuf, server: PathBuf, sums: Arc<Sums>) {
+    let mut first = None;
+    loop {
+        tokio::time::sleep(EVERY * 2).await;
+        let now = match token(&client, "server").await {
+            Ok(token) => token,
+            // Without the control plane there is no first one.
+            Err(_) if first.is_none() => continue,
+            Err(reason) => {
+                sums.lose(format!("no token: {reason}"));
+                continue;
+            }
+        };
+        let first = first.get_or_insert_with(|| now.clone());
+        for good in [&*first, &now] {
+            sums.allowed.fetch_add(1, Ordering::Relaxed);
+            if let Err(reason) = is_good_token(&server, "server", good).await {
+                sums.lose(format!("a good token is refused: {reason}"));
+            }
+        }
+        let (signed, signature) = now.rsplit_once('.').unwrap();
+        let changed = if signature.starts_with('A') { 'B' } else { 'A' };
+        let bad = format!("{signed}.{changed}{}", &signature[1..]);
+        for (bad, audience) in [(&bad, "server"), (&now, "somebody-else")] {
+            sums.forbidden.fetch_add(1, Ordering::Relaxed);
+            if is_good_token(&server, audience, bad).await.is_ok() {
+                sums.breaches.lock().unwrap().push("a bad token is accepted".into());
+            }
+        }
+    }
+}
+
+/// A JWT-SVID of the pod behind `socket`.
+pub async fn token(socket: &Path, audience: &str) -> Result<String, String> {
+    let request = JwtsvidRequest { audience: vec![audience.into()], spiffe_id: String::new() };
+    let mut client = SpiffeWorkloadApiClient::new(channel(socket.to_owned()).await);
+    let answer = client.fetch_jwtsvid(marked(request)).await.map_err(|status| status.to_string())?;
+    Ok(answer.into_inner().svids[0].svid.clone())
+}
+
+/// What the sidecar behind `socket` says of it.
+pub async fn is_good_token(socket: &Path, audience: &str, token: &str) -> Result<(), String> {
+    let request = ValidateJwtsvidRequest { audience: audience.into(), svid: token.into() };
+    let mut client = SpiffeWorkloadApiClient::new(channel(socket.to_owned()).await);
+    client.validate_jwtsvid(marked(request)).await.map(|_| ()).map_err(|status| status.to_string())
+}
+
+async fn call(entry: SocketAddr, kept: &mut Option<SendRequest<Empty<Bytes>>>) -> Result<u16, String> {
+    // A connection that was closed in between, as HTTP allows, is opened again.
+    if kept.as_ref().is_none_or(SendRequest::is_closed) {
+        let stream = TcpStream::connect(entry).await.map_err(|e| format!("connect: {e}"))?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        tokio::spawn(connection);
+        *kept = Some(sender);
+    }
+    let sender = kept.as_mut().unwrap();
+    sender.ready().await.map_err(|e| format!("connection: {e}"))?;
+    let request =
+        http::Request::get("/ok").header("host", "server.shop.svc.cluster.local").body(Empty::new()).unwrap();
+    let answer = sender.send_request(request).await.map_err(|e| format!("request: {e}"))?;
+    let status = answer.status().as_u16();
+    answer.into_body().collect().await.map_err(|e| format!("body: {e}"))?;
+    Ok(status)
+}
+
+async fn refused(
+    what: &'static str,
+    address: SocketAddr,
+    path: &'static str,
+    stop: CancellationToken,
+    sums: Arc<Sums>,
+) {
+    while tick(&stop).await {
+        let request =
+            Request::new(address, "server.shop.svc.cluster.local").path(path).header(FORBIDDEN, "1");
+        let answer = request.send().await;
+        sums.forbidden.fetch_add(1, Ordering::Relaxed);
+        if let Ok(answer) = answer
+            && answer.status < 400
+        {
+            sums.breaches.lock().unwrap().push(format!("{what}: {}", answer.status));
+        }
+    }
+}
+
+/// The next turn of a lane; false when it is over.
+async fn tick(stop: &CancellationToken) -> bool {
+    let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + EVERY, EVERY);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::select! { () = stop.cancelled() => false, _ = interval.tick() => true }
+}
