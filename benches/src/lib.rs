@@ -1,7 +1,11 @@
 //! What the benches share: sets of rules of any size for one workload, and the calls that meet them.
 #![allow(clippy::expect_used, clippy::indexing_slicing)] // benches stop at what should not be
 
+pub mod beside;
 pub mod budgets;
+// The process and the client that the comparison of decisions uses. By path, so that benches need not build the tests.
+#[path = "../../tests/src/envoy.rs"]
+pub mod envoy;
 pub mod heap;
 pub mod process;
 

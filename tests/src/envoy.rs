@@ -194,6 +194,11 @@ impl<S: Read + Write> Wire<S> {
         Self { stream, buffer: Vec::new() }
     }
 
+    /// What it was made of.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     /// Sends a request head as it is and reads the whole answer.
     pub fn exchange(&mut self, head: &[u8]) -> io::Result<Reply> {
         self.stream.write_all(head)?;

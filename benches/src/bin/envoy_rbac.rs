@@ -10,10 +10,7 @@
 //! stays in this process, so that what it does is not counted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
-// The translation and the process that the comparison of decisions uses. By path, so that benches need not build the tests.
-#[allow(dead_code)]
-#[path = "../../../tests/src/envoy.rs"]
-mod envoy;
+// The translation that the comparison of decisions uses. By path, so that benches need not build the tests.
 #[allow(dead_code)]
 #[path = "../../../tests/src/envoy_rbac.rs"]
 mod envoy_rbac;
@@ -24,28 +21,29 @@ use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
+use postern_benches::{
+    beside::{self, App, SIDECAR, Sidecar},
+    budgets::median,
+    envoy,
+    process::{cpu, resident_kib},
+};
 use postern_config::{
-    Documents, Facts, HttpFacts, InboundSpec, Severity, Snapshot, Verdict,
+    Facts, HttpFacts, InboundSpec, Snapshot, Verdict,
     authorize::authorize,
     documents::{
-        self, AuthorizationPolicy, Located, MeshConfig, Metadata, Origin, SourceFile,
+        AuthorizationPolicy, Located, MeshConfig, Metadata, Origin,
         authorization_policy::{From, Operation, Rule, Source, To},
     },
     snapshot::Workload,
 };
-use postern_control_plane::{ControlPlane, Options};
+use postern_control_plane::ControlPlane;
 use serde_json::json;
 use std::{
     hint::black_box,
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
-    process::{Child, Command, ExitCode, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::{Duration, Instant},
+    process::ExitCode,
+    time::Instant,
 };
 
 // As in the program that the sidecar's image ships.
@@ -58,10 +56,6 @@ const ROUNDS: usize = 11;
 const REQUESTS: u32 = 1_000;
 /// Enough for Envoy with the most rules, which takes a hundred times as long.
 const SLOW_REQUESTS: u32 = 60;
-/// From the start of a sidecar to its readiness.
-const START: Duration = Duration::from_secs(30);
-/// Makes us the sidecar.
-const SIDECAR: &str = "sidecar";
 /// Leaves it to the kernel where everything runs.
 const ALL_CORES: &str = "--all-cores";
 /// Name of the pod and of its service account.
@@ -155,7 +149,7 @@ fn report(subjects: &[Subject]) {
         all.collect::<Vec<_>>().join(", ")
     };
     println!("\nEnvoy's resident memory: {}", memory(|s| s.envoy.id()));
-    println!("The sidecar's resident memory: {}", memory(|s| s.sidecar.child.id()));
+    println!("The sidecar's resident memory: {}", memory(|s| s.sidecar.id()));
 }
 
 /// One number of rules, in all three.
@@ -173,7 +167,7 @@ struct Subject {
 impl Subject {
     fn start(program: &Path, control: &ControlPlane, app: &App, rules: usize) -> Self {
         let (envoy, address) = start_envoy(program, &policies(rules), app.address);
-        let sidecar = Sidecar::start(control, app.address, rules);
+        let sidecar = Sidecar::start(control, &namespace(rules), POD, app.address);
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let [envoy_wire, sidecar_wire] =
             [address, sidecar.inbound].map(|to| envoy::Wire::new(envoy::connect(local, to).unwrap()));
@@ -188,7 +182,7 @@ impl Subject {
         let path = format!("/v1/items/{number}");
         let slow = if self.rules > 1_000 { SLOW_REQUESTS } else { REQUESTS };
         let envoy = cost(self.envoy.id(), &mut self.envoy_wire, app, &path, wanted, slow);
-        let sidecar = cost(self.sidecar.child.id(), &mut self.sidecar_wire, app, &path, wanted, REQUESTS);
+        let sidecar = cost(self.sidecar.id(), &mut self.sidecar_wire, app, &path, wanted, REQUESTS);
         let own = own_cost(&self.snapshot, &path, wanted);
         if keep {
             let spent = &mut self.spent_ns[usize::from(verdict == Verdict::Deny)];
@@ -210,12 +204,12 @@ fn cost(
 ) -> f64 {
     let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n");
     let (status, arriving) = if wanted == Verdict::Allow { (200, requests) } else { (403, 0) };
-    let (served, before) = (app.served(), cpu_ns(process));
+    let (served, before) = (app.served(), cpu(process));
     for _ in 0..requests {
         let reply = wire.exchange(head.as_bytes()).unwrap();
         assert_eq!((reply.status, reply.closed), (status, false));
     }
-    let spent = cpu_ns(process) - before;
+    let spent = (cpu(process) - before).as_secs_f64() * 1e9;
     assert_eq!(app.served() - served, arriving);
     spent / f64::from(requests)
 }
@@ -246,140 +240,17 @@ fn own_cost(snapshot: &Snapshot, path: &str, wanted: Verdict) -> f64 {
     begin.elapsed().as_secs_f64() * 1e9 / f64::from(calls)
 }
 
-/// What stands behind all of them: answers 200 and "ok" on connections that stay open, one thread for each.
-struct App {
-    address: SocketAddr,
-    served: Arc<AtomicU32>,
-}
-
-impl App {
-    fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let (address, served) = (listener.local_addr().unwrap(), Arc::new(AtomicU32::new(0)));
-        let count = served.clone();
-        // They end with this process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let count = count.clone();
-                std::thread::spawn(move || answer(stream, &count));
-            }
-        });
-        Self { address, served }
-    }
-
-    fn served(&self) -> u32 {
-        self.served.load(Ordering::SeqCst)
-    }
-}
-
-fn answer(mut stream: TcpStream, served: &AtomicU32) {
-    stream.set_nodelay(true).unwrap();
-    let (mut head, mut part) = (Vec::new(), [0; 4096]);
-    // One request at a time and without a body, as this bench sends them.
-    while let Ok(read @ 1..) = stream.read(&mut part) {
-        head.extend_from_slice(&part[..read]);
-        if head.ends_with(b"\r\n\r\n") {
-            head.clear();
-            served.fetch_add(1, Ordering::SeqCst);
-            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
-                return;
-            }
-        }
-    }
-}
-
 fn start_envoy(
     program: &Path,
     policies: &[AuthorizationPolicy],
     app: SocketAddr,
 ) -> (envoy::Envoy, SocketAddr) {
-    let mut last = String::new();
-    for _ in 0..5 {
-        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), envoy::free_ports(1)[0]);
-        let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "app", "timeout": "0s"}});
-        let manager = envoy::connection_manager(
-            &envoy_rbac::filters(policies, &MeshConfig::default()),
-            &[route],
-            &json!({"normalize_path": true}),
-        );
-        let listener = envoy::listener("inbound", &[address], &[json!({"filters": [manager]})]);
-        let mut config = envoy::bootstrap(&[listener]);
-        let socket = json!({"address": app.ip(), "port_value": app.port()});
-        let endpoint = json!({"endpoint": {"address": {"socket_address": socket}}});
-        config["static_resources"]["clusters"] = json!([{
-            "name": "app",
-            "type": "STATIC",
-            "connect_timeout": "5s",
-            "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [endpoint]}]},
-        }]);
-        match envoy::Envoy::start(program, &config, &[address]) {
-            Ok(envoy) => return (envoy, address),
-            Err(log) => last = log,
-        }
-    }
-    panic!("Envoy did not start: {last}");
-}
-
-/// A running sidecar, a process of its own. Dropping it ends it.
-struct Sidecar {
-    child: Child,
-    inbound: SocketAddr,
-    /// Trust bundle and log.
-    folder: tempfile::TempDir,
-}
-
-impl Sidecar {
-    fn start(control: &ControlPlane, app: SocketAddr, rules: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let [bundle, token, log] = ["root.pem", "token", "log"].map(|name| folder.path().join(name));
-        std::fs::write(&bundle, control.trust_bundle_pem()).unwrap();
-        // The folder is ours alone.
-        std::fs::write(&token, control.join_token(&namespace(rules), POD, POD)).unwrap();
-        let [inbound, admin, probes, metrics] =
-            <[u16; 4]>::try_from(envoy::free_ports(4)).unwrap().map(|port| format!("127.0.0.1:{port}"));
-        let child = Command::new(std::env::current_exe().unwrap())
-            .arg(SIDECAR)
-            .args(["--instance", POD, "--workers", "1", "--access-log", "off"])
-            .args(["--control-plane", &control.address().to_string()])
-            .args(["--explicit-inbound", &format!("{inbound}={app}")])
-            .args(["--admin", &admin, "--probes", &probes, "--metrics", &metrics])
-            .arg("--trust-bundle")
-            .arg(bundle)
-            .arg("--join-token-file")
-            .arg(token)
-            .env("POSTERN_LOG", "warn")
-            .env("OTEL_SDK_DISABLED", "true")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(log).unwrap())
-            .spawn()
-            .unwrap();
-        let mut sidecar = Self { child, inbound: inbound.parse().unwrap(), folder };
-        let (begin, probes) = (Instant::now(), probes.parse().unwrap());
-        while !is_ready(probes) {
-            let has_ended = sidecar.child.try_wait().unwrap().is_some();
-            assert!(!has_ended && begin.elapsed() < START, "the sidecar is not ready: {}", sidecar.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        sidecar
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Sidecar {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn is_ready(probes: SocketAddr) -> bool {
-    let Ok(stream) = envoy::connect(probes.ip(), probes) else { return false };
-    let head = b"GET /healthz/ready HTTP/1.1\r\nhost: a\r\n\r\n";
-    envoy::Wire::new(stream).exchange(head).is_ok_and(|reply| reply.status == 200)
+    beside::start_envoy(program, app, |address| {
+        let filters = envoy_rbac::filters(policies, &MeshConfig::default());
+        let manager =
+            envoy::connection_manager(&filters, &[beside::to_app()], &json!({"normalize_path": true}));
+        envoy::listener("inbound", &[address], &[json!({"filters": [manager]})])
+    })
 }
 
 /// One for all sidecars: each number of rules is a namespace with one pod.
@@ -411,45 +282,16 @@ spec: {{selector: {{app: {POD}}}, ports: [{{name: http, port: {port}}}]}}
 "#
         );
     }
-    let (mut documents, problems): (Documents, _) =
-        documents::read(&[SourceFile { name: "bench.yaml".into(), text: all }]);
-    assert!(problems.iter().all(|problem| problem.severity != Severity::Error), "{problems:?}");
+    let mut documents = beside::read(all);
     // Not through YAML, which may hold at most 512 rules a policy.
     let policies = RULES.iter().flat_map(|rules| policies(*rules));
     documents.authorization_policies =
         policies.map(|value| Located { origin: Origin::default(), value }).collect();
-    let control = postern_control_plane::start(Options {
-        listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
-        state: None,
-        trust_domain: documents.mesh.trust_domain.clone(),
-        certificate_lifetime: Duration::from_secs(3600),
-        unix_socket: None,
-        kubernetes: None,
-        federation: postern_control_plane::federation::Settings::default(),
-        upstream: postern_control_plane::Upstream::Own,
-        allow_ending_authority: false,
-    })
-    .await
-    .expect("the control plane starts");
-    control.apply(documents);
-    control
+    beside::control_plane(documents).await
 }
 
 fn namespace(rules: usize) -> String {
     format!("rules-{rules}")
-}
-
-/// CPU time of all threads of a process so far.
-fn cpu_ns(process: u32) -> f64 {
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let spent = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
-    spent.filter_map(|line| line.split(' ').next()?.parse::<f64>().ok()).sum()
-}
-
-fn resident_kib(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// One ALLOW policy, each rule for a method and a path of its own. Callers are told apart by address, as there is no TLS here.
@@ -480,10 +322,4 @@ fn compile(rules: usize) -> Snapshot {
     let (mesh, ports, peer_authentications) = (MeshConfig::default(), vec![], vec![]);
     Snapshot::compile(InboundSpec { workload, mesh, ports, peer_authentications, authorization_policies })
         .expect("the rules of this bench are valid")
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }

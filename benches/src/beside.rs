@@ -1,0 +1,197 @@
+//! What stands beside each other: our sidecar as a process of its own, an Envoy, and the same app behind both.
+
+use crate::envoy;
+use postern_config::{
+    Documents, Severity,
+    documents::{self, SourceFile},
+};
+use postern_control_plane::{ControlPlane, Options};
+use serde_json::{Value, json};
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The first argument that makes a bench the sidecar; the others are the flags of `postern-proxy`, which it then is.
+pub const SIDECAR: &str = "sidecar";
+/// From the start of a sidecar to its readiness.
+const START: Duration = Duration::from_secs(30);
+
+/// What stands behind all of them: answers 200 and "ok" on connections that stay open, one thread for each.
+pub struct App {
+    /// Where.
+    pub address: SocketAddr,
+    served: Arc<AtomicU32>,
+}
+
+impl App {
+    /// Its threads end with this process.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let (address, served) = (listener.local_addr().expect("bound"), Arc::new(AtomicU32::new(0)));
+        let count = served.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let count = count.clone();
+                std::thread::spawn(move || answer(stream, &count));
+            }
+        });
+        Self { address, served }
+    }
+
+    /// Requests so far.
+    pub fn served(&self) -> u32 {
+        self.served.load(Ordering::SeqCst)
+    }
+}
+
+fn answer(mut stream: TcpStream, served: &AtomicU32) {
+    let _ = stream.set_nodelay(true);
+    let (mut head, mut part) = (Vec::new(), [0; 4096]);
+    // One request at a time and without a body, as the benches send them.
+    while let Ok(read @ 1..) = stream.read(&mut part) {
+        head.extend_from_slice(&part[..read]);
+        if head.ends_with(b"\r\n\r\n") {
+            head.clear();
+            served.fetch_add(1, Ordering::SeqCst);
+            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// An Envoy with one listener, whose configuration `listener` makes for its address, and the app as cluster `app`.
+pub fn start_envoy(
+    program: &Path,
+    app: SocketAddr,
+    listener: impl Fn(SocketAddr) -> Value,
+) -> (envoy::Envoy, SocketAddr) {
+    let mut last = String::new();
+    for _ in 0..5 {
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), envoy::free_ports(1)[0]);
+        let mut config = envoy::bootstrap(&[listener(address)]);
+        let socket = json!({"address": app.ip(), "port_value": app.port()});
+        let endpoint = json!({"endpoint": {"address": {"socket_address": socket}}});
+        config["static_resources"]["clusters"] = json!([{
+            "name": "app",
+            "type": "STATIC",
+            "connect_timeout": "5s",
+            "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        }]);
+        match envoy::Envoy::start(program, &config, &[address]) {
+            Ok(envoy) => return (envoy, address),
+            Err(log) => last = log,
+        }
+    }
+    panic!("Envoy did not start: {last}");
+}
+
+/// The route of everything to the app.
+pub fn to_app() -> Value {
+    json!({"match": {"prefix": "/"}, "route": {"cluster": "app", "timeout": "0s"}})
+}
+
+/// A running sidecar, a process of its own with one worker and no access log. Dropping it ends it.
+pub struct Sidecar {
+    child: Child,
+    /// Where connections come in that are for the app.
+    pub inbound: SocketAddr,
+    /// Trust bundle and log.
+    folder: tempfile::TempDir,
+}
+
+impl Sidecar {
+    /// Starts the sidecar of this pod, whose service account has the same name, and waits until it is ready.
+    pub fn start(control: &ControlPlane, namespace: &str, pod: &str, app: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [bundle, token, log] = ["root.pem", "token", "log"].map(|name| folder.path().join(name));
+        std::fs::write(&bundle, control.trust_bundle_pem()).expect("written");
+        // The folder is ours alone.
+        std::fs::write(&token, control.join_token(namespace, pod, pod)).expect("written");
+        let ports = <[u16; 4]>::try_from(envoy::free_ports(4)).expect("four");
+        let [inbound, admin, probes, metrics] = ports.map(|port| format!("127.0.0.1:{port}"));
+        let child = Command::new(std::env::current_exe().expect("a program"))
+            .arg(SIDECAR)
+            .args(["--instance", pod, "--workers", "1", "--access-log", "off"])
+            .args(["--control-plane", &control.address().to_string()])
+            .args(["--explicit-inbound", &format!("{inbound}={app}")])
+            .args(["--admin", &admin, "--probes", &probes, "--metrics", &metrics])
+            .arg("--trust-bundle")
+            .arg(bundle)
+            .arg("--join-token-file")
+            .arg(token)
+            .env("POSTERN_LOG", "warn")
+            .env("OTEL_SDK_DISABLED", "true")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(log).expect("a log"))
+            .spawn()
+            .expect("a process");
+        let inbound = inbound.parse().expect("an address");
+        let mut sidecar = Self { child, inbound, folder };
+        let (begin, probes) = (Instant::now(), probes.parse().expect("an address"));
+        while !is_ready(probes) {
+            let has_ended = sidecar.child.try_wait().expect("a child").is_some();
+            assert!(!has_ended && begin.elapsed() < START, "the sidecar is not ready: {}", sidecar.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        sidecar
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_ready(probes: SocketAddr) -> bool {
+    let Ok(stream) = envoy::connect(probes.ip(), probes) else { return false };
+    let head = b"GET /healthz/ready HTTP/1.1\r\nhost: a\r\n\r\n";
+    envoy::Wire::new(stream).exchange(head).is_ok_and(|reply| reply.status == 200)
+}
+
+/// Documents as people write them, which must have no errors.
+pub fn read(text: String) -> Documents {
+    let (documents, problems) = documents::read(&[SourceFile { name: "bench.yaml".into(), text }]);
+    assert!(problems.iter().all(|problem| problem.severity != Severity::Error), "{problems:?}");
+    documents
+}
+
+/// A control plane on loopback, its authority in memory.
+pub async fn control_plane(documents: Documents) -> ControlPlane {
+    let control = postern_control_plane::start(Options {
+        listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+        state: None,
+        trust_domain: documents.mesh.trust_domain.clone(),
+        certificate_lifetime: Duration::from_secs(3600),
+        unix_socket: None,
+        kubernetes: None,
+        upstream: postern_control_plane::Upstream::Own,
+        allow_ending_authority: false,
+        federation: postern_control_plane::federation::Settings::default(),
+    })
+    .await
+    .expect("the control plane starts");
+    control.apply(documents);
+    control
+}
