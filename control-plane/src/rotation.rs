@@ -81,6 +81,15 @@ struct Sidecar<'a> {
     departed: Option<&'a Departed>,
 }
 
+/// Whether any rotation is on its way: only then [`View::next`] can name a step, and it is worth looking at every sidecar.
+pub fn is_on_its_way(authorities: &[AuthorityStatus]) -> bool {
+    authorities.iter().filter(|one| !one.revoked).any(|one| match one.kind {
+        AuthorityKind::Root => one.slot != Slot::Active,
+        AuthorityKind::JwtKey => one.slot == Slot::Prepared,
+        AuthorityKind::Intermediate => false,
+    })
+}
+
 impl View {
     /// Whom `step` would cut off.
     pub fn lagging(&self, step: Step) -> Vec<Lagging> {

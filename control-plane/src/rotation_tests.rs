@@ -266,3 +266,18 @@ fn a_token_key_that_nobody_asked_for_is_known_to_foreign_domains_before_it_signs
     assert_eq!(view.next(&BTreeSet::new()), []);
     assert_eq!(view.next(&BTreeSet::from([AuthorityKind::JwtKey])), [activate], "asked for");
 }
+
+#[test]
+fn whoever_is_not_on_its_way_has_no_next_step_and_is_over() {
+    let all = [AuthorityKind::Root, AuthorityKind::JwtKey].into();
+    let whole = view().authorities;
+    // Every subset of what there is.
+    for chosen in 0..1_u32 << whole.len() {
+        let kept = |(at, _): &(usize, &AuthorityStatus)| chosen & (1 << at) != 0;
+        let authorities = whole.iter().enumerate().filter(kept).map(|(_, one)| one.clone()).collect();
+        let view = View { authorities, sessions: vec![], expected: vec![], departed: vec![], ..view() };
+        let over = view.is_over(AuthorityKind::Root) && view.is_over(AuthorityKind::JwtKey);
+        assert_eq!(is_on_its_way(&view.authorities), !over, "{:?}", view.authorities);
+        assert!(!over || view.next(&all).is_empty());
+    }
+}

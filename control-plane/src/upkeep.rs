@@ -5,7 +5,7 @@ use crate::{
     attest::Attested,
     authority::{AuthorityKind, Event, Slot, StepError},
     publish::{Publisher, listener::Tls},
-    rotation::{Action, Lagging, Step, View},
+    rotation::{Action, Lagging, Step, View, is_on_its_way},
 };
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -257,7 +257,15 @@ impl Upkeep {
     /// The steps that the evidence allows by now.
     fn advance(&self, now: SystemTime) {
         loop {
-            let asked = self.asked.lock().clone();
+            let asked = {
+                // Held meanwhile, so that what is asked now is not forgotten for what was known before.
+                let mut asked = self.asked.lock();
+                // As good as always: then nobody copies what is known of ten thousand sidecars, once a second.
+                if !is_on_its_way(&self.publisher.authority.status(now)) {
+                    return asked.clear();
+                }
+                asked.clone()
+            };
             let view = self.view(now);
             let mut changed = false;
             for action in view.next(&asked) {
