@@ -124,6 +124,7 @@ async fn measure(sidecars: usize, under: &[String]) -> Measured {
     assert_eq!(control.holders_of_tainted().await, 0, "the control plane knows of no old certificate");
     let after = resident_kib(control.id());
     println!("after the rotation the control plane has {} MiB", after / 1024);
+    fleet.end();
     control.stop().await;
     Measured::from([
         ("KiB per sidecar".to_owned(), each),

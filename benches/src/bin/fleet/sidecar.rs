@@ -14,7 +14,10 @@ use std::{
     collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -72,9 +75,16 @@ struct World {
     key: rcgen::KeyPair,
     csr: Vec<u8>,
     turns: Semaphore,
+    /// From here on streams may end.
+    is_over: AtomicBool,
 }
 
 impl Fleet {
+    /// The control plane is about to go.
+    pub fn end(&self) {
+        self.world.is_over.store(true, Ordering::SeqCst);
+    }
+
     /// Gets each sidecar its first certificate.
     pub async fn join(control: &Process, sidecars: usize) -> Self {
         let bundle = Bundle::from_pem("cluster.local".parse().unwrap(), control.bundle.as_bytes()).unwrap();
@@ -82,7 +92,14 @@ impl Fleet {
         let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
         let turns = Semaphore::new(AT_ONCE);
         let trust = Arc::new([bundle].into_iter().collect());
-        let world = Arc::new(World { address: control.address, trust, key, csr, turns });
+        let world = Arc::new(World {
+            address: control.address,
+            trust,
+            key,
+            csr,
+            turns,
+            is_over: AtomicBool::new(false),
+        });
         let batches: Vec<_> = control
             .tokens
             .chunks(JOINS)
@@ -201,7 +218,11 @@ async fn live(world: Arc<World>, number: usize, mut held: Held, tell: mpsc::Unbo
     loop {
         tokio::select! {
             update = hear.message() => {
-                let update = update.expect("the stream stays").expect("the stream stays");
+                let update = match update {
+                    Ok(Some(update)) => update,
+                    _ if world.is_over.load(Ordering::SeqCst) => return,
+                    ended => panic!("the stream stays: {ended:?}"),
+                };
                 say(Message::Ack(v1::Ack { nonce: update.nonce, version: update.version })).await;
                 if let Some(control_message::Message::Bundles(trust)) = &update.message
                     && renewal.is_none()
