@@ -1,6 +1,7 @@
 //! The control plane as a program: exit codes, its one line, token files, the watched folder, signals.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
+use notify::{RecursiveMode, Watcher as _};
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
@@ -70,17 +71,18 @@ impl Running {
         panic!("`{words}` was not told, only: {heard:#?}");
     }
 
-    fn ends_after(mut self, signal: nix::sys::signal::Signal) -> Option<i32> {
+    fn ends_after(self, signal: nix::sys::signal::Signal) -> Option<i32> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
-        let deadline = Instant::now() + DEADLINE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("it does not end");
+        let (tell, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut running = self;
+            tell.send(running.0.wait().unwrap().code())
+        });
+        ended.recv_timeout(DEADLINE).unwrap_or_else(|_| {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            panic!("it does not end")
+        })
     }
 }
 
@@ -92,10 +94,13 @@ impl Drop for Running {
 }
 
 fn appears(file: &Path) {
+    let (tell, told) = mpsc::channel::<notify::Result<notify::Event>>();
+    let mut watcher = notify::recommended_watcher(tell).unwrap();
+    watcher.watch(file.parent().unwrap(), RecursiveMode::NonRecursive).unwrap();
     let deadline = Instant::now() + DEADLINE;
     while !file.exists() {
-        assert!(Instant::now() < deadline, "{} does not appear", file.display());
-        std::thread::sleep(Duration::from_millis(5));
+        let news = told.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        assert!(news.is_ok(), "{} does not appear", file.display());
     }
 }
 

@@ -17,6 +17,7 @@ use postern_identity::{Accept, Bundle, SpiffeId, TrustBundles, tls};
 use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use std::{collections::BTreeSet, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
     sync::mpsc,
 };
@@ -114,6 +115,27 @@ pub async fn channel_over(
     soon("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
         .await
         .unwrap()
+}
+
+/// A connection that asks for nothing, and sees how long it is left open.
+pub struct Silent(tokio_rustls::client::TlsStream<TcpStream>);
+
+impl Silent {
+    pub async fn open(control_plane: &ControlPlane, key: Arc<CertifiedKey>) -> Self {
+        let dialled = dial(connector(control_plane, Some(key)), control_plane.address());
+        let mut connection = soon("a handshake", dialled).await.unwrap();
+        // HTTP/2's preface and empty settings (RFC 9113 3.4), so that it is one of the good.
+        connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        // The head of its settings: it has taken us.
+        soon("an answer", connection.read_exact(&mut [0; 9])).await.unwrap();
+        Self(connection)
+    }
+
+    /// Resolves when the control plane closes it.
+    pub async fn ended(mut self) {
+        // An end without TLS's own good-bye is an end, too.
+        let _ = self.0.read_to_end(&mut Vec::new()).await;
+    }
 }
 
 /// The certificate that a new connection is shown.
