@@ -1,6 +1,7 @@
 //! What stands beside each other: our sidecar as a process of its own, an Envoy, and the same app behind both.
 
 use crate::envoy;
+use clap::Parser;
 use postern_config::{
     Documents, Severity,
     documents::{self, SourceFile},
@@ -11,7 +12,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -19,8 +20,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The first argument that makes a bench the sidecar; the others are the flags of `postern-proxy`, which it then is.
-pub const SIDECAR: &str = "sidecar";
+/// The first argument that makes a bench the sidecar.
+const SIDECAR: &str = "sidecar";
+
+#[derive(Parser)]
+struct SidecarArguments {
+    #[command(flatten)]
+    flags: postern_proxy::Flags,
+}
+
+/// Is the sidecar, when [`Sidecar`] has started us as one: `postern-proxy` with the flags after the first argument.
+pub fn run_if_sidecar() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next();
+    let is_sidecar = arguments.next().is_some_and(|first| first == SIDECAR);
+    let flags = name.into_iter().chain(arguments);
+    is_sidecar.then(|| postern_proxy::run(SidecarArguments::parse_from(flags).flags))
+}
+
 /// From the start of a sidecar to its readiness.
 const START: Duration = Duration::from_secs(30);
 

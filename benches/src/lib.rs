@@ -6,6 +6,8 @@ pub mod budgets;
 // The process and the client that the comparison of decisions uses. By path, so that benches need not build the tests.
 #[path = "../../tests/src/envoy.rs"]
 pub mod envoy;
+#[path = "../../tests/src/foreign.rs"]
+pub mod foreign;
 pub mod heap;
 pub mod process;
 

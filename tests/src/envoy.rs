@@ -3,6 +3,7 @@
 //! Not every machine can have it, so tests ask [`program`] first and say so when they go without.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
+use crate::foreign;
 use serde_json::{Value, json};
 use std::{
     io::{self, Read, Write},
@@ -19,15 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// `None` when there is none to be had, which is said on stderr; with `POSTERN_ENVOY_REQUIRED=1` that is a failure.
 pub fn program() -> Option<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/envoy.sh");
-    let output = Command::new(script).output().expect("scripts/envoy.sh can be run");
-    if output.status.success() {
-        return Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()));
-    }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    assert!(std::env::var_os("POSTERN_ENVOY_REQUIRED").is_none_or(|v| v != "1"), "{reason}");
-    eprintln!("SKIPPED, nothing was compared with Envoy: {reason}");
-    None
+    foreign::by_script("envoy.sh", "POSTERN_ENVOY_REQUIRED", "nothing was compared with Envoy")
 }
 
 /// A running Envoy. Dropping it ends it.

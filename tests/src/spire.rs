@@ -1,5 +1,6 @@
 //! A SPIRE server and agent on loopback, below the mesh's own root, for one workload: this process's user.
 
+use crate::foreign;
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
@@ -23,7 +24,7 @@ impl Spire {
     ///
     /// `None` when SPIRE is not built here, which is said on stderr; with `POSTERN_SPIRE_REQUIRED=1` that is a failure.
     pub fn start(folder: &Path, authority: &Path, id: &str, seconds: u32) -> Option<Self> {
-        let programs = programs()?;
+        let programs = foreign::by_script("spire.sh", "POSTERN_SPIRE_REQUIRED", "no SPIRE was tried")?;
         let mut spire = Self { folder: folder.to_owned(), programs, children: Vec::new() };
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let (at, root) = (folder.display(), authority.display());
@@ -148,16 +149,4 @@ impl Drop for Spire {
             let _ = child.wait();
         }
     }
-}
-
-fn programs() -> Option<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/spire.sh");
-    let output = Command::new(script).output().expect("scripts/spire.sh can be run");
-    if output.status.success() {
-        return Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()));
-    }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    assert!(std::env::var_os("POSTERN_SPIRE_REQUIRED").is_none_or(|v| v != "1"), "{reason}");
-    eprintln!("SKIPPED, no SPIRE was tried: {reason}");
-    None
 }

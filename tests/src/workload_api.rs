@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
 use crate::{
-    Request,
+    Request, foreign,
     mesh::{Settings, Workload},
 };
 use hyper_util::rt::TokioIo;
@@ -56,15 +56,7 @@ pub async fn renew(workload: &Workload) -> String {
 ///
 /// `None` when there is none to be had, which is said on stderr; with `POSTERN_PYTHON_REQUIRED=1` that is a failure.
 pub fn python() -> Option<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/python-env.sh");
-    let output = Command::new(script).output().expect("scripts/python-env.sh can be run");
-    if output.status.success() {
-        return Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim()));
-    }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    assert!(std::env::var_os("POSTERN_PYTHON_REQUIRED").is_none_or(|v| v != "1"), "{reason}");
-    eprintln!("SKIPPED, no client on gRPC's C-core was tried: {reason}");
-    None
+    foreign::by_script("python-env.sh", "POSTERN_PYTHON_REQUIRED", "no client on gRPC's C-core was tried")
 }
 
 /// go-spiffe's client of `tests/go`, built in `folder`.
@@ -80,9 +72,7 @@ pub fn go(folder: &Path) -> Option<PathBuf> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("go cannot be run: {error}"),
     };
-    assert!(std::env::var_os("POSTERN_GO_REQUIRED").is_none_or(|v| v != "1"), "{reason}");
-    eprintln!("SKIPPED, go-spiffe was not tried: {reason}");
-    None
+    foreign::without("POSTERN_GO_REQUIRED", "go-spiffe was not tried", &reason)
 }
 
 /// A foreign client that prints one JSON document a line.

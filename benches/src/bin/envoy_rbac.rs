@@ -15,17 +15,12 @@
 #[path = "../../../tests/src/envoy_rbac.rs"]
 mod envoy_rbac;
 
-use clap::Parser;
 use http::HeaderMap;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use postern_benches::{
-    beside::{self, App, SIDECAR, Sidecar},
+    beside::{self, App, Sidecar},
     budgets::median,
     envoy,
-    process::{cpu, resident_kib},
+    process::{cores, cpu, pin, resident_kib},
 };
 use postern_config::{
     Facts, HttpFacts, InboundSpec, Snapshot, Verdict,
@@ -61,22 +56,15 @@ const ALL_CORES: &str = "--all-cores";
 /// Name of the pod and of its service account.
 const POD: &str = "app";
 
-#[derive(Parser)]
-struct SidecarArguments {
-    #[command(flatten)]
-    flags: postern_proxy::Flags,
-}
-
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os();
-    let name = arguments.next();
-    if std::env::args_os().nth(1).is_some_and(|first| first == SIDECAR) {
-        let flags = name.into_iter().chain(arguments.skip(1));
-        return postern_proxy::run(SidecarArguments::parse_from(flags).flags);
+    if let Some(code) = beside::run_if_sidecar() {
+        return code;
     }
     let Some(program) = envoy::program() else { return ExitCode::SUCCESS };
     if !std::env::args_os().any(|argument| argument == ALL_CORES) {
-        pin();
+        // Client, proxies and app share one core from here on: to wake an idle one costs more than a decision does, more at
+        // one time than at another, and is charged to whoever wakes.
+        pin(cores().1);
     }
     let app = App::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -93,16 +81,6 @@ fn main() -> ExitCode {
     }
     report(&subjects);
     ExitCode::SUCCESS
-}
-
-/// Client, proxies and app share one core from here on: to wake an idle one costs more than a decision does, more at one
-/// time than at another, and is charged to whoever wakes.
-fn pin() {
-    let (us, mut one) = (Pid::from_raw(0), CpuSet::new());
-    let ours = sched_getaffinity(us).unwrap();
-    let last = (0..CpuSet::count()).rev().find(|core| ours.is_set(*core).unwrap()).unwrap();
-    one.set(last).unwrap();
-    sched_setaffinity(us, &one).unwrap();
 }
 
 fn report(subjects: &[Subject]) {

@@ -11,16 +11,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use clap::Parser;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use postern_benches::{
-    beside::{self, App, SIDECAR, Sidecar},
+    beside::{self, App, Sidecar},
     budgets::{self, Measured, median},
     envoy,
-    process::cpu,
+    process::{cores, cpu, pin},
 };
 use postern_control_plane::ControlPlane;
 use postern_identity::{Accept, Bundle, TrustBundles, tls};
@@ -62,18 +57,9 @@ const SERVER: &str = "app";
 const CLIENT: &str = "caller";
 const SERVER_ID: &str = "spiffe://cluster.local/ns/mesh/sa/app";
 
-#[derive(Parser)]
-struct SidecarArguments {
-    #[command(flatten)]
-    flags: postern_proxy::Flags,
-}
-
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os();
-    let name = arguments.next();
-    if std::env::args_os().nth(1).is_some_and(|first| first == SIDECAR) {
-        let flags = name.into_iter().chain(arguments.skip(1));
-        return postern_proxy::run(SidecarArguments::parse_from(flags).flags);
+    if let Some(code) = beside::run_if_sidecar() {
+        return code;
     }
     let smoke = std::env::args().any(|argument| argument == "--smoke");
     budgets::refuse_debug_build(smoke);
@@ -85,11 +71,11 @@ fn main() -> ExitCode {
     let control = runtime.block_on(control_plane(&app));
     let [own, caller] = [SERVER, CLIENT].map(|pod| runtime.block_on(identity(&control, pod)));
     // The servers have a core, clients and app another one: what wakes whom is the same for both.
-    let cores = cores();
-    pin(*cores.first().unwrap());
+    let (first, last) = cores();
+    pin(first);
     let sidecar = Sidecar::start(&control, NAMESPACE, SERVER, app.address);
     let (envoy, address) = start_envoy(&program, &own, &control.trust_bundle_pem(), &app);
-    pin(*cores.last().unwrap());
+    pin(last);
 
     let servers = [(envoy.id(), address), (sidecar.id(), sidecar.inbound)];
     let mesh = Arc::new(mesh_client(&caller));
@@ -379,16 +365,4 @@ fn pem(label: &str, der: &[u8]) -> String {
     let lines: Vec<&str> =
         text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
-}
-
-fn cores() -> Vec<usize> {
-    let ours = sched_getaffinity(Pid::from_raw(0)).unwrap();
-    (0..CpuSet::count()).filter(|core| ours.is_set(*core).unwrap()).collect()
-}
-
-/// This thread, and what it starts from here on, stay on that core.
-fn pin(core: usize) {
-    let mut one = CpuSet::new();
-    one.set(core).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 }
