@@ -22,10 +22,15 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{net::TcpStream, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Interval, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
-/// Lanes of allowed calls on connections that are kept, and on a new connection each; each lane calls 20 times a second.
+/// Lanes of allowed calls on connections that are kept, and on a new connection each; each lane calls 20 times a second, unless
+/// an answer takes longer.
 const KEPT: usize = 6;
 const NEW: usize = 4;
 const EVERY: Duration = Duration::from_millis(50);
@@ -34,7 +39,14 @@ pub const FORBIDDEN: &str = "x-forbidden";
 /// Failures that are told; the rest is counted.
 const TOLD: usize = 10;
 
-/// Load that runs until it is stopped: 200 allowed calls a second, 40 forbidden ones.
+/// How long a forbidden call waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Kinds of forbidden calls.
+const FORBIDDEN_KINDS: usize = 3;
+/// So many calls of each kind must have been refused for the reason that is meant, and not because nobody was there.
+const REFUSALS: u64 = 5;
+
+/// Load that runs until it is stopped: 200 allowed calls a second, 60 forbidden ones.
 pub struct Load {
     stop: CancellationToken,
     lanes: JoinSet<()>,
@@ -45,6 +57,7 @@ pub struct Load {
 struct Sums {
     allowed: AtomicU64,
     forbidden: AtomicU64,
+    refused: [AtomicU64; FORBIDDEN_KINDS],
     failures: Mutex<Vec<String>>,
     failed: AtomicU64,
     breaches: Mutex<Vec<String>>,
@@ -61,6 +74,8 @@ pub struct Report {
     pub failures: Vec<String>,
     /// Forbidden calls that were made.
     pub forbidden: u64,
+    /// How many of each kind were refused by policy or by the handshake, and not because nobody was there.
+    pub refused: [u64; FORBIDDEN_KINDS],
     /// Forbidden calls that were answered 200.
     pub breaches: Vec<String>,
 }
@@ -84,16 +99,17 @@ impl Load {
             let (stop, sums) = (load.stop.clone(), load.sums.clone());
             load.lanes.spawn(allowed(entry, lane < KEPT, stop, sums));
         }
-        let forbidden = [
-            ("a good identity that no rule allows", mesh.entry("intruder"), "/ok"),
-            ("a path that no rule allows", entry, "/forbidden"),
+        let forbidden: [_; FORBIDDEN_KINDS] = [
+            (Refusal::Policy, "a good identity that no rule allows", mesh.entry("intruder"), "/ok"),
+            (Refusal::Policy, "a path that no rule allows", entry, "/forbidden"),
+            (Refusal::Reset, "plaintext to a STRICT port", port, "/ok"),
         ];
-        for (what, address, path) in forbidden {
+        for (kind, (by, what, address, path)) in forbidden.into_iter().enumerate() {
             let (stop, sums) = (load.stop.clone(), load.sums.clone());
-            load.lanes.spawn(refused(what, address, path, stop, sums));
+            let request =
+                Request::new(address, "server.shop.svc.cluster.local").path(path).header(FORBIDDEN, "1");
+            load.lanes.spawn(refused(kind, by, what, request, stop, sums));
         }
-        // Plaintext to a STRICT port.
-        load.lanes.spawn(refused("plaintext", port, "/ok", load.stop.clone(), load.sums.clone()));
         load
     }
 
@@ -113,13 +129,16 @@ impl Load {
     /// Ends, and tells.
     pub async fn stop(mut self) -> Report {
         self.stop.cancel();
-        while self.lanes.join_next().await.is_some() {}
-        let Sums { allowed, forbidden, failures, failed, breaches } = &*self.sums;
+        while let Some(lane) = self.lanes.join_next().await {
+            lane.expect("a lane does not break off");
+        }
+        let Sums { allowed, forbidden, refused, failures, failed, breaches } = &*self.sums;
         Report {
             allowed: allowed.load(Ordering::Relaxed),
             failed: failed.load(Ordering::Relaxed),
             failures: failures.lock().unwrap().clone(),
             forbidden: forbidden.load(Ordering::Relaxed),
+            refused: refused.each_ref().map(|count| count.load(Ordering::Relaxed)),
             breaches: breaches.lock().unwrap().clone(),
         }
     }
@@ -138,7 +157,11 @@ impl Sums {
 impl Report {
     /// No allowed call was lost, no forbidden one answered, and the app saw none of those.
     pub fn assert_whole(&self, mesh: &Standalone) {
-        assert!(self.allowed >= 50 && self.forbidden > 10, "there was load: {self:?}");
+        assert!(self.allowed >= 50, "there was load: {self:?}");
+        assert!(
+            self.refused.iter().all(|count| *count >= REFUSALS),
+            "somebody was there to refuse: {self:?}"
+        );
         assert_eq!(
             self.failed,
             0,
@@ -160,8 +183,8 @@ impl Report {
 }
 
 async fn allowed(entry: SocketAddr, keep: bool, stop: CancellationToken, sums: Arc<Sums>) {
-    let mut kept = None;
-    while tick(&stop).await {
+    let (mut kept, mut turns) = (None, turns());
+    while stop.run_until_cancelled(turns.tick()).await.is_some() {
         let outcome = tokio::time::timeout(Duration::from_secs(10), call(entry, &mut kept)).await;
         sums.allowed.fetch_add(1, Ordering::Relaxed);
         let failure = match outcome {
@@ -247,29 +270,44 @@ async fn call(entry: SocketAddr, kept: &mut Option<SendRequest<Empty<Bytes>>>) -
     Ok(status)
 }
 
+/// What refuses a call.
+#[derive(Clone, Copy)]
+enum Refusal {
+    /// An answer, 403.
+    Policy,
+    /// The connection, which was accepted.
+    Reset,
+}
+
 async fn refused(
+    kind: usize,
+    by: Refusal,
     what: &'static str,
-    address: SocketAddr,
-    path: &'static str,
+    request: Request,
     stop: CancellationToken,
     sums: Arc<Sums>,
 ) {
-    while tick(&stop).await {
-        let request =
-            Request::new(address, "server.shop.svc.cluster.local").path(path).header(FORBIDDEN, "1");
-        let answer = request.send().await;
+    let mut turns = turns();
+    while stop.run_until_cancelled(turns.tick()).await.is_some() {
         sums.forbidden.fetch_add(1, Ordering::Relaxed);
-        if let Ok(answer) = answer
-            && answer.status < 400
-        {
-            sums.breaches.lock().unwrap().push(format!("{what}: {}", answer.status));
-        }
+        // A frozen sidecar does not answer, which refuses nothing.
+        let Ok(answer) = tokio::time::timeout(PATIENCE, request.clone().send()).await else { continue };
+        let is_meant = match (by, &answer) {
+            (_, Ok(answer)) if answer.status < 400 => {
+                sums.breaches.lock().unwrap().push(format!("{what}: {}", answer.status));
+                false
+            }
+            (Refusal::Policy, Ok(answer)) => answer.status == 403,
+            (Refusal::Reset, Err(broken)) => broken.is_reset(),
+            _ => false,
+        };
+        sums.refused[kind].fetch_add(is_meant.into(), Ordering::Relaxed);
     }
 }
 
-/// The next turn of a lane; false when it is over.
-async fn tick(stop: &CancellationToken) -> bool {
-    let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + EVERY, EVERY);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tokio::select! { () = stop.cancelled() => false, _ = interval.tick() => true }
+/// The turns of a lane.
+fn turns() -> Interval {
+    let mut turns = tokio::time::interval(EVERY);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    turns
 }

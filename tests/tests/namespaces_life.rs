@@ -307,6 +307,9 @@ fn certificates_of_a_few_seconds_are_renewed_under_load_without_a_failed_request
             (Some(0), true),
             "{summary}"
         );
+        let certs = mesh.place.postern().args(["certs", "--dir", "yaml"]).output().unwrap();
+        let told = String::from_utf8_lossy(&certs.stdout).into_owned();
+        assert!(certs.status.success() && told.contains("ns/pay/sa/"), "{told}{certs:?}");
         let after = pods.map(serial);
         assert!(
             before[0] != after[0] && before[1] != after[1],

@@ -99,6 +99,27 @@ fn root(mesh: &Standalone) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_running_mesh_says_who_holds_what_and_what_ends_soon() {
+    let mesh = Standalone::start(Settings::default()).await;
+    mesh.all_heard().await;
+    let page: serde_json::Value = serde_json::from_str(&mesh.must(&["certs", "-o", "json"])).unwrap();
+    let shown = page["certificates"].as_array().unwrap();
+    assert_eq!((shown.len(), page["missing"].as_array().unwrap().len()), (PODS.len(), 0));
+    for one in shown {
+        let pod = one["pod"].as_str().unwrap();
+        assert_eq!(one["serial"], mesh.serial(pod).await, "{pod}");
+        assert_eq!(one["root"], mesh.authority("root", "active").unwrap(), "{pod}");
+    }
+    // Certificates of an hour and an intermediate of a day renew themselves; a root of ten years does not.
+    assert!(mesh.must(&["check", "--expires-within", "30d"]).contains("nothing ends unrenewed"));
+    let found = mesh.postern(&["check", "--expires-within", "4000d"]);
+    let told = String::from_utf8(found.stdout).unwrap();
+    assert_eq!(found.status.code(), Some(2), "{told}");
+    assert_eq!(told.matches("ends at").count(), 1, "{told}");
+    assert!(told.starts_with(&format!("root {}", &mesh.authority("root", "active").unwrap()[..8])), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_script_to_rotate_loses_no_call_and_leaves_one_new_root() {
     let mut mesh = Standalone::start(Settings::default()).await;
     let (old, load) = (root(&mesh), Load::start(&mesh));
