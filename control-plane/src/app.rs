@@ -179,14 +179,21 @@ impl ControlPlane {
     }
 
     /// Replaces the registry's content whole: pods with `pod_ips`, services, policies. Publishes what changed, to whom it
-    /// concerns. The documents must have been read without errors.
-    pub fn apply(&self, documents: Documents) {
+    /// concerns. The documents must have been read without errors. The number of this state of them, for
+    /// [`SessionStatus::documents`].
+    pub fn apply(&self, documents: Documents) -> u64 {
         self.publisher.federation.follow(documents.federated_trust_domains.iter().map(|one| &one.value));
-        let index = Index::build(documents, &self.publisher.trust_domain);
+        let mut index = Index::build(documents, &self.publisher.trust_domain);
         for warning in index.warnings() {
             tracing::warn!("{warning}");
         }
-        self.publisher.index.send_replace(Some(Arc::new(index)));
+        let mut number = 0;
+        self.publisher.index.send_modify(|current| {
+            number = current.as_ref().map_or(0, |current| current.number) + 1;
+            index.number = number;
+            *current = Some(Arc::new(index));
+        });
+        number
     }
 
     /// The pods that get a sidecar, by the documents in force.

@@ -74,6 +74,8 @@ fn session(pod: &str, known: &[&str], issuer: Option<&str>) -> SessionStatus {
         nacks: 0,
         last_nacks: Vec::new(),
         subscriptions: 0,
+        documents: 1,
+        unanswered: 0,
         pushes: 0,
         connected_since: now(),
     }

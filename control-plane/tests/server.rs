@@ -376,3 +376,29 @@ async fn nobody_gets_the_identity_of_the_control_plane() {
         .await
         .expect("another account of the namespace");
 }
+
+#[tokio::test]
+async fn who_has_been_told_of_a_state_of_the_documents_and_has_not_answered_is_known() {
+    let control_plane = mesh().await;
+    let key = join(&control_plane, "shop", "front", "front").await;
+    let mut front = Stream::open(channel(&control_plane, Some(key)).await, "front").await.unwrap();
+    for _ in ["bundles", "policy"] {
+        let update = front.hear().await.unwrap();
+        front.ack(&update).await;
+    }
+    let answered = |number| {
+        move |sessions: &[postern_control_plane::SessionStatus]| {
+            sessions.iter().all(|one| one.documents == number && one.unanswered == 0)
+        }
+    };
+    status_becomes(&control_plane, "the answers of the start", answered(1)).await;
+    // What concerns it not is told by silence: the number alone goes up.
+    assert_eq!(control_plane.apply(read(MESH)), 2);
+    status_becomes(&control_plane, "the same again", answered(2)).await;
+    // What concerns it waits for its answer.
+    front.subscribe(SERVICE).await;
+    let (update, _) = front.hear_destination().await;
+    status_becomes(&control_plane, "an answer that is due", |sessions| sessions[0].unanswered == 1).await;
+    front.ack(&update).await;
+    status_becomes(&control_plane, "the answer", answered(2)).await;
+}

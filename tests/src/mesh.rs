@@ -15,7 +15,7 @@ use postern_config::{
     Documents, Severity,
     documents::{Located, Pod, SourceFile, kubernetes::injected},
 };
-use postern_control_plane::{ControlPlane, Options};
+use postern_control_plane::{ControlPlane, Options, SessionStatus};
 use postern_proxy::{
     Bootstrap, Interception, Sidecar,
     bootstrap::{AccessLogSink, JoinToken, JoinTokens},
@@ -134,23 +134,10 @@ impl Mesh {
     /// it.
     pub async fn apply(&mut self, yaml: &str) {
         self.documents = read(yaml);
-        let before: BTreeMap<_, _> =
-            self.control.status().into_iter().map(|s| (s.instance.clone(), s.pushes + s.nacks)).collect();
-        self.apply_read(self.documents.clone());
-        // What concerns nobody is pushed to nobody; a short look tells the two apart without waiting for luck.
+        let number = self.apply_read(self.documents.clone());
         within("every sidecar has answered", async {
-            let mut quiet = 0;
-            loop {
-                let status = self.control.status();
-                let settled = status.iter().all(|s| {
-                    s.version_sent == s.version_acked
-                        || s.last_nacks.iter().any(|n| n.version == s.version_sent)
-                });
-                let moved = status.iter().any(|s| before.get(&s.instance) != Some(&(s.pushes + s.nacks)));
-                quiet += 1;
-                if settled && (moved || quiet > 50) {
-                    return;
-                }
+            let has_answered = |s: &SessionStatus| s.documents >= number && s.unanswered == 0;
+            while !self.control.status().iter().all(has_answered) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         })
@@ -164,8 +151,8 @@ impl Mesh {
         self.apply_read(self.documents.clone());
     }
 
-    /// Sends documents to the control plane, with the pods' addresses filled in.
-    pub fn apply_read(&self, mut documents: Documents) {
+    /// Sends documents to the control plane, with the pods' addresses filled in. The number that it gives them.
+    pub fn apply_read(&self, mut documents: Documents) -> u64 {
         let mut all = pods(&documents);
         for pod in &mut all {
             if let Some(workload) = self.workloads.get(&pod.value.metadata.name) {
@@ -180,7 +167,7 @@ impl Mesh {
         for (n, service) in documents.services.iter_mut().enumerate() {
             service.value.cluster_ips = cluster_ips(n);
         }
-        self.control.apply(documents);
+        self.control.apply(documents)
     }
 
     /// From now on the mesh believes that a port of a workload is reached at `address`: whoever sits there is an impostor.

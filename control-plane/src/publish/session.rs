@@ -210,6 +210,8 @@ impl<'a> Session<'a> {
             nacks: 0,
             last_nacks: Vec::new(),
             subscriptions: 0,
+            documents: 0,
+            unanswered: 0,
             pushes: 0,
             connected_since: SystemTime::now(),
         });
@@ -256,6 +258,7 @@ impl<'a> Session<'a> {
         for (resolved, original) in stale {
             self.send_destination(resolved, original).await?;
         }
+        self.row.update(|status| status.documents = index.number);
         Ok(())
     }
 
@@ -268,10 +271,19 @@ impl<'a> Session<'a> {
                 if let Some((_, sent)) = self.destinations.remove(&address) {
                     self.unanswered.remove(&sent.nonce);
                 }
-                self.row.update(|status| status.subscriptions = self.destinations.len());
+                self.row.update(|status| {
+                    status.subscriptions = self.destinations.len();
+                    status.unanswered = self.unanswered.len();
+                });
             }
-            Some(sidecar_message::Message::Ack(ack)) => self.taken(&ack),
-            Some(sidecar_message::Message::Nack(nack)) => self.refused(&nack),
+            Some(sidecar_message::Message::Ack(ack)) => {
+                self.taken(&ack);
+                self.row.update(|status| status.unanswered = self.unanswered.len());
+            }
+            Some(sidecar_message::Message::Nack(nack)) => {
+                self.refused(&nack);
+                self.row.update(|status| status.unanswered = self.unanswered.len());
+            }
             Some(sidecar_message::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a stream says hello only once"));
             }
@@ -376,7 +388,11 @@ impl<'a> Session<'a> {
             self.unanswered.remove(replaced);
         }
         self.unanswered.insert(nonce.clone(), resource);
-        self.row.update(|status| status.pushes += 1);
+        let unanswered = self.unanswered.len();
+        self.row.update(|status| {
+            status.unanswered = unanswered;
+            status.pushes += 1;
+        });
         let update =
             v1::ControlMessage { version: version.clone(), nonce: nonce.clone(), message: Some(message) };
         match timeout(WRITE_DEADLINE, self.answers.send(Ok(Box::new(update)))).await {

@@ -42,6 +42,10 @@ pub struct SessionStatus {
     pub last_nacks: Vec<Refused>,
     /// How many destinations it is subscribed to.
     pub subscriptions: usize,
+    /// The state of the documents that it was told all of, as [`crate::ControlPlane::apply`] numbers them; 0 before the first.
+    pub documents: u64,
+    /// How many updates it has neither taken nor refused yet.
+    pub unanswered: usize,
     /// How many messages it was sent: policy, destinations and bundles.
     pub pushes: u64,
     /// Since when.

@@ -30,6 +30,8 @@ pub struct Index {
     /// Pods whose processes run as a user of this machine; more than one is a refusal.
     members_by_uid: HashMap<u32, Vec<usize>>,
     warnings: Vec<String>,
+    /// How many states of the documents there have been, this one included; 0 before it is in force.
+    pub(crate) number: u64,
 }
 
 /// One pod, and what other documents say about it.
@@ -126,6 +128,7 @@ impl Index {
             services_by_address,
             members_by_uid,
             warnings,
+            number: 0,
         }
     }
 
