@@ -1,12 +1,20 @@
 //! What stands beside each other: our sidecar as a process of its own, an Envoy, and the same app behind both.
 
 use crate::envoy;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Parser;
 use postern_config::{
     Documents, Severity,
     documents::{self, SourceFile},
 };
 use postern_control_plane::{ControlPlane, Options};
+use postern_identity::{Bundle, TrustBundles};
+use postern_proxy::{
+    bootstrap::{Address, JoinToken},
+    control,
+    state::Credentials,
+    workload_identity::issue::{self, Tokens},
+};
 use serde_json::{Value, json};
 use std::{
     io::{Read, Write},
@@ -21,7 +29,7 @@ use std::{
 };
 
 /// The first argument that makes a bench the sidecar.
-const SIDECAR: &str = "sidecar";
+pub const SIDECAR: &str = "sidecar";
 
 #[derive(Parser)]
 struct SidecarArguments {
@@ -196,8 +204,13 @@ pub fn read(text: String) -> Documents {
 
 /// A control plane on loopback, its authority in memory.
 pub async fn control_plane(documents: Documents) -> ControlPlane {
+    control_plane_at(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), documents).await
+}
+
+/// The same on another address.
+pub async fn control_plane_at(listen: SocketAddr, documents: Documents) -> ControlPlane {
     let control = postern_control_plane::start(Options {
-        listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+        listen,
         state: None,
         trust_domain: documents.mesh.trust_domain.clone(),
         certificate_lifetime: Duration::from_secs(3600),
@@ -211,4 +224,24 @@ pub async fn control_plane(documents: Documents) -> ControlPlane {
     .expect("the control plane starts");
     control.apply(documents);
     control
+}
+
+/// A certificate as a sidecar of this pod gets it.
+pub async fn identity(control: &ControlPlane, namespace: &str, pod: &str) -> Credentials {
+    let domain: postern_identity::TrustDomain = "cluster.local".parse().expect("a good one");
+    let bundle = Bundle::from_pem(domain.clone(), control.trust_bundle_pem().as_bytes()).expect("a good one");
+    let trust = TrustBundles::from_iter([bundle]);
+    let address = Address::Tcp(control.address());
+    let there = control::ControlPlane::new(address, domain, trust.clone(), None).expect("a good one");
+    let token = JoinToken(control.join_token(namespace, pod, pod));
+    let tokens = Tokens { join: Some(&token), service_account: None };
+    issue::request(&there, None, Arc::new(trust), tokens, None).await.expect("a good one").credentials
+}
+
+/// As a file has it.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("a good one")).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

@@ -10,7 +10,6 @@
 //! stays in this process, so that what it does is not counted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use postern_benches::{
     beside::{self, App, Sidecar},
     budgets::{self, Measured, median},
@@ -18,13 +17,8 @@ use postern_benches::{
     process::{cores, cpu, pin},
 };
 use postern_control_plane::ControlPlane;
-use postern_identity::{Accept, Bundle, TrustBundles, tls};
-use postern_proxy::{
-    bootstrap::{Address, JoinToken},
-    control,
-    state::Credentials,
-    workload_identity::issue::{self, Tokens},
-};
+use postern_identity::{Accept, tls};
+use postern_proxy::state::Credentials;
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, ProtocolVersion, SignatureScheme, StreamOwned,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -69,7 +63,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let app = App::start();
     let control = runtime.block_on(control_plane(&app));
-    let [own, caller] = [SERVER, CLIENT].map(|pod| runtime.block_on(identity(&control, pod)));
+    let [own, caller] = [SERVER, CLIENT].map(|pod| runtime.block_on(beside::identity(&control, NAMESPACE, pod)));
     // The servers have a core, clients and app another one: what wakes whom is the same for both.
     let (first, last) = cores();
     pin(first);
@@ -286,7 +280,7 @@ fn report(subjects: &[Subject]) -> Measured {
 
 /// An Envoy that ends mutual TLS as Istio's sidecar does.
 fn start_envoy(program: &Path, own: &Credentials, roots: &str, app: &App) -> (envoy::Envoy, SocketAddr) {
-    let chain: String = own.key.cert.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
+    let chain: String = own.key.cert.iter().map(|certificate| beside::pem("CERTIFICATE", certificate)).collect();
     let inline = |text: &str| json!({"inline_string": text});
     let context = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -302,7 +296,7 @@ fn start_envoy(program: &Path, own: &Credentials, roots: &str, app: &App) -> (en
             },
             "tls_certificates": [{
                 "certificate_chain": inline(&chain),
-                "private_key": inline(&pem("PRIVATE KEY", own.private_key.as_ref())),
+                "private_key": inline(&beside::pem("PRIVATE KEY", own.private_key.as_ref())),
             }],
             "validation_context": {"custom_validator_config": {
                 "name": "envoy.tls.cert_validator.spiffe",
@@ -346,23 +340,4 @@ async fn control_plane(app: &App) -> ControlPlane {
         pod(CLIENT),
     ));
     beside::control_plane(documents).await
-}
-
-/// A certificate as a sidecar of this pod gets it.
-async fn identity(control: &ControlPlane, pod: &str) -> Credentials {
-    let domain: postern_identity::TrustDomain = "cluster.local".parse().unwrap();
-    let bundle = Bundle::from_pem(domain.clone(), control.trust_bundle_pem().as_bytes()).unwrap();
-    let trust = TrustBundles::from_iter([bundle]);
-    let address = Address::Tcp(control.address());
-    let there = control::ControlPlane::new(address, domain, trust.clone(), None).unwrap();
-    let token = JoinToken(control.join_token(NAMESPACE, pod, pod));
-    let tokens = Tokens { join: Some(&token), service_account: None };
-    issue::request(&there, None, Arc::new(trust), tokens, None).await.unwrap().credentials
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let lines: Vec<&str> =
-        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

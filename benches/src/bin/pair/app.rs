@@ -1,0 +1,60 @@
+//! The app behind every pair: answers on connections that stay open, one thread, no library between it and the socket.
+
+use std::{net::SocketAddr, rc::Rc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::LocalSet,
+};
+
+/// Path of the large answer.
+pub const LARGE: &str = "/large";
+/// Bytes of the usual answer's body.
+pub const USUAL_BYTES: usize = 1024;
+/// Bytes of the large answer's body.
+pub const LARGE_BYTES: usize = 1 << 20;
+
+/// Serves HTTP/1.1 at these addresses until the process ends.
+pub fn run(addresses: &[SocketAddr]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answers = Rc::new([USUAL_BYTES, LARGE_BYTES].map(answer));
+    LocalSet::new().block_on(&runtime, async {
+        let mut listening = Vec::new();
+        for address in addresses {
+            let listener = TcpListener::bind(address).await.unwrap();
+            let answers = answers.clone();
+            listening.push(tokio::task::spawn_local(async move {
+                loop {
+                    let Ok((stream, _)) = listener.accept().await else { continue };
+                    stream.set_nodelay(true).unwrap();
+                    tokio::task::spawn_local(serve(stream, answers.clone()));
+                }
+            }));
+        }
+        for each in listening {
+            each.await.unwrap();
+        }
+    });
+}
+
+fn answer(bytes: usize) -> Vec<u8> {
+    let mut text = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {bytes}\r\n\r\n").into_bytes();
+    text.resize(text.len() + bytes, b'x');
+    text
+}
+
+/// One request at a time and without a body, as the generator sends them.
+async fn serve(mut stream: TcpStream, answers: Rc<[Vec<u8>; 2]>) {
+    let large = format!("GET {LARGE} ");
+    let mut head = Vec::with_capacity(4096);
+    while let Ok(1..) = stream.read_buf(&mut head).await {
+        if head.ends_with(b"\r\n\r\n") {
+            let [usual, big] = &*answers;
+            let text = if head.starts_with(large.as_bytes()) { big } else { usual };
+            head.clear();
+            if stream.write_all(text).await.is_err() {
+                return;
+            }
+        }
+    }
+}

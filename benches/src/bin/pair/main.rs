@@ -1,0 +1,158 @@
+//! Whole pairs of sidecars beside each other: client, its proxy, mutual TLS, the other proxy, app.
+//!
+//! Ours, Envoy's (configured as Istio does, with HTTP/1.1 and with HTTP/2 between) and the floor (hyper and rustls with nothing in
+//! between) stand in the same two network namespaces before the same app, one worker each, with the same certificates, policy and a JSON access
+//! log; the floor has neither policy nor log. Windows are short and interleaved, of each round the ratio to Envoy's better variant is taken, and of all
+//! ratios the median. CPU is the kernel's accounting of both processes of a pair over exactly the window.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+mod app;
+mod envoy_pair;
+mod floor;
+mod load;
+mod report;
+mod stage;
+
+use clap::{Parser, Subcommand};
+use postern_benches::{beside, budgets, envoy};
+use stage::{Halves, Pair, Stage};
+use std::{net::SocketAddr, process::ExitCode};
+
+// As in the program that the sidecar's image ships.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Rounds
+    #[arg(long, default_value_t = 6)]
+    rounds: usize,
+    /// Length of each window in seconds
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Only pairs whose name contains one of these
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only loads whose name contains one of these
+    #[arg(long, value_delimiter = ',')]
+    loads: Vec<String>,
+    /// Without access logs
+    #[arg(long)]
+    no_access_log: bool,
+    /// One short round, in a debug build too, to see that the bench works
+    #[arg(long)]
+    smoke: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// What else this program is.
+#[derive(Subcommand)]
+#[command(hide = true)]
+enum Role {
+    Hold,
+    App { addresses: Vec<SocketAddr> },
+    Floor(floor::Arguments),
+    Load(load::Arguments),
+}
+
+/// One way to ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    name: &'static str,
+    rate: u32,
+    connections: u32,
+    path: &'static str,
+    fresh: bool,
+}
+
+const USUAL: &str = "/api/items";
+const LOADS: [Load; 5] = [
+    Load { name: "1,000 rps, 16 connections", rate: 1000, connections: 16, path: USUAL, fresh: false },
+    Load { name: "1,000 rps, 64 connections", rate: 1000, connections: 64, path: USUAL, fresh: false },
+    Load { name: "saturated, 64 connections", rate: 0, connections: 64, path: USUAL, fresh: false },
+    Load { name: "1 MiB, 4 connections", rate: 0, connections: 4, path: app::LARGE, fresh: false },
+    Load { name: "fresh client connections, 8", rate: 0, connections: 8, path: USUAL, fresh: true },
+];
+
+fn main() -> ExitCode {
+    if let Some(code) = beside::run_if_sidecar() {
+        return code;
+    }
+    let arguments = Arguments::parse();
+    match &arguments.role {
+        Some(Role::Hold) => stage::hold(),
+        Some(Role::App { addresses }) => app::run(addresses),
+        Some(Role::Floor(floor)) => floor::run(floor),
+        Some(Role::Load(load)) => println!("{}", serde_json::to_string(&load::run(load)).unwrap()),
+        None => return bench(&arguments),
+    }
+    ExitCode::SUCCESS
+}
+
+fn bench(arguments: &Arguments) -> ExitCode {
+    budgets::refuse_debug_build(arguments.smoke);
+    let envoy = envoy::program();
+    if let Some(code) = stage::enter() {
+        return code;
+    }
+    let wanted = |name: &str, only: &[String]| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
+    let all = [
+        Pair::Direct,
+        Pair::Postern,
+        Pair::EnvoyHttp1,
+        Pair::EnvoyHttp2,
+        Pair::FloorHttp1,
+        Pair::FloorHttp2,
+        Pair::PosternTcp,
+        Pair::EnvoyTcp,
+    ];
+    let is_there = |pair: &Pair| envoy.is_some() || !pair.name().starts_with("Envoy");
+    let pairs: Vec<Pair> =
+        all.into_iter().filter(|pair| wanted(pair.name(), &arguments.only) && is_there(pair)).collect();
+    let loads: Vec<Load> = LOADS.into_iter().filter(|load| wanted(load.name, &arguments.loads)).collect();
+    let stage = Stage::new(&all);
+    let (rounds, seconds) = if arguments.smoke { (1, 0.3) } else { (arguments.rounds, arguments.seconds) };
+    let mut results = report::Results::default();
+    let mut running: Vec<(Pair, Option<Halves>)> = Vec::new();
+    for pair in &pairs {
+        // One sidecar carries both protocols.
+        let shares = *pair == Pair::PosternTcp && pairs.contains(&Pair::Postern);
+        let halves = if shares { None } else { stage.start(*pair, envoy.as_deref(), !arguments.no_access_log) };
+        if let Some(halves) = &halves {
+            results.idle.push((*pair, halves.resident()));
+        }
+        running.push((*pair, halves));
+    }
+    for round in 0..=rounds {
+        for load in &loads {
+            for (pair, halves) in &running {
+                let halves = halves.as_ref().or_else(|| {
+                    let postern = running.iter().find(|(other, _)| *other == Pair::Postern);
+                    (*pair == Pair::PosternTcp).then(|| postern.and_then(|(_, halves)| halves.as_ref())).flatten()
+                });
+                let asked = load::Arguments {
+                    path: load.path.into(),
+                    rate: load.rate,
+                    connections: load.connections,
+                    fresh: load.fresh,
+                    seconds: if round == 0 { seconds.min(0.5) } else { seconds },
+                    ..stage.arguments(*pair, halves)
+                };
+                let outcome = stage.load(&asked);
+                // The first round warms up.
+                if round > 0 {
+                    results.add(load.name, *pair, outcome);
+                }
+            }
+        }
+    }
+    for (pair, halves) in &running {
+        results.loaded.extend(halves.as_ref().map(|halves| (*pair, halves.resident())));
+    }
+    let measured = results.print(&loads.iter().map(|load| load.name).collect::<Vec<_>>());
+    if arguments.smoke || !arguments.only.is_empty() || !arguments.loads.is_empty() || envoy.is_none() {
+        return ExitCode::SUCCESS;
+    }
+    budgets::judge(&["pair"], &measured)
+}
