@@ -63,7 +63,8 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let app = App::start();
     let control = runtime.block_on(control_plane(&app));
-    let [own, caller] = [SERVER, CLIENT].map(|pod| runtime.block_on(beside::identity(&control, NAMESPACE, pod)));
+    let [own, caller] =
+        [SERVER, CLIENT].map(|pod| runtime.block_on(beside::identity(&control, NAMESPACE, pod)));
     // The servers have a core, clients and app another one: what wakes whom is the same for both.
     let (first, last) = cores();
     pin(first);
@@ -280,7 +281,8 @@ fn report(subjects: &[Subject]) -> Measured {
 
 /// An Envoy that ends mutual TLS as Istio's sidecar does.
 fn start_envoy(program: &Path, own: &Credentials, roots: &str, app: &App) -> (envoy::Envoy, SocketAddr) {
-    let chain: String = own.key.cert.iter().map(|certificate| beside::pem("CERTIFICATE", certificate)).collect();
+    let chain: String =
+        own.key.cert.iter().map(|certificate| beside::pem("CERTIFICATE", certificate)).collect();
     let inline = |text: &str| json!({"inline_string": text});
     let context = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",

@@ -62,12 +62,20 @@ impl<S> Strict<S> {
         }
         let deadline = self.deadline;
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if sleep.deadline() != deadline {
+        // A deadline that only moves away is looked at when the old one is over: most requests touch no timer.
+        if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }
-        if sleep.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
+        while sleep.as_mut().poll(cx).is_ready() {
+            if sleep.deadline() >= deadline {
+                return self.too_late();
+            }
+            sleep.as_mut().reset(deadline);
         }
+        Poll::Pending
+    }
+
+    fn too_late(&mut self) -> Poll<io::Result<()>> {
         self.poison = Some(&[]);
         match self.parser.state {
             // Nothing is owed to a client that is merely idle.
@@ -233,14 +241,18 @@ impl Parser {
                     self.state = if seen_cr { State::ChunkSize } else { State::ChunkEnd(true) };
                 }
                 State::Start { .. } | State::Head | State::ChunkSize | State::Trailers => {
-                    let end = rest.iter().position(|byte| *byte == b'\n');
+                    let end = memchr::memchr(b'\n', rest);
                     let taken = end.unwrap_or(rest.len());
-                    self.line.extend_from_slice(rest.get(..taken).unwrap_or_default());
-                    if self.line.len() > MAX_LINE {
-                        // hyper's own limits answer with 414 or 431 when it was the target or the head that was too large.
-                        if !matches!(self.state, State::Head | State::Start { .. }) {
-                            return Err(at);
-                        }
+                    let part = rest.get(..taken).unwrap_or_default();
+                    // Most lines come in one piece, and are looked at where they are.
+                    let is_whole = end.is_some() && self.line.is_empty();
+                    let length = self.line.len() + part.len();
+                    // hyper's own limits answer with 414 or 431 when it was the target or the head that was too large.
+                    if length > MAX_LINE && !matches!(self.state, State::Head | State::Start { .. }) {
+                        return Err(at);
+                    }
+                    if !is_whole {
+                        self.line.extend_from_slice(part);
                         self.line.truncate(MAX_LINE);
                     }
                     let Some(end) = end else {
@@ -251,15 +263,13 @@ impl Parser {
                         }
                         return Ok(());
                     };
-                    if self.line.last() != Some(&b'\r') {
-                        return Err(at + end);
-                    }
-                    self.line.pop();
-                    let line = std::mem::take(&mut self.line);
-                    self.end_of_line(&line).map_err(|()| at + end)?;
+                    let mut kept = std::mem::take(&mut self.line);
+                    let line = if is_whole { part.get(..MAX_LINE).unwrap_or(part) } else { &kept };
+                    let line = line.strip_suffix(b"\r").ok_or(at + end)?;
+                    self.end_of_line(line).map_err(|()| at + end)?;
                     // The buffer is worth keeping while lines follow.
-                    self.line = line;
-                    self.line.clear();
+                    kept.clear();
+                    self.line = kept;
                     at += end + 1;
                 }
             }

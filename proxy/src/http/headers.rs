@@ -1,5 +1,6 @@
 //! Which headers may pass: hop-by-hop ones never, ours only from us, in any spelling.
 
+use crate::telemetry::trace_context::hex;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
@@ -63,14 +64,10 @@ pub fn clean_request(headers: &mut HeaderMap) -> Wish {
     let wish = wish(headers);
     let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     drop_named_in_connection(headers);
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove(TE);
+    drop_foreign(headers, |name| name == TE);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    drop_forged(headers);
     wish
 }
 
@@ -87,10 +84,7 @@ pub fn clean_response(headers: &mut HeaderMap, tunnel: bool) {
     }
     let upgrade = if tunnel { headers.get(UPGRADE).cloned() } else { None };
     drop_named_in_connection(headers);
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    drop_forged(headers);
+    drop_foreign(headers, |_| false);
     if let Some(upgrade) = upgrade {
         ask_upgrade(headers, upgrade);
     }
@@ -133,10 +127,12 @@ fn drop_named_in_connection(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what only we may say, and what could be taken for a controlled name.
-fn drop_forged(headers: &mut HeaderMap) {
-    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name.as_str())).cloned().collect();
-    for name in forged {
+/// Removes what does not travel, what only we may say, and what could be taken for a controlled name.
+fn drop_foreign(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
+    let is_foreign = |name: &&HeaderName| HOP_BY_HOP.contains(name) || also(name) || is_forged(name.as_str());
+    // Most messages have none.
+    let foreign: Vec<HeaderName> = headers.keys().filter(is_foreign).cloned().collect();
+    for name in foreign {
         headers.remove(name);
     }
 }
@@ -149,18 +145,12 @@ fn is_forged(name: &str) -> bool {
     name == CLIENT_CERT.as_str() || name.starts_with("x-postern-")
 }
 
-/// Tells the app who called. Both IDs are canonical SPIFFE IDs, which contain none of `,;="`.
-pub fn set_client_cert(headers: &mut HeaderMap, own: &SpiffeId, peer: &Peer) {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(200);
-    let _ = write!(text, "By={own};Hash=");
-    for byte in peer.sha256() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    let _ = write!(text, ";Subject=\"\";URI={}", peer.id());
-    if let Ok(value) = HeaderValue::try_from(text) {
-        headers.insert(CLIENT_CERT, value);
-    }
+/// What the app is told of who called ([`CLIENT_CERT`]). Both IDs are canonical SPIFFE IDs, which contain none of `,;="`.
+pub fn client_cert(own: &SpiffeId, peer: &Peer) -> Option<HeaderValue> {
+    let mut text = format!("By={own};Hash=").into_bytes();
+    hex(peer.sha256(), &mut text);
+    text.extend_from_slice(format!(";Subject=\"\";URI={}", peer.id()).as_bytes());
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
 }
 
 /// Sets a random `x-request-id` (UUID version 4) when there is none.
@@ -169,9 +159,14 @@ pub fn ensure_request_id(headers: &mut HeaderMap) {
         return;
     }
     let random = (rand::random::<u128>() & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
-    let hex = format!("{random:032x}");
-    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default());
-    if let Ok(value) = HeaderValue::try_from(parts.join("-")) {
+    let mut text = Vec::with_capacity(36);
+    for (place, pair) in random.to_be_bytes().chunks(2).enumerate() {
+        if matches!(place, 2..=5) {
+            text.push(b'-');
+        }
+        hex(pair, &mut text);
+    }
+    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
         headers.insert(REQUEST_ID, value);
     }
 }

@@ -364,7 +364,7 @@ async fn handshake_http1(
 ) -> Result<http1::SendRequest<Upload>, ProxyError> {
     let io = TokioIo::new(Prefixed::new(stream));
     let (sender, connection) = http1::Builder::new()
-        .max_headers(super::canonical::MAX_HEADERS)
+        // At most 100 headers, as of requests, is what hyper does by itself.
         .handshake(io)
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;

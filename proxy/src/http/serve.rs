@@ -10,6 +10,7 @@ use crate::{
     net::Prefixed,
     tls::{Stream, open::Watch},
 };
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use hyper::{
     body::Incoming,
@@ -57,7 +58,8 @@ where
     let (mark, standing) = (seen.clone(), watch.clone());
     let service = service_fn(move |request| {
         mark.now();
-        let (answer, standing) = (respond(request), standing.clone());
+        // On the heap once, since hyper moves it around: the story of a request is long.
+        let (answer, standing) = (Box::pin(respond(request)), standing.clone());
         async move {
             let mut response = answer.await?;
             // A connection that is closed while it is idle may lose a request that is on its way.
@@ -107,6 +109,12 @@ impl Seen {
     }
 }
 
+/// Polls a future only when it was woken itself. `select!` polls all its branches whenever one of them is woken, and those that wait
+/// for news that concern everybody would take a lock that all connections share, several times a request.
+fn when_woken<F: Future>(future: F) -> FuturesUnordered<F> {
+    [future].into_iter().collect()
+}
+
 enum End {
     Protocol(hyper::Error),
     TooLate,
@@ -138,16 +146,18 @@ where
         .header_read_timeout(None)
         .half_close(true)
         .keep_alive(true)
-        .max_headers(canonical::MAX_HEADERS)
+        // At most 100 headers, which is [`canonical::MAX_HEADERS`], is what hyper does by itself without an allocation for each head.
         .max_buf_size(canonical::MAX_HEADER_BYTES + 16 * 1024)
         // No pipeline_flush: with unread octets in its buffer hyper would never send the 400 for them.
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
+    let mut stop = when_woken(async {
+        tokio::select! { () = drain.started() => {}, () = watch.ending() => {} }
+    });
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(End::Protocol),
-        () = drain.started() => {}
-        () = watch.ending() => {}
+        _ = stop.next() => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
@@ -181,13 +191,18 @@ where
     let mut connection = pin!(connection);
     let mut late = pin!(tokio::time::sleep_until(deadlines.first));
     let mut waiting = true;
+    let mut stop = when_woken(async {
+        tokio::select! {
+            () = drain.started() => {}
+            () = watch.ending() => {}
+            // Before the first request hyper would close at once, and lose it.
+            () = async { watch.left().await; seen.first().await } => {}
+        }
+    });
     loop {
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(End::Protocol),
-            () = drain.started() => break,
-            () = watch.ending() => break,
-            // Before the first request hyper would close at once, and lose it.
-            () = async { watch.left().await; seen.first().await } => break,
+            _ = stop.next() => break,
             () = late.as_mut(), if waiting => {
                 if !seen.any() {
                     return Err(End::TooLate);

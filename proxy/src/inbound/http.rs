@@ -14,7 +14,7 @@ use crate::{
         serve::Close,
     },
     net::Prefixed,
-    state::Inbound,
+    state::{Credentials, Inbound},
     telemetry::Record,
     tls::{Stream, open::Watch},
     traffic::{
@@ -23,7 +23,7 @@ use crate::{
         requests,
     },
 };
-use ::http::{Request, Response, request::Parts};
+use ::http::{HeaderValue, Request, Response, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{
     HttpFacts, Verdict,
@@ -31,7 +31,7 @@ use postern_config::{
     path::Normalization,
     snapshot::{Protocol, Snapshot},
 };
-use std::rc::Rc;
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 use tokio::time::Instant;
 
 /// One connection and all its requests.
@@ -39,6 +39,8 @@ struct Connection {
     worker: Rc<Worker>,
     caller: Caller,
     http2: bool,
+    /// What the app is told of the caller, and the credentials of ours that it names.
+    told: RefCell<Option<(Arc<Credentials>, HeaderValue)>>,
 }
 
 /// Serves one connection.
@@ -50,7 +52,7 @@ pub async fn serve(
     deadline: Instant,
     record: Record,
 ) {
-    let connection = Rc::new(Connection { worker: worker.clone(), caller, http2 });
+    let connection = Rc::new(Connection { worker: worker.clone(), caller, http2, told: RefCell::default() });
     let respond = move |request, record| connection.clone().request(request, record);
     requests::serve(&worker, stream, http2, deadline, record, respond).await;
 }
@@ -126,7 +128,13 @@ impl Connection {
         if let Some(peer) = &self.caller.peer
             && let Some(credentials) = self.worker.shared.store.credentials()
         {
-            headers::set_client_cert(&mut parts.headers, &credentials.id, peer);
+            let mut told = self.told.borrow_mut();
+            if !told.as_ref().is_some_and(|(made_with, _)| Arc::ptr_eq(made_with, &credentials)) {
+                *told = headers::client_cert(&credentials.id, peer).map(|value| (credentials, value));
+            }
+            if let Some((_, value)) = &*told {
+                parts.headers.insert(headers::CLIENT_CERT, value.clone());
+            }
         }
         headers::ensure_request_id(&mut parts.headers);
         if let Some(traceparent) = record.traceparent() {

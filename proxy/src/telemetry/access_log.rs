@@ -2,40 +2,106 @@
 //!
 //! What a caller controls is bounded and escaped; queries, headers and cookies are never written.
 
-use super::{Entry, Metrics};
+use super::{Entry, Metrics, trace_context::hex};
 use crate::bootstrap::AccessLogSink;
 use anyhow::Context;
-use serde::Serialize;
-use std::{fmt::Write, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use parking_lot::Mutex;
+use std::{
+    fmt::Write,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
-/// Entries that may wait for the writer; more are counted and dropped.
+/// Entries that may wait for the writer in one lane; more are counted and dropped.
 const QUEUED: usize = 8192;
-/// Entries written with one system call.
-const BATCH: usize = 512;
-/// Pause after a batch, so that a busy worker does not wake the writer for each line.
-const LINGER: Duration = Duration::from_millis(10);
-const TIMESTAMP: &[BorrowedFormatItem<'_>] =
-    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+/// Entries in one lane that bring the writer before its time.
+const PLENTY: usize = 1024;
+/// Lanes; a thread keeps to its own, so that workers do not wait for each other.
+const LANES: usize = 8;
+/// How long the writer gathers after a batch: waking it for each line would cost more than the line.
+const LINGER: Duration = Duration::from_millis(100);
+const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]");
 
-/// The data plane's end of the queue.
+/// The data plane's end of the queue. Clones are the same queue.
 #[derive(Clone, Debug)]
-pub struct Queue {
-    entries: mpsc::Sender<Arc<Entry>>,
+pub struct Queue(Arc<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    lanes: [Mutex<Vec<Arc<Entry>>>; LANES],
+    /// There is something.
+    news: Notify,
+    /// There is so much that the writer must not linger.
+    plenty: Notify,
     metrics: Arc<Metrics>,
 }
 
+thread_local! {
+    static LANE: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed) % LANES
+    };
+}
+
 impl Queue {
-    /// Hands an entry over. Never waits.
+    fn new(metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Waiting {
+            lanes: Default::default(),
+            news: Notify::new(),
+            plenty: Notify::new(),
+            metrics,
+        }))
+    }
+
+    /// Hands an entry over. Never waits for the sink.
     pub fn push(&self, entry: Arc<Entry>) {
-        if self.entries.try_send(entry).is_err() {
-            self.metrics.access_log_dropped(1);
+        let Some(lane) = self.0.lanes.get(LANE.with(|lane| *lane)) else { return };
+        let mut lane = lane.lock();
+        if lane.len() >= QUEUED {
+            drop(lane);
+            self.0.metrics.access_log_dropped(1);
+            return;
+        }
+        lane.push(entry);
+        let waiting = lane.len();
+        drop(lane);
+        if waiting == 1 {
+            self.0.news.notify_one();
+        } else if waiting == PLENTY {
+            self.0.plenty.notify_one();
+        }
+    }
+
+    /// Waits until there is something or it is time to stop, then moves all of it into `batch`; `false` when asked to stop and
+    /// nothing is left.
+    async fn next(&self, batch: &mut Vec<Arc<Entry>>, stop: &CancellationToken) -> bool {
+        let is_over = stop.is_cancelled();
+        if !is_over {
+            tokio::select! { () = self.0.news.notified() => {}, () = stop.cancelled() => {} }
+        }
+        for lane in &self.0.lanes {
+            batch.append(&mut lane.lock());
+        }
+        !(is_over && batch.is_empty())
+    }
+
+    async fn linger(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = tokio::time::sleep(LINGER) => {}
+            () = self.0.plenty.notified() => {}
+            () = stop.cancelled() => {}
         }
     }
 }
@@ -49,16 +115,15 @@ pub fn start(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> anyhow::Result<Option<(Queue, JoinHandle<()>)>> {
-    let (sender, receiver) = mpsc::channel(QUEUED);
-    let queue = Queue { entries: sender, metrics: metrics.clone() };
+    let queue = Queue::new(metrics);
     let task = match sink {
         AccessLogSink::Off => return Ok(None),
-        AccessLogSink::Stdout => tokio::spawn(write_to(tokio::io::stdout(), receiver, metrics, stop)),
+        AccessLogSink::Stdout => tokio::spawn(write_to(tokio::io::stdout(), queue.clone(), stop)),
         AccessLogSink::File(path) => {
             let file = tokio::fs::File::from_std(open(&path)?);
-            tokio::spawn(write_to(file, receiver, metrics, stop))
+            tokio::spawn(write_to(file, queue.clone(), stop))
         }
-        AccessLogSink::Channel(lines) => tokio::spawn(send_to(lines, receiver, metrics, stop)),
+        AccessLogSink::Channel(lines) => tokio::spawn(send_to(lines, queue.clone(), stop)),
     };
     Ok(Some((queue, task)))
 }
@@ -73,176 +138,194 @@ fn open(path: &Path) -> anyhow::Result<std::fs::File> {
     })
 }
 
-async fn write_to(
-    mut sink: impl AsyncWrite + Unpin,
-    mut entries: mpsc::Receiver<Arc<Entry>>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    let mut batch = Vec::with_capacity(BATCH);
-    let mut text = String::new();
-    while next(&mut entries, &mut batch, &stop).await {
-        text.clear();
-        for entry in &batch {
-            text.push_str(&line(entry));
-            text.push('\n');
+async fn write_to(mut sink: impl AsyncWrite + Unpin, queue: Queue, stop: CancellationToken) {
+    let (mut batch, mut text, mut lines) = (Vec::new(), Vec::new(), Lines::default());
+    while queue.next(&mut batch, &stop).await {
+        let count = batch.len();
+        for entry in batch.drain(..) {
+            lines.write(&entry, &mut text);
+            text.push(b'\n');
         }
-        let written = match sink.write_all(text.as_bytes()).await {
+        let written = match sink.write_all(&text).await {
             Ok(()) => sink.flush().await,
             Err(error) => Err(error),
         };
         if let Err(error) = written
-            && metrics.access_log_dropped(batch.len() as u64)
+            && queue.0.metrics.access_log_dropped(count as u64)
         {
             tracing::warn!(%error, "access log cannot be written; lines are dropped and counted");
         }
-        batch.clear();
-        tokio::select! { () = tokio::time::sleep(LINGER) => {}, () = stop.cancelled() => {} }
+        text.clear();
+        queue.linger(&stop).await;
     }
 }
 
-async fn send_to(
-    lines: mpsc::Sender<String>,
-    mut entries: mpsc::Receiver<Arc<Entry>>,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while next(&mut entries, &mut batch, &stop).await {
+async fn send_to(sink: mpsc::Sender<String>, queue: Queue, stop: CancellationToken) {
+    let (mut batch, mut lines) = (Vec::new(), Lines::default());
+    while queue.next(&mut batch, &stop).await {
         for entry in batch.drain(..) {
-            if lines.try_send(line(&entry)).is_err() {
-                metrics.access_log_dropped(1);
+            let mut line = Vec::new();
+            lines.write(&entry, &mut line);
+            // JSON is UTF-8.
+            if sink.try_send(String::from_utf8(line).unwrap_or_default()).is_err() {
+                queue.0.metrics.access_log_dropped(1);
             }
         }
     }
 }
 
-/// Fills `batch`; `false` when asked to stop and nothing is left.
-async fn next(
-    entries: &mut mpsc::Receiver<Arc<Entry>>,
-    batch: &mut Vec<Arc<Entry>>,
-    stop: &CancellationToken,
-) -> bool {
-    if !stop.is_cancelled() {
-        tokio::select! {
-            count = entries.recv_many(batch, BATCH) => return count > 0,
-            () = stop.cancelled() => {}
+/// Makes lines. It keeps the second it has written last, since most lines of a batch begin in the same one.
+#[derive(Debug, Default)]
+pub struct Lines {
+    second: i64,
+    date: String,
+}
+
+impl Lines {
+    /// Appends one entry as one line of JSON, without the newline. The fields stand in the order in which people read them, and
+    /// absent ones are left out.
+    pub fn write(&mut self, entry: &Entry, text: &mut Vec<u8>) {
+        let request = entry.request.as_ref();
+        let decided = entry.decided.as_ref();
+        let would = decided.and_then(|decided| decided.would.as_deref());
+        let verdict = |is_allowed| if is_allowed { "allow" } else { "deny" };
+        let mut line = Line(text);
+        line.0.extend_from_slice(b"{\"timestamp\":\"");
+        self.timestamp(entry.began, line.0);
+        line.0.push(b'"');
+        line.word("direction", Some(entry.direction.as_str()));
+        line.word("protocol", entry.protocol);
+        line.text("method", request.map(|request| cut(request.method.as_str(), super::record::TEXT_KEPT)));
+        line.text("authority", request.map(|request| request.authority.as_str()));
+        line.text("path", request.map(|request| request.path.as_str()));
+        line.number("status", entry.status.map(u64::from));
+        line.number("grpc_status", entry.grpc_status.map(u64::from));
+        line.word("flags", Some(entry.flag));
+        line.text("reason", entry.reason.as_deref().map(|reason| cut(reason, super::record::REASON_KEPT)));
+        line.text("source_principal", entry.source_principal.as_deref());
+        line.text("destination_principal", entry.destination_principal.as_deref());
+        line.address("source_address", Some(entry.source_address));
+        line.address("destination_address", Some(entry.destination_address));
+        line.text("destination_service", entry.destination_service.as_deref());
+        line.address("upstream_address", entry.upstream_address);
+        line.word("decision", decided.map(|decided| verdict(decided.is_allowed)));
+        line.text("decision_id", decided.and_then(|decided| decided.id.as_deref()));
+        line.text("policy", decided.and_then(|decided| decided.policy.as_deref()));
+        line.number("rule", decided.and_then(|decided| decided.rule).map(|rule| rule as u64));
+        line.word("decision_reason", decided.map(|decided| decided.reason));
+        line.word("would_decision", would.map(|would| verdict(would.is_allowed)));
+        line.text("would_policy", would.and_then(|would| would.policy.as_deref()));
+        line.number("would_rule", would.and_then(|would| would.rule).map(|rule| rule as u64));
+        line.text("audit_policy", decided.and_then(|decided| decided.audit_policy.as_deref()));
+        line.text("policy_version", decided.map(|decided| decided.version.as_str()));
+        line.number("bytes_received", Some(entry.bytes_received));
+        line.number("bytes_sent", Some(entry.bytes_sent));
+        line.number("duration_us", Some(micros(entry.duration)));
+        line.number("proxy_us", Some(micros(entry.proxy)));
+        if let Some(trace) = entry.trace {
+            line.hex("trace_id", &trace.trace_id.to_be_bytes());
+            line.hex("span_id", &trace.span_id.to_be_bytes());
+        }
+        line.word("tls_version", entry.tls_version);
+        line.text("sni", entry.sni.as_deref());
+        line.text("request_id", request.and_then(|request| request.id.as_deref()));
+        line.0.push(b'}');
+    }
+
+    /// `2026-01-02T03:04:05.678Z`
+    fn timestamp(&mut self, at: SystemTime, text: &mut Vec<u8>) {
+        let at = OffsetDateTime::from(at);
+        if self.date.is_empty() || self.second != at.unix_timestamp() {
+            self.second = at.unix_timestamp();
+            self.date = at.format(DATE).unwrap_or_default();
+        }
+        text.extend_from_slice(self.date.as_bytes());
+        let millis = at.millisecond();
+        text.push(b'.');
+        text.extend([millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8));
+        text.push(b'Z');
+    }
+}
+
+/// A JSON object in the making, field after field.
+struct Line<'t>(&'t mut Vec<u8>);
+
+impl Line<'_> {
+    fn name(&mut self, name: &str) {
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+
+    /// A text of ours, which needs no escaping.
+    fn word(&mut self, name: &str, value: Option<&'static str>) {
+        let Some(value) = value else { return };
+        self.name(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(value.as_bytes());
+        self.0.push(b'"');
+    }
+
+    fn text(&mut self, name: &str, value: Option<&str>) {
+        let Some(value) = value else { return };
+        self.name(name);
+        if value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+            self.0.push(b'"');
+            self.0.extend_from_slice(value.as_bytes());
+            self.0.push(b'"');
+        } else {
+            // Serializing a text has no way to fail.
+            let json = serde_json::to_string(value).unwrap_or_default();
+            self.0.extend_from_slice(printable(&json).as_bytes());
         }
     }
-    entries.close();
-    entries.recv_many(batch, BATCH).await > 0
+
+    fn number(&mut self, name: &str, value: Option<u64>) {
+        let Some(value) = value else { return };
+        self.name(name);
+        decimal(value, self.0);
+    }
+
+    fn address(&mut self, name: &str, value: Option<SocketAddr>) {
+        let Some(value) = value else { return };
+        self.name(name);
+        self.0.push(b'"');
+        match value {
+            SocketAddr::V4(address) => {
+                for (place, octet) in address.ip().octets().into_iter().enumerate() {
+                    if place > 0 {
+                        self.0.push(b'.');
+                    }
+                    decimal(u64::from(octet), self.0);
+                }
+                self.0.push(b':');
+                decimal(u64::from(address.port()), self.0);
+            }
+            SocketAddr::V6(address) => self.0.extend_from_slice(address.to_string().as_bytes()),
+        }
+        self.0.push(b'"');
+    }
+
+    fn hex(&mut self, name: &str, bytes: &[u8]) {
+        self.name(name);
+        self.0.push(b'"');
+        hex(bytes, self.0);
+        self.0.push(b'"');
+    }
 }
 
-/// One entry as one line of JSON, without the newline.
-pub fn line(entry: &Entry) -> String {
-    let request = entry.request.as_ref();
-    let decided = entry.decided.as_ref();
-    let would = decided.and_then(|decided| decided.would.as_deref());
-    let line = Line {
-        timestamp: OffsetDateTime::from(entry.began).format(TIMESTAMP).unwrap_or_default(),
-        direction: entry.direction.as_str(),
-        protocol: entry.protocol,
-        method: request.map(|request| cut(request.method.as_str(), super::record::TEXT_KEPT)),
-        authority: request.map(|request| request.authority.as_str()),
-        path: request.map(|request| request.path.as_str()),
-        status: entry.status,
-        grpc_status: entry.grpc_status,
-        flags: entry.flag,
-        reason: entry.reason.as_deref().map(|reason| cut(reason, super::record::REASON_KEPT)),
-        source_principal: entry.source_principal.as_deref(),
-        destination_principal: entry.destination_principal.as_deref(),
-        source_address: entry.source_address,
-        destination_address: entry.destination_address,
-        destination_service: entry.destination_service.as_deref(),
-        upstream_address: entry.upstream_address,
-        decision: decided.map(|decided| if decided.is_allowed { "allow" } else { "deny" }),
-        decision_id: decided.and_then(|decided| decided.id.as_deref()),
-        policy: decided.and_then(|decided| decided.policy.as_deref()),
-        rule: decided.and_then(|decided| decided.rule),
-        decision_reason: decided.map(|decided| decided.reason),
-        would_decision: would.map(|would| if would.is_allowed { "allow" } else { "deny" }),
-        would_policy: would.and_then(|would| would.policy.as_deref()),
-        would_rule: would.and_then(|would| would.rule),
-        audit_policy: decided.and_then(|decided| decided.audit_policy.as_deref()),
-        policy_version: decided.map(|decided| decided.version.as_str()),
-        bytes_received: entry.bytes_received,
-        bytes_sent: entry.bytes_sent,
-        duration_us: micros(entry.duration),
-        proxy_us: micros(entry.proxy),
-        trace_id: entry.trace.map(|trace| trace.trace_id_hex()),
-        span_id: entry.trace.map(|trace| trace.span_id_hex()),
-        tls_version: entry.tls_version,
-        sni: entry.sni.as_deref(),
-        request_id: request.and_then(|request| request.id.as_deref()),
-    };
-    // Serializing a struct of texts and numbers has no way to fail.
-    printable(serde_json::to_string(&line).unwrap_or_default())
-}
-
-/// The fields, in the order in which people read them. Absent ones are left out.
-#[derive(Serialize)]
-struct Line<'a> {
-    timestamp: String,
-    direction: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    protocol: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    method: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    authority: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grpc_status: Option<u16>,
-    flags: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_principal: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_principal: Option<&'a str>,
-    source_address: SocketAddr,
-    destination_address: SocketAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_service: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_address: Option<SocketAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decision: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decision_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    policy: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decision_reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    would_decision: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    would_policy: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    would_rule: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    audit_policy: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    policy_version: Option<&'a str>,
-    bytes_received: u64,
-    bytes_sent: u64,
-    duration_us: u64,
-    proxy_us: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    span_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls_version: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sni: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<&'a str>,
+fn decimal(mut value: u64, text: &mut Vec<u8>) {
+    let begin = text.len();
+    loop {
+        text.push(b'0' + (value % 10) as u8);
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    if let Some(digits) = text.get_mut(begin..) {
+        digits.reverse();
+    }
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -256,11 +339,8 @@ pub fn cut(text: &str, limit: usize) -> &str {
 
 /// JSON escapes what is below U+0020; terminals and line readers act on more than that. All of these can stand only
 /// inside strings, so escaping them keeps the JSON what it is.
-fn printable(json: String) -> String {
+fn printable(json: &str) -> String {
     let acts = |c: char| matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if !json.contains(acts) {
-        return json;
-    }
     let mut safe = String::with_capacity(json.len() + 16);
     for c in json.chars() {
         if acts(c) {
@@ -278,7 +358,6 @@ mod tests {
     use super::*;
     use crate::telemetry::{Direction, Record, Telemetry};
     use http::{HeaderMap, Method};
-    use std::time::SystemTime;
 
     fn request_line(authority: &str, path: &str, request_id: Option<&str>) -> String {
         let mut headers = HeaderMap::new();
@@ -297,7 +376,9 @@ mod tests {
             path: path.to_owned(),
             id: headers.get("x-request-id").map(|v| v.to_str().unwrap().to_owned()),
         });
-        line(&entry)
+        let mut text = Vec::new();
+        Lines::default().write(&entry, &mut text);
+        String::from_utf8(text).unwrap()
     }
 
     #[test]
@@ -387,10 +468,9 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_drops_and_counts_and_never_waits() {
         let metrics = Arc::new(Metrics::default());
-        let (sender, _receiver) = mpsc::channel(1);
-        let queue = Queue { entries: sender, metrics: metrics.clone() };
+        let queue = Queue::new(metrics.clone());
         let address = "10.0.0.1:1".parse().unwrap();
-        for _ in 0..3 {
+        for _ in 0..QUEUED + 2 {
             queue.push(Arc::new(Entry::new(Direction::Inbound, SystemTime::now(), address, address)));
         }
         assert!(metrics.encode(SystemTime::now()).contains("postern_access_log_dropped_total 2"));

@@ -11,6 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use std::{
+    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -79,6 +80,22 @@ struct ResultLabels {
     result: &'static str,
 }
 
+/// Where one kind of request is counted.
+#[derive(Clone, Debug)]
+struct Series {
+    count: Counter,
+    seconds: Histogram,
+    proxy_seconds: Histogram,
+}
+
+/// Series that a thread remembers.
+const MOST_RECENT: usize = 8;
+
+thread_local! {
+    /// What this thread has counted last, each with the number of its [`Metrics`].
+    static RECENT: RefCell<Vec<(u64, RequestLabels, Series)>> = const { RefCell::new(Vec::new()) };
+}
+
 type Histograms = Family<ProtocolLabels, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
@@ -86,6 +103,10 @@ type Seconds = Gauge<f64, AtomicU64>;
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    // Tells one from another in what threads remember.
+    number: u64,
+    // The label for what is not known.
+    unknown: Arc<str>,
     // How many there are; held while a new one is made, so that the bound is exact.
     series: Mutex<usize>,
     requests: Family<RequestLabels, Counter>,
@@ -120,8 +141,11 @@ impl Default for Metrics {
     fn default() -> Self {
         let request_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS));
         let proxy_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(PROXY_SECONDS));
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let mut metrics = Self {
             registry: Registry::default(),
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            unknown: Arc::from(UNKNOWN),
             series: Mutex::new(0),
             requests: Family::default(),
             difference_series: Mutex::new(0),
@@ -158,12 +182,11 @@ impl Metrics {
     /// Counts a finished request or connection.
     pub fn observe(&self, entry: &Entry) {
         let reporter = entry.direction.reporter();
-        let request_protocol = entry.request_protocol();
         let labels = RequestLabels {
             reporter,
-            source_principal: entry.source_principal.clone().unwrap_or_else(|| Arc::from(UNKNOWN)),
-            destination_service: entry.destination_service.clone().unwrap_or_else(|| Arc::from(UNKNOWN)),
-            request_protocol,
+            source_principal: entry.source_principal.clone().unwrap_or_else(|| self.unknown.clone()),
+            destination_service: entry.destination_service.clone().unwrap_or_else(|| self.unknown.clone()),
+            request_protocol: entry.request_protocol(),
             response_code: entry.status.filter(|status| (100..=599).contains(status)).unwrap_or(0),
             response_flags: entry.flag,
             connection_security_policy: security(entry),
@@ -173,41 +196,71 @@ impl Metrics {
                 Some(_) => "deny",
             },
         };
-        self.count_request(labels);
+        self.with_series(labels, |series| {
+            series.count.inc();
+            if entry.request.is_some() {
+                series.seconds.observe(entry.duration.as_secs_f64());
+            }
+            series.proxy_seconds.observe(entry.proxy.as_secs_f64());
+        });
         if let Some(would) = entry.decided.as_ref().and_then(|decided| decided.would.as_deref()) {
             self.count_difference(entry, would);
         }
-        let labels = ProtocolLabels { reporter, request_protocol };
-        if entry.request.is_some() {
-            self.request_seconds.get_or_create(&labels).observe(entry.duration.as_secs_f64());
-        } else {
+        if entry.request.is_none() {
             let labels = ReporterLabels { reporter };
             self.tcp_received.get_or_create(&labels).inc_by(entry.bytes_received);
             self.tcp_sent.get_or_create(&labels).inc_by(entry.bytes_sent);
         }
-        self.proxy_seconds.get_or_create(&labels).observe(entry.proxy.as_secs_f64());
     }
 
-    fn count_request(&self, labels: RequestLabels) {
-        if let Some(counter) = self.requests.get(&labels) {
-            counter.inc();
-            return;
+    /// Finds the series of these labels: among those that this thread has used last, where comparing is cheaper than hashing them
+    /// once for each family, or in the families.
+    fn with_series(&self, labels: RequestLabels, count: impl FnOnce(&Series)) {
+        RECENT.with_borrow_mut(|recent| {
+            if let Some(at) =
+                recent.iter().position(|(metrics, known, _)| *metrics == self.number && *known == labels)
+            {
+                // The usual one comes first.
+                recent.swap(0, at);
+            } else {
+                let series = self.series_of(&labels);
+                recent.truncate(MOST_RECENT - 1);
+                recent.insert(0, (self.number, labels, series));
+            }
+            if let Some((.., series)) = recent.first() {
+                count(series);
+            }
+        });
+    }
+
+    fn series_of(&self, labels: &RequestLabels) -> Series {
+        let protocol =
+            ProtocolLabels { reporter: labels.reporter, request_protocol: labels.request_protocol };
+        Series {
+            count: self.counter_of(labels),
+            seconds: self.request_seconds.get_or_create_owned(&protocol),
+            proxy_seconds: self.proxy_seconds.get_or_create_owned(&protocol),
+        }
+    }
+
+    fn counter_of(&self, labels: &RequestLabels) -> Counter {
+        if let Some(counter) = self.requests.get(labels) {
+            return counter.clone();
         }
         let mut series = self.series.lock();
-        let is_there = self.requests.get(&labels).is_some();
+        let is_there = self.requests.get(labels).is_some();
         if is_there || *series < SERIES {
             *series += usize::from(!is_there);
-            self.requests.get_or_create(&labels).inc();
-            return;
+            return self.requests.get_or_create_owned(labels);
         }
         let labels = RequestLabels {
             source_principal: Arc::from(OTHER),
             destination_service: Arc::from(OTHER),
             response_code: 0,
             response_flags: OTHER,
-            ..labels
+            ..labels.clone()
         };
-        self.requests.get_or_create(&labels).inc();
+        self.requests.get_or_create_owned(&labels)
     }
 
     /// A decision that the dry-run policies would have changed: by caller, workload, verdict, and the rule that stands for

@@ -3,7 +3,6 @@
 //! Source: W3C Recommendation "Trace Context" (level 1), section 3.2. What is not exactly right starts a new trace.
 
 use http::{HeaderMap, HeaderValue};
-use std::fmt::Write;
 
 /// Name of the header.
 pub const TRACEPARENT: &str = "traceparent";
@@ -47,26 +46,25 @@ impl Trace {
 
     /// The header to send on: our span is the parent of what follows.
     pub fn header(&self) -> Option<HeaderValue> {
+        let mut text = Vec::with_capacity(55);
+        text.extend_from_slice(b"00-");
+        hex(&self.trace_id.to_be_bytes(), &mut text);
+        text.push(b'-');
+        hex(&self.span_id.to_be_bytes(), &mut text);
+        text.push(b'-');
         // Only the flag that we understand is passed on (section 3.2.2.5.2).
-        let text = format!("00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags & SAMPLED);
-        HeaderValue::from_str(&text).ok()
-    }
-
-    /// 32 lower-case hex digits.
-    pub fn trace_id_hex(&self) -> String {
-        hex(format_args!("{:032x}", self.trace_id))
-    }
-
-    /// 16 lower-case hex digits.
-    pub fn span_id_hex(&self) -> String {
-        hex(format_args!("{:016x}", self.span_id))
+        hex(&[self.flags & SAMPLED], &mut text);
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
     }
 }
 
-fn hex(arguments: std::fmt::Arguments<'_>) -> String {
-    let mut text = String::with_capacity(32);
-    let _ = text.write_fmt(arguments);
-    text
+/// Appends lower-case hex digits, two for each byte.
+pub fn hex(bytes: &[u8], text: &mut Vec<u8>) {
+    let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' - 10 + half };
+    text.reserve(2 * bytes.len());
+    for byte in bytes {
+        text.extend_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
+    }
 }
 
 /// What a valid `traceparent` says.
@@ -163,11 +161,11 @@ mod tests {
         let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
         headers.insert(TRACEPARENT, value.clone());
         let ours = Trace::continued_from(&headers);
-        assert_eq!(ours.trace_id_hex(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(ours.trace_id, 0x4bf92f3577b34da6a3ce929d0e0e4736);
         assert_eq!(ours.parent, Some(0xf067aa0ba902b7));
         assert!(!ours.is_sampled());
         let sent = ours.header().unwrap();
-        assert_eq!(sent.to_str().unwrap(), format!("00-{}-{}-00", ours.trace_id_hex(), ours.span_id_hex()));
+        assert_eq!(sent.to_str().unwrap(), format!("00-{:032x}-{:016x}-00", ours.trace_id, ours.span_id));
 
         headers.append(TRACEPARENT, value);
         let new = Trace::continued_from(&headers);

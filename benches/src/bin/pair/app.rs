@@ -38,7 +38,8 @@ pub fn run(addresses: &[SocketAddr]) {
 }
 
 fn answer(bytes: usize) -> Vec<u8> {
-    let mut text = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {bytes}\r\n\r\n").into_bytes();
+    let mut text = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {bytes}\r\n\r\n")
+        .into_bytes();
     text.resize(text.len() + bytes, b'x');
     text
 }

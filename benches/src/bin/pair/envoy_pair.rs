@@ -69,7 +69,8 @@ pub fn server(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
         "disable_stateful_session_resumption": true,
         "common_tls_context": common(identity, &["h2", "http/1.1"]),
     });
-    let domains = json!([{"name": "cluster.local", "trust_bundle": {"filename": identity.join("roots.pem")}}]);
+    let domains =
+        json!([{"name": "cluster.local", "trust_bundle": {"filename": identity.join("roots.pem")}}]);
     context["common_tls_context"]["validation_context"] = json!({"custom_validator_config": {
         "name": "envoy.tls.cert_validator.spiffe",
         "typed_config": {"@type": format!("{TYPES}.transport_sockets.tls.v3.SPIFFECertValidatorConfig"), "trust_domains": domains},

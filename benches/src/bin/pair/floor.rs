@@ -79,10 +79,14 @@ async fn serve(arguments: Arguments) {
     let accept = || Accept::only(arguments.peer.parse().unwrap());
     let alpn: &[&[u8]] = if arguments.http2 { &[b"h2"] } else { &[b"http/1.1"] };
     let is_client = arguments.half == Half::Client;
-    let connector = is_client
-        .then(|| TlsConnector::from(Arc::new(tls::client_config(Some(key.clone()), trust.clone(), accept(), alpn).unwrap())));
+    let connector = is_client.then(|| {
+        TlsConnector::from(Arc::new(
+            tls::client_config(Some(key.clone()), trust.clone(), accept(), alpn).unwrap(),
+        ))
+    });
     let acceptor = (!is_client).then(|| {
-        let config = tls::server_config(key, trust, accept(), tls::ClientCertificate::Required, alpn).unwrap();
+        let config =
+            tls::server_config(key, trust, accept(), tls::ClientCertificate::Required, alpn).unwrap();
         TlsAcceptor::from(Arc::new(config))
     });
     let forward = arguments.forward;
@@ -116,7 +120,8 @@ async fn serve(arguments: Arguments) {
             let service = service_fn(move |request| forward_to(client.clone(), request));
             let io = TokioIo::new(stream);
             if http2 && !is_client {
-                let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service);
+                let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(io, service);
                 served.await.map_err(std::io::Error::other)
             } else {
                 http1::Builder::new().serve_connection(io, service).await.map_err(std::io::Error::other)
@@ -125,7 +130,10 @@ async fn serve(arguments: Arguments) {
     }
 }
 
-async fn forward_to<C>(client: Client<C, Incoming>, request: Request<Incoming>) -> Result<Response<Incoming>, hyper_util::client::legacy::Error>
+async fn forward_to<C>(
+    client: Client<C, Incoming>,
+    request: Request<Incoming>,
+) -> Result<Response<Incoming>, hyper_util::client::legacy::Error>
 where
     C: hyper_util::client::legacy::connect::Connect + Clone + Send + Sync + 'static,
 {
@@ -147,13 +155,21 @@ impl Connection for Upstream {
 }
 
 impl AsyncRead for Upstream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Upstream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_write_vectored(

@@ -145,10 +145,10 @@ async fn measure(arguments: &Arguments) -> Outcome {
 impl Window {
     /// Requests become due, one each `step`, for `length`; the kernel's timer is exact where a runtime's wheel has milliseconds.
     async fn release(&self, length: Duration, step: Duration) {
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC).unwrap();
-        timer
-            .set(Expiration::Interval(TimeSpec::from_duration(step)), TimerSetTimeFlags::empty())
-            .unwrap();
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
+                .unwrap();
+        timer.set(Expiration::Interval(TimeSpec::from_duration(step)), TimerSetTimeFlags::empty()).unwrap();
         // A timer is read like a pipe: it is there when it has expired.
         let timer = pipe::Receiver::from_owned_fd_unchecked(OwnedFd::from(timer)).unwrap();
         let (begin, mut released) = (Instant::now(), 0);

@@ -39,6 +39,9 @@ struct Arguments {
     /// Without access logs
     #[arg(long)]
     no_access_log: bool,
+    /// Run our halves and the floor's under this program, e.g. valgrind, which may have arguments
+    #[arg(long, value_name = "PROGRAM", value_delimiter = ' ')]
+    under: Vec<String>,
     /// One short round, in a debug build too, to see that the bench works
     #[arg(long)]
     smoke: bool,
@@ -96,7 +99,8 @@ fn bench(arguments: &Arguments) -> ExitCode {
     if let Some(code) = stage::enter() {
         return code;
     }
-    let wanted = |name: &str, only: &[String]| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
+    let wanted =
+        |name: &str, only: &[String]| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
     let all = [
         Pair::Direct,
         Pair::Postern,
@@ -111,14 +115,15 @@ fn bench(arguments: &Arguments) -> ExitCode {
     let pairs: Vec<Pair> =
         all.into_iter().filter(|pair| wanted(pair.name(), &arguments.only) && is_there(pair)).collect();
     let loads: Vec<Load> = LOADS.into_iter().filter(|load| wanted(load.name, &arguments.loads)).collect();
-    let stage = Stage::new(&all);
+    let stage = Stage::new(&all, arguments.under.clone());
     let (rounds, seconds) = if arguments.smoke { (1, 0.3) } else { (arguments.rounds, arguments.seconds) };
     let mut results = report::Results::default();
     let mut running: Vec<(Pair, Option<Halves>)> = Vec::new();
     for pair in &pairs {
         // One sidecar carries both protocols.
         let shares = *pair == Pair::PosternTcp && pairs.contains(&Pair::Postern);
-        let halves = if shares { None } else { stage.start(*pair, envoy.as_deref(), !arguments.no_access_log) };
+        let halves =
+            if shares { None } else { stage.start(*pair, envoy.as_deref(), !arguments.no_access_log) };
         if let Some(halves) = &halves {
             results.idle.push((*pair, halves.resident()));
         }
@@ -129,7 +134,9 @@ fn bench(arguments: &Arguments) -> ExitCode {
             for (pair, halves) in &running {
                 let halves = halves.as_ref().or_else(|| {
                     let postern = running.iter().find(|(other, _)| *other == Pair::Postern);
-                    (*pair == Pair::PosternTcp).then(|| postern.and_then(|(_, halves)| halves.as_ref())).flatten()
+                    (*pair == Pair::PosternTcp)
+                        .then(|| postern.and_then(|(_, halves)| halves.as_ref()))
+                        .flatten()
                 });
                 let asked = load::Arguments {
                     path: load.path.into(),

@@ -47,7 +47,9 @@ impl Results {
     pub fn print(&self, loads: &[&'static str]) -> Measured {
         let mut measured = Measured::new();
         for load in loads {
-            println!("\n{load}\n| pair | p50 µs | p90 | p99 (best) | p99.9 (best) | per second | CPU ms per 1,000: client + server |");
+            println!(
+                "\n{load}\n| pair | p50 µs | p90 | p99 (best) | p99.9 (best) | per second | CPU ms per 1,000: client + server |"
+            );
             println!("|---|---|---|---|---|---|---|");
             let mut pairs: Vec<Pair> = Vec::new();
             for (its, pair, _) in &self.windows {
@@ -57,17 +59,23 @@ impl Results {
             }
             for pair in &pairs {
                 let middle = |figure| median(&self.all(load, *pair, figure));
-                let best = |which| self.all(load, *pair, Figure::Percentile(which)).into_iter().fold(f64::INFINITY, f64::min);
+                let best = |which| {
+                    self.all(load, *pair, Figure::Percentile(which)).into_iter().fold(f64::INFINITY, f64::min)
+                };
                 let cpu = self.all(load, *pair, Figure::Cpu);
                 let halves: Vec<String> = [0, 1]
                     .iter()
                     .filter_map(|half| {
                         let windows = self.windows.iter().filter(|(its, of, _)| its == load && of == pair);
-                        let times: Vec<f64> = windows.filter_map(|(.., outcome)| outcome.cpu.get(*half).copied()).collect();
+                        let times: Vec<f64> =
+                            windows.filter_map(|(.., outcome)| outcome.cpu.get(*half).copied()).collect();
                         (!times.is_empty()).then(|| format!("{:.1}", median(&times)))
                     })
                     .collect();
-                let [least, most] = [cpu.iter().copied().fold(f64::INFINITY, f64::min), cpu.iter().copied().fold(0.0, f64::max)];
+                let [least, most] = [
+                    cpu.iter().copied().fold(f64::INFINITY, f64::min),
+                    cpu.iter().copied().fold(0.0, f64::max),
+                ];
                 println!(
                     "| {} | {:.0} | {:.0} | {:.0} ({:.0}) | {:.0} ({:.0}) | {:.0} | {:.1} [{least:.1}..{most:.1}]: {} |",
                     pair.name(),
@@ -86,11 +94,15 @@ impl Results {
         }
         println!("\n| pair | idle RSS, MiB: client + server | after load |\n|---|---|---|");
         for (pair, idle) in &self.idle {
-            let mib = |kib: &[u64; 2]| format!("{:.1} + {:.1}", kib[0] as f64 / 1024.0, kib[1] as f64 / 1024.0);
-            let loaded = self.loaded.iter().find(|(of, _)| of == pair).map(|(_, kib)| mib(kib)).unwrap_or_default();
+            let mib =
+                |kib: &[u64; 2]| format!("{:.1} + {:.1}", kib[0] as f64 / 1024.0, kib[1] as f64 / 1024.0);
+            let loaded =
+                self.loaded.iter().find(|(of, _)| of == pair).map(|(_, kib)| mib(kib)).unwrap_or_default();
             println!("| {} | {} | {loaded} |", pair.name(), mib(idle));
         }
-        let idle = |wanted: Pair| self.idle.iter().find(|(pair, _)| *pair == wanted).map(|(_, kib)| (kib[0] + kib[1]) as f64);
+        let idle = |wanted: Pair| {
+            self.idle.iter().find(|(pair, _)| *pair == wanted).map(|(_, kib)| (kib[0] + kib[1]) as f64)
+        };
         if let (Some(ours), Some(theirs)) = (idle(Pair::Postern), idle(Pair::EnvoyHttp1)) {
             measured.insert("idle/RSS to Envoy's".into(), ours / theirs);
             println!("\nidle RSS to Envoy's: {:.2}", ours / theirs);
@@ -107,19 +119,33 @@ impl Results {
             println!("{name}: {value:.2}");
             measured.insert(format!("{load}/{what}"), value);
         };
-        let ratio = |ours: Pair, others: &[Pair], figure: Figure, least_is_best: bool, minus_direct: bool| -> Vec<f64> {
+        let ratio = |ours: Pair,
+                     others: &[Pair],
+                     figure: Figure,
+                     least_is_best: bool,
+                     minus_direct: bool|
+         -> Vec<f64> {
             let direct = self.all(load, Pair::Direct, figure);
             let ours = self.all(load, ours, figure);
-            let others: Vec<Vec<f64>> =
-                others.iter().map(|pair| self.all(load, *pair, figure)).filter(|all| !all.is_empty()).collect();
+            let others: Vec<Vec<f64>> = others
+                .iter()
+                .map(|pair| self.all(load, *pair, figure))
+                .filter(|all| !all.is_empty())
+                .collect();
             if others.is_empty() || (minus_direct && direct.is_empty()) {
                 return Vec::new();
             }
-            let at = |all: &[f64], round: usize| if minus_direct { all[round] - direct[round] } else { all[round] };
+            let at = |all: &[f64], round: usize| {
+                if minus_direct { all[round] - direct[round] } else { all[round] }
+            };
             (0..ours.len())
                 .map(|round| {
                     let theirs = others.iter().map(|all| at(all, round));
-                    let best = if least_is_best { theirs.fold(f64::INFINITY, f64::min) } else { theirs.fold(0.0, f64::max) };
+                    let best = if least_is_best {
+                        theirs.fold(f64::INFINITY, f64::min)
+                    } else {
+                        theirs.fold(0.0, f64::max)
+                    };
                     at(&ours, round) / best
                 })
                 .collect()
@@ -127,20 +153,50 @@ impl Results {
         let envoy = [Pair::EnvoyHttp1, Pair::EnvoyHttp2];
         let floor = [Pair::FloorHttp1, Pair::FloorHttp2];
         if pairs.contains(&Pair::Postern) {
-            say("CPU to Envoy's better", "CPU to Envoy's", ratio(Pair::Postern, &envoy, Figure::Cpu, true, false));
-            say("CPU to the floor's better", "CPU to the floor's", ratio(Pair::Postern, &floor, Figure::Cpu, true, false));
-            say("added p50 to Envoy's better", "added p50 to Envoy's", ratio(Pair::Postern, &envoy, Figure::Percentile(0), true, true));
-            say("per second to Envoy's better", "per second to Envoy's", ratio(Pair::Postern, &envoy, Figure::PerSecond, false, false));
-            let best = |pair: Pair| self.all(load, pair, Figure::Percentile(2)).into_iter().fold(f64::INFINITY, f64::min);
+            say(
+                "CPU to Envoy's better",
+                "CPU to Envoy's",
+                ratio(Pair::Postern, &envoy, Figure::Cpu, true, false),
+            );
+            say(
+                "CPU to the floor's better",
+                "CPU to the floor's",
+                ratio(Pair::Postern, &floor, Figure::Cpu, true, false),
+            );
+            say(
+                "added p50 to Envoy's better",
+                "added p50 to Envoy's",
+                ratio(Pair::Postern, &envoy, Figure::Percentile(0), true, true),
+            );
+            say(
+                "per second to Envoy's better",
+                "per second to Envoy's",
+                ratio(Pair::Postern, &envoy, Figure::PerSecond, false, false),
+            );
+            let best = |pair: Pair| {
+                self.all(load, pair, Figure::Percentile(2)).into_iter().fold(f64::INFINITY, f64::min)
+            };
             let direct = best(Pair::Direct);
             let theirs = envoy.iter().map(|pair| best(*pair)).fold(f64::INFINITY, f64::min);
             if theirs.is_finite() && direct.is_finite() {
-                say("added p99 to Envoy's better, best windows", "added p99 to Envoy's", vec![(best(Pair::Postern) - direct) / (theirs - direct)]);
+                say(
+                    "added p99 to Envoy's better, best windows",
+                    "added p99 to Envoy's",
+                    vec![(best(Pair::Postern) - direct) / (theirs - direct)],
+                );
             }
         }
         if pairs.contains(&Pair::PosternTcp) {
-            say("TCP: CPU to Envoy's", "TCP CPU to Envoy's", ratio(Pair::PosternTcp, &[Pair::EnvoyTcp], Figure::Cpu, true, false));
-            say("TCP: per second to Envoy's", "TCP per second to Envoy's", ratio(Pair::PosternTcp, &[Pair::EnvoyTcp], Figure::PerSecond, false, false));
+            say(
+                "TCP: CPU to Envoy's",
+                "TCP CPU to Envoy's",
+                ratio(Pair::PosternTcp, &[Pair::EnvoyTcp], Figure::Cpu, true, false),
+            );
+            say(
+                "TCP: per second to Envoy's",
+                "TCP per second to Envoy's",
+                ratio(Pair::PosternTcp, &[Pair::EnvoyTcp], Figure::PerSecond, false, false),
+            );
         }
     }
 }

@@ -52,13 +52,13 @@ impl Pair {
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Postern => "postern",
-            Self::PosternTcp => "postern, TCP",
-            Self::EnvoyHttp1 => "Envoy, HTTP/1.1",
-            Self::EnvoyHttp2 => "Envoy, HTTP/2",
-            Self::EnvoyTcp => "Envoy, TCP",
-            Self::FloorHttp1 => "floor, HTTP/1.1",
-            Self::FloorHttp2 => "floor, HTTP/2",
+            Self::Postern => "postern HTTP",
+            Self::PosternTcp => "postern TCP",
+            Self::EnvoyHttp1 => "Envoy HTTP/1.1",
+            Self::EnvoyHttp2 => "Envoy HTTP/2",
+            Self::EnvoyTcp => "Envoy TCP",
+            Self::FloorHttp1 => "floor HTTP/1.1",
+            Self::FloorHttp2 => "floor HTTP/2",
         }
     }
 
@@ -136,6 +136,7 @@ pub struct Stage {
     control: ControlPlane,
     runtime: tokio::runtime::Runtime,
     folder: tempfile::TempDir,
+    under: Vec<String>,
 }
 
 /// Goes into a network namespace of its own; where that takes a user namespace, starts this program again inside one.
@@ -145,11 +146,18 @@ pub fn enter() -> Option<ExitCode> {
         return None;
     }
     if std::env::var_os(INSIDE).is_some() {
-        eprintln!("error: no network namespace can be made here, not even in a user namespace; run this as root");
+        eprintln!(
+            "error: no network namespace can be made here, not even in a user namespace; run this as root"
+        );
         return Some(ExitCode::FAILURE);
     }
     let exe = std::env::current_exe().unwrap();
-    let again = Command::new("unshare").arg("-r").arg(exe).args(std::env::args_os().skip(1)).env(INSIDE, "1").status();
+    let again = Command::new("unshare")
+        .arg("-r")
+        .arg(exe)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .status();
     let code = again.ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
     Some(ExitCode::from(code.unwrap_or(1)))
 }
@@ -163,9 +171,10 @@ pub fn hold() {
 
 impl Stage {
     /// Wires the namespaces and starts what stands behind the pairs.
-    pub fn new(pairs: &[Pair]) -> Self {
+    pub fn new(pairs: &[Pair], under: Vec<String>) -> Self {
         let exe = std::env::current_exe().unwrap();
-        let mut holder = Command::new(&exe).arg("hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut holder =
+            Command::new(&exe).arg("hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut word = [0; 5];
         holder.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
         let pid = holder.id().to_string();
@@ -177,7 +186,9 @@ impl Stage {
         ] {
             run(Command::new("ip").args(line.split(' ')));
         }
-        let inside = |line: &str| run(Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).args(line.split(' ')));
+        let inside = |line: &str| {
+            run(Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).args(line.split(' ')))
+        };
         inside(&format!("ip addr add {CLIENT_IP}/24 dev client"));
         inside("ip link set client up");
         inside("ip link set lo up");
@@ -185,21 +196,40 @@ impl Stage {
         let (mut output, mut prerouting) = (String::new(), String::new());
         for pair in pairs.iter().filter(|pair| **pair != Pair::Direct) {
             let target = pair.target();
-            output += &format!("ip daddr {} tcp dport {} redirect to :{}\n", target.ip(), target.port(), pair.outbound_port());
-            prerouting += &format!("iifname server tcp dport {} redirect to :{}\n", pair.wire_port(), pair.inbound_port());
+            output += &format!(
+                "ip daddr {} tcp dport {} redirect to :{}\n",
+                target.ip(),
+                target.port(),
+                pair.outbound_port()
+            );
+            prerouting += &format!(
+                "iifname server tcp dport {} redirect to :{}\n",
+                pair.wire_port(),
+                pair.inbound_port()
+            );
         }
-        rules(&mut Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).arg("nft"), "output", &output);
+        rules(
+            &mut Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).arg("nft"),
+            "output",
+            &output,
+        );
         rules(&mut Command::new("nft"), "prerouting", &prerouting);
 
-        let addresses = [(Ipv4Addr::UNSPECIFIED, APP_PORT), (Ipv4Addr::UNSPECIFIED, APP_PORT + 1), (Ipv4Addr::UNSPECIFIED, APP_TCP_PORT)];
+        let addresses = [
+            (Ipv4Addr::UNSPECIFIED, APP_PORT),
+            (Ipv4Addr::UNSPECIFIED, APP_PORT + 1),
+            (Ipv4Addr::UNSPECIFIED, APP_TCP_PORT),
+        ];
         let addresses = addresses.map(|address| SocketAddr::from(address).to_string());
         let app = Command::new(&exe).arg("app").args(&addresses).stdin(Stdio::null()).spawn().unwrap();
         for address in &addresses {
             until(|| TcpStream::connect(address).is_ok(), "the app");
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let control = runtime.block_on(beside::control_plane_at(SocketAddr::from((SERVER_IP, 0)), beside::read(documents())));
-        let stage = Self { holder, app, control, runtime, folder: tempfile::tempdir().unwrap() };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let control = runtime
+            .block_on(beside::control_plane_at(SocketAddr::from((SERVER_IP, 0)), beside::read(documents())));
+        let stage = Self { holder, app, control, runtime, folder: tempfile::tempdir().unwrap(), under };
         for pod in [SERVER, CALLER] {
             stage.write_identity(pod);
         }
@@ -214,12 +244,22 @@ impl Stage {
         let chain: String =
             credentials.key.cert.iter().map(|certificate| beside::pem("CERTIFICATE", certificate)).collect();
         std::fs::write(folder.join("chain.pem"), chain).unwrap();
-        std::fs::write(folder.join("key.pem"), beside::pem("PRIVATE KEY", credentials.private_key.as_ref())).unwrap();
+        std::fs::write(folder.join("key.pem"), beside::pem("PRIVATE KEY", credentials.private_key.as_ref()))
+            .unwrap();
         std::fs::write(folder.join("roots.pem"), self.control.trust_bundle_pem()).unwrap();
     }
 
     fn identity(&self, pod: &str) -> PathBuf {
         self.folder.path().join(pod)
+    }
+
+    /// This program again, here or in the client's namespace.
+    fn ours(&self, inside: bool) -> Command {
+        let exe = std::env::current_exe().unwrap().display().to_string();
+        let words: Vec<&String> = self.under.iter().chain([&exe]).collect();
+        let mut command = if inside { self.inside() } else { Command::new(words[0]) };
+        command.args(&words[usize::from(!inside)..]);
+        command
     }
 
     fn inside(&self) -> Command {
@@ -230,9 +270,9 @@ impl Stage {
 
     /// Starts both halves of a pair and waits until they carry a request; `None` for [`Pair::Direct`].
     pub fn start(&self, pair: Pair, envoy: Option<&Path>, access_log: bool) -> Option<Halves> {
-        let exe = std::env::current_exe().unwrap();
         let spawn = |command: &mut Command, name: &str| {
-            let log = std::fs::File::create(self.folder.path().join(format!("{}-{name}.log", pair.number()))).unwrap();
+            let log = std::fs::File::create(self.folder.path().join(format!("{}-{name}.log", pair.number())))
+                .unwrap();
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
         };
         let access = |pod: &str| self.folder.path().join(format!("{}-{pod}.access", pair.number()));
@@ -256,9 +296,7 @@ impl Stage {
                         .env("OTEL_SDK_DISABLED", "true");
                     spawn(&mut command, pod)
                 };
-                let mut inside = self.inside();
-                inside.arg(&exe);
-                (start(inside, CALLER), start(Command::new(&exe), SERVER))
+                (start(self.ours(true), CALLER), start(self.ours(false), SERVER))
             }
             Pair::EnvoyHttp1 | Pair::EnvoyHttp2 | Pair::EnvoyTcp => {
                 let program = envoy.expect("asked for only where there is one");
@@ -271,7 +309,13 @@ impl Stage {
                         envoy_pair::server(pair, &self.identity(pod), access.as_deref())
                     };
                     std::fs::write(&file, config.to_string()).unwrap();
-                    command.arg("-c").arg(file).args(["--concurrency", "1", "-l", "warn", "--disable-hot-restart"]);
+                    command.arg("-c").arg(file).args([
+                        "--concurrency",
+                        "1",
+                        "-l",
+                        "warn",
+                        "--disable-hot-restart",
+                    ]);
                     spawn(&mut command, pod)
                 };
                 let mut inside = self.inside();
@@ -282,8 +326,12 @@ impl Stage {
                 let start = |mut command: Command, half: Half| {
                     let (pod, peer) = if half == Half::Client { (CALLER, SERVER) } else { (SERVER, CALLER) };
                     let (listen, forward, half) = match half {
-                        Half::Client => (pair.outbound_port(), SocketAddr::from((SERVER_IP, pair.wire_port())), "client"),
-                        Half::Server => (pair.inbound_port(), SocketAddr::from((Ipv4Addr::LOCALHOST, APP_PORT)), "server"),
+                        Half::Client => {
+                            (pair.outbound_port(), SocketAddr::from((SERVER_IP, pair.wire_port())), "client")
+                        }
+                        Half::Server => {
+                            (pair.inbound_port(), SocketAddr::from((Ipv4Addr::LOCALHOST, APP_PORT)), "server")
+                        }
                     };
                     command
                         .args(["floor", "--half", half, "--listen", &format!("0.0.0.0:{listen}")])
@@ -295,15 +343,14 @@ impl Stage {
                     }
                     spawn(&mut command, half)
                 };
-                let mut inside = self.inside();
-                inside.arg(&exe);
-                (start(inside, Half::Client), start(Command::new(&exe), Half::Server))
+                (start(self.ours(true), Half::Client), start(self.ours(false), Half::Server))
             }
         };
         let halves = Halves { client, server };
         let begin = Instant::now();
         loop {
-            let asked = load::Arguments { connections: 1, rate: 100, seconds: 0.1, ..self.arguments(pair, None) };
+            let asked =
+                load::Arguments { connections: 1, rate: 100, seconds: 0.1, ..self.arguments(pair, None) };
             let outcome = self.load(&asked);
             if outcome.requests > 0 && outcome.errors == 0 {
                 return Some(halves);
@@ -320,7 +367,10 @@ impl Stage {
             let name = file.file_name().to_string_lossy().into_owned();
             name.starts_with(&begins) && (name.ends_with(".log") || name.ends_with(".access"))
         });
-        logs.map(|file| std::fs::read_to_string(file.path()).unwrap_or_default().chars().take(3000).collect::<String>()).collect()
+        logs.map(|file| {
+            std::fs::read_to_string(file.path()).unwrap_or_default().chars().take(3000).collect::<String>()
+        })
+        .collect()
     }
 
     /// What every load on a pair has in common.
@@ -342,7 +392,12 @@ impl Stage {
         command
             .arg(std::env::current_exe().unwrap())
             .args(["load", "--target", &arguments.target.to_string(), "--path", &arguments.path])
-            .args(["--rate", &arguments.rate.to_string(), "--connections", &arguments.connections.to_string()])
+            .args([
+                "--rate",
+                &arguments.rate.to_string(),
+                "--connections",
+                &arguments.connections.to_string(),
+            ])
             .args(["--seconds", &arguments.seconds.to_string()]);
         if arguments.fresh {
             command.arg("--fresh");
@@ -387,7 +442,8 @@ fn run(command: &mut Command) {
 
 fn rules(command: &mut Command, hook: &str, lines: &str) {
     let mut child = command.args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-    let text = format!("table ip bench {{\nchain {hook} {{\ntype nat hook {hook} priority -100;\n{lines}}}\n}}\n");
+    let text =
+        format!("table ip bench {{\nchain {hook} {{\ntype nat hook {hook} priority -100;\n{lines}}}\n}}\n");
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "nft: {text}");
 }
