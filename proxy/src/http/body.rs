@@ -151,6 +151,14 @@ impl Body {
         Self::Local(None)
     }
 
+    /// Notes in `progress` whether the client takes this answer.
+    pub fn watch(&mut self, progress: &Rc<Progress>) {
+        if let Self::Upstream(download) = self {
+            download.progress = Some(progress.clone());
+            download.offer(true);
+        }
+    }
+
     /// A gRPC answer that is not complete at `end` ends there, with the status that says so; `patience` is how long that was.
     pub fn end_at(&mut self, end: Instant, patience: Duration) {
         if let Self::Upstream(download) = self {
@@ -171,6 +179,24 @@ pub struct Download {
     lease: Option<Lease>,
     // The caller's deadline, when it has set one.
     deadline: Option<Deadline>,
+    // Where it is noted whether the client takes what it is offered, and whether it is the client's turn.
+    progress: Option<Rc<Progress>>,
+    offered: bool,
+}
+
+/// Whether the client of one HTTP/2 connection takes what it is offered. Without a window hyper asks no body for more, so
+/// somebody beside the bodies has to look.
+#[derive(Debug, Default)]
+pub struct Progress {
+    offered: Cell<usize>,
+    moved: Cell<bool>,
+}
+
+impl Progress {
+    /// Answers wait for the client, and none has moved since this was asked last.
+    pub fn has_stalled(&self) -> bool {
+        !self.moved.replace(false) && self.offered.get() > 0
+    }
 }
 
 struct Deadline {
@@ -190,6 +216,8 @@ impl Download {
             failed: false,
             lease: Some(lease),
             deadline: None,
+            progress: None,
+            offered: false,
         }
     }
 }
@@ -229,7 +257,27 @@ impl Download {
         self.failed && self.deadline.is_some()
     }
 
+    /// Whether it is the client's turn.
+    fn offer(&mut self, offered: bool) {
+        if let Some(progress) = &self.progress
+            && std::mem::replace(&mut self.offered, offered) != offered
+        {
+            let count = progress.offered.get();
+            progress.offered.set(if offered { count + 1 } else { count.saturating_sub(1) });
+            progress.moved.set(true);
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.offer(false);
+        let polled = self.poll_upstream(cx);
+        if polled.is_ready() {
+            self.offer(true);
+        }
+        polled
+    }
+
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.is_cut() {
             return Poll::Ready(None);
         }
@@ -279,6 +327,7 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
+        self.offer(false);
         let ended = self.ended || self.incoming.is_end_stream();
         if !ended && !self.failed {
             self.record.set_error(&ProxyError::DownstreamGone);

@@ -188,12 +188,13 @@ pub fn remote_ip(headers: &HeaderMap, socket: IpAddr) -> IpAddr {
 
 /// What a trailer must never be, beside the controlled names (RFC 9110 section 6.5.1): it would change how a message is routed,
 /// who sent it, whether it may be kept, or how its content is read, after all that was decided.
-const NO_TRAILERS: [&str; 27] = [
+const NO_TRAILERS: [&str; 28] = [
     "age",
     "authentication-info",
     "cache-control",
     "date",
     "expires",
+    "http2-settings",
     "if-match",
     "if-modified-since",
     "if-none-match",

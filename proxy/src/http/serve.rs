@@ -1,7 +1,9 @@
 //! The server's side of HTTP: hyper with strict framing, limits, deadlines and drain.
 
 use super::{
-    Body, LocalExecutor, canonical,
+    LocalExecutor,
+    body::{Body, Progress},
+    canonical,
     flood::{Bounds, Paced},
     framing::{Patience, Strict, ToldLate},
 };
@@ -90,13 +92,17 @@ where
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
     let seen = Rc::new(Seen::default());
-    let (mark, standing) = (seen.clone(), watch.clone());
+    let progress = Rc::new(Progress::default());
+    let (mark, standing, offers) = (seen.clone(), watch.clone(), progress.clone());
     let service = service_fn(move |request| {
         mark.now();
         let asks_tunnel = !is_http2 && asks_tunnel(&request);
-        let (answer, standing) = (respond(request), standing.clone());
+        let (answer, standing, progress) = (respond(request), standing.clone(), offers.clone());
         async move {
             let mut response = answer.await?;
+            if is_http2 {
+                response.body_mut().watch(&progress);
+            }
             // A connection that is closed while it is idle may lose a request that is on its way.
             let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
             // Octets behind a refused upgrade were not read by the framing reader: nobody may take them for a request.
@@ -107,7 +113,7 @@ where
         }
     });
     let result = if is_http2 {
-        serve_http2(stream, deadlines, drain, watch, &seen, service).await
+        serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service).await
     } else {
         serve_http1(stream, deadlines, drain, watch, service).await
     };
@@ -219,7 +225,7 @@ async fn serve_http2<S>(
     deadlines: Deadlines,
     drain: &drain::Watch,
     watch: &Watch,
-    seen: &Seen,
+    (seen, progress): (&Seen, &Progress),
     service: S,
 ) -> Result<(), End>
 where
@@ -249,6 +255,7 @@ where
     let mut connection = pin!(connection);
     let mut late = pin!(tokio::time::sleep_until(deadlines.first));
     let mut waiting = true;
+    let mut looks = tokio::time::interval(deadlines.stalled);
     loop {
         tokio::select! {
             result = connection.as_mut() => return ended(result),
@@ -261,6 +268,9 @@ where
                     return Err(End::TooLate);
                 }
                 waiting = false;
+            }
+            _ = looks.tick() => if progress.has_stalled() {
+                return Err(End::TooLate);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What keeps a sidecar alive that runs short: it sheds new work before old, and both before it is killed.
 //!
-//! Connections may take 40 % of the descriptors, since each may need a second one; the rest is for the app's side, the control
-//! plane, and admin. Memory is looked at four times a second: from 80 % of the limit idle connections go, from 90 % new requests
-//! are answered 503, from 95 % nothing is accepted. Envoy has the same as its overload manager, off by default.
+//! Connections may take 40 % of the descriptors beyond those that the sidecar needs for itself, since each may need a second
+//! one. Memory is looked at four times a second: from 80 % of the limit idle connections go, from 90 % new requests are answered
+//! 503, from 95 % nothing is accepted. Envoy has the same as its overload manager, off by default.
 
 use crate::bootstrap::resources::{Resident, Resources};
 use std::{
@@ -35,8 +35,10 @@ pub enum Level {
 const BEGINS: [(u64, Level); 3] = [(950, Level::Full), (900, Level::Shedding), (800, Level::Tight)];
 /// A level ends this many permille below where it began, so that it does not come and go with each request.
 const HYSTERESIS: u64 = 30;
-/// Percent of the descriptors that connections may take.
+/// Percent of the descriptors that connections may take: each may need a second one, towards the app or an endpoint.
 const SHARE: u64 = 40;
+/// Descriptors that the sidecar needs by itself: listeners, runtimes, control plane, log, admin, metrics, probes.
+const OWN: u64 = 40;
 /// Between two looks at the memory.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -65,6 +67,7 @@ impl Governor {
     /// For these limits. Without one of them nothing is bounded by it.
     pub fn new(resources: Resources) -> Arc<Self> {
         let most = resources.descriptors.map_or(usize::MAX, |all| {
+            let all = all.saturating_sub(OWN);
             usize::try_from(all / 100 * SHARE + all % 100 * SHARE / 100).unwrap_or(usize::MAX).max(1)
         });
         Arc::new(Self {
@@ -247,7 +250,7 @@ mod tests {
 
     #[test]
     fn connections_take_four_tenths_of_the_descriptors() {
-        for (descriptors, most) in [(64, 25), (1024, 409), (1, 1)] {
+        for (descriptors, most) in [(64, 9), (1024, 393), (1, 1)] {
             let governor = Governor::new(Resources { descriptors: Some(descriptors), memory: None });
             let places: Vec<Place> = (0..most).map(|_| governor.enter()).collect();
             assert_eq!(governor.has_room(), Err("descriptors"), "{descriptors}");

@@ -1,6 +1,7 @@
 //! Both journeys on real sockets: app <- inbound <- outbound <- client, with certificates made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod grpc;
+mod limits;
 mod trust;
 
 use super::{Settings, Shared, governor::Governor};

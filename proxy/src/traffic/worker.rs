@@ -145,13 +145,17 @@ impl Worker {
         };
         let (drain, governor) = (&self.shared.drain, &self.shared.governor);
         let mut connections = JoinSet::new();
+        let mut levels = governor.levels();
         loop {
             let room = match connections.len() < self.shared.settings.limits.connections {
                 true => governor.has_room(),
                 false => Err("connections"),
             };
             tokio::select! {
+                // In this order, so that what was refused a moment ago is not accepted now.
+                biased;
                 () = drain.started() => break,
+                Ok(()) = levels.changed() => {}
                 Some(ended) = connections.join_next() => self.report(ended),
                 accepted = acceptor.accept(), if room.is_ok() => {
                     let (place, journey) = (governor.enter(), journey(self.clone(), accepted));

@@ -128,7 +128,7 @@ impl Arena {
         let to = self.entry(side, port);
         let stream = TcpStream::connect(to).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        *self.last.lock().unwrap() = Some(stream.local_addr().unwrap());
+        self.came_from(stream.local_addr().unwrap());
         if side == Side::App {
             return Box::new(stream);
         }
@@ -144,6 +144,11 @@ impl Arena {
         };
         let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
         Box::new(stream)
+    }
+
+    /// The next row's line in the log is the one of this connection.
+    pub fn came_from(&self, address: SocketAddr) {
+        *self.last.lock().unwrap() = Some(address);
     }
 
     /// Sends these pieces, each in a write of its own, keeps its half open, and reads until the sidecar closes or falls silent.

@@ -7,6 +7,9 @@ use crate::{
 use postern_tests::{Step, scenario::policy};
 use std::time::{Duration, Instant};
 
+/// Header lines, pseudo ones among them.
+type Lines<'a> = Vec<(&'a [u8], &'a [u8])>;
+
 async fn wire(arena: &Arena, side: Side) -> Wire {
     Wire::client(arena.open_h2(side).await).await
 }
@@ -18,7 +21,7 @@ async fn ask(arena: &Arena, side: Side, lines: &[(&[u8], &[u8])]) -> End {
     wire.end_of(1).await
 }
 
-fn with<'a>(more: &[(&'a [u8], &'a [u8])]) -> Vec<(&'a [u8], &'a [u8])> {
+fn with<'a>(more: &[(&'a [u8], &'a [u8])]) -> Lines<'a> {
     [lines_of_get("/"), more.to_vec()].concat()
 }
 
@@ -41,7 +44,7 @@ async fn header_lists_that_have_no_one_reading_are_refused() {
         lines.insert(0, (name, value));
         lines
     };
-    let table: Vec<(&str, Vec<(&[u8], &[u8])>)> = vec![
+    let table: Vec<(&str, Lines<'_>)> = vec![
         ("S-HOST-05 authority and host differ", with(&[(b"host", b"b")])),
         ("S-HOST-05 two hosts", with(&[(b"host", b"a"), (b"host", b"a")])),
         ("S-HOST-05 neither", without(b":authority")),

@@ -9,6 +9,7 @@ mod framing;
 mod headers;
 mod host;
 mod http2;
+mod interception;
 mod path;
 mod upgrade;
 mod upstream;
