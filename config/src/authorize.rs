@@ -36,7 +36,7 @@ pub struct HttpFacts<'a> {
     pub path: &'a str,
     /// `:authority` or Host, with its port when it has one; empty when there is neither.
     pub host: &'a str,
-    /// All headers; a repeated one is looked at value by value.
+    /// All headers. What is sent more than once has to pass value by value, and joined as one (see [`judge`]).
     pub headers: &'a http::HeaderMap,
 }
 
@@ -156,9 +156,43 @@ pub fn authorize<'s>(snapshot: &'s Snapshot, facts: &Facts<'_>) -> Decision<'s> 
 }
 
 /// Decides, and says in the same pass what dry-run policies would change and what is to be audited (reference 2.3,
-/// 2.12). Allocates nothing.
+/// 2.12). Allocates nothing, unless a header line is repeated.
+///
+/// Nobody knows which of two lines an app reads, or whether it joins them. So what repeats a header is allowed only when
+/// both readings are: value by value, where any value makes a condition true, and joined by commas, as Envoy long did.
 pub fn judge<'s>(snapshot: &'s Snapshot, facts: &Facts<'_>) -> Judgement<'s> {
-    weigh(snapshot, &snapshot.rules().of(facts.http.is_some()).first_matches(facts))
+    in_both_readings(facts, |facts| {
+        weigh(snapshot, &snapshot.rules().of(facts.http.is_some()).first_matches(facts))
+    })
+}
+
+/// The judgement on the facts as they are, or the denial that follows from the joined reading of a repeated header.
+pub(crate) fn in_both_readings<'s>(
+    facts: &Facts<'_>,
+    judge: impl Fn(&Facts<'_>) -> Judgement<'s>,
+) -> Judgement<'s> {
+    let judgement = judge(facts);
+    let Some(http) = facts.http.filter(|http| http.headers.len() > http.headers.keys_len()) else {
+        return judgement;
+    };
+    if judgement.decision.verdict == Verdict::Deny {
+        return judgement;
+    }
+    let headers = joined(http.headers);
+    let joined = judge(&Facts { http: Some(HttpFacts { headers: &headers, ..http }), ..*facts });
+    if joined.decision.verdict == Verdict::Deny { joined } else { judgement }
+}
+
+/// One line for each name. A value that cannot be joined cannot occur: all of them are values already.
+fn joined(headers: &http::HeaderMap) -> http::HeaderMap {
+    let mut all = http::HeaderMap::with_capacity(headers.keys_len());
+    for name in headers.keys() {
+        let values: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
+        if let Ok(value) = http::HeaderValue::from_bytes(&values.join(&b","[..])) {
+            all.insert(name.clone(), value);
+        }
+    }
+    all
 }
 
 /// What follows from the rules that match; the only place that knows the order of actions.

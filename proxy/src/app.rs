@@ -5,7 +5,7 @@
 
 use crate::{
     admin::{self, Admin, Door},
-    bootstrap::{Bootstrap, Failure, Interception},
+    bootstrap::{Bootstrap, Failure, Interception, resources::Resources},
     control::{ControlPlane, Destinations, destinations::Bounds, stream::Subscriber},
     drain, inbound,
     kept::{self, Folder},
@@ -14,7 +14,7 @@ use crate::{
     ready::{Guard, Ready},
     state::Store,
     telemetry::{self, Direction, Telemetry},
-    traffic::{Settings, Shared},
+    traffic::{Settings, Shared, governor::Governor},
     workload_api,
     workload_identity::{
         WorkloadIdentity,
@@ -127,11 +127,13 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         bootstrap.instance.clone(),
         store.inbound().is_none().then(|| ready.block("policy")),
     );
+    let governor = Governor::new(Resources::of_this_process());
     let shared = Arc::new(Shared {
         store: store.clone(),
         destinations: destinations.clone(),
         telemetry: telemetry.clone(),
         settings: settings(&bootstrap.interception, &addresses, bootstrap.mark),
+        governor: governor.clone(),
         drain: draining.clone(),
     });
     let workload_api =
@@ -160,6 +162,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
             tokio::spawn(admin::serve(admin_listener, Door::Admin, admin.clone(), stop.clone())),
             tokio::spawn(admin::serve(probes_listener, Door::Probes, admin.clone(), stop.clone())),
             tokio::spawn(admin::serve(metrics_listener, Door::Metrics, admin, stop)),
+            tokio::spawn(governor.keep_watch()),
         ],
         workers: Vec::new(),
         writers: Some(writers),

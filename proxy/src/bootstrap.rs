@@ -1,5 +1,7 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
+pub mod resources;
+
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::PathBuf,

@@ -44,6 +44,12 @@ pub enum ProxyError {
     TargetTooLong(usize),
     #[error("request headers too large: {0}")]
     HeadersTooLarge(&'static str),
+    #[error("expectation that cannot be met: {0}")]
+    ExpectationFailed(&'static str),
+    #[error("Host {host} on a connection that was opened for the server name {sni}")]
+    Misdirected { sni: String, host: String },
+    #[error("flood of HTTP/2 frames")]
+    Flood,
     #[error("RBAC: access denied")]
     Denied,
     #[error("no endpoint for {0}")]
@@ -64,12 +70,14 @@ pub enum ProxyError {
     UpstreamReset(String),
     #[error("upstream broke the protocol: {0}")]
     UpstreamProtocol(String),
+    #[error("no answer before the deadline that the caller set: {0:?}")]
+    DeadlineExceeded(std::time::Duration),
     #[error("downstream went away")]
     DownstreamGone,
     #[error("shutting down")]
     Draining,
-    #[error("too many connections")]
-    Overloaded,
+    #[error("overloaded: {0}")]
+    Overloaded(&'static str),
     #[error("internal: {0}")]
     Internal(String),
 }
@@ -122,6 +130,9 @@ rows! {
     METHOD_NOT_ALLOWED: "method-not-allowed", Downstream, false, 405, 12, "DPE", INFO, "method not allowed", "CONNECT is not forwarded between workloads.";
     TARGET_TOO_LONG: "target-too-long", Downstream, false, 414, 3, "DPE", INFO, "request target too long", "The path is longer than the sidecar accepts.";
     HEADERS_TOO_LARGE: "headers-too-large", Downstream, false, 431, 8, "DPE", INFO, "request header fields too large", "More than 100 header lines or more than 64 KiB of them.";
+    EXPECTATION_FAILED: "expectation-failed", Downstream, false, 417, 3, "DPE", INFO, "expectation failed", "The request carries an Expect other than 100-continue.";
+    MISDIRECTED: "misdirected", Downstream, false, 421, 3, "DPE", INFO, "misdirected request", "The TLS connection was opened for one host name and the request names another. Open a connection for each host, or none with a server name.";
+    FLOOD: "flood", Downstream, false, 429, 8, "DPE", INFO, "enhance your calm", "More HTTP/2 frames that carry nothing (WINDOW_UPDATE, PRIORITY, PING, SETTINGS, unknown types) than any honest peer sends. The connection was ended with GOAWAY and ENHANCE_YOUR_CALM.";
     DENIED: "policy-denied", Policy, false, 403, 7, "-", INFO, "RBAC: access denied", "An AuthorizationPolicy denies the call. The access log names policy and rule; GET /decisions/<id> on the admin port explains the decision.";
     NO_ENDPOINT: "no-endpoint", Upstream, true, 503, 14, "UH", WARN, "no healthy upstream", "The service has no endpoints. Check that its selector matches running pods.";
     BLOCKED: "outbound-blocked", Policy, false, 502, 7, "UH", INFO, "outbound traffic blocked", "outboundTrafficPolicy is REGISTRY_ONLY and the destination is not a service of the mesh.";
@@ -132,9 +143,10 @@ rows! {
     UPSTREAM_DISTRUSTED: "upstream-distrusted", Upstream, false, 503, 14, "UC", WARN, "upstream connection terminated", "The other end was trusted when we connected and is not any more: its certificate has ended, or an authority above it was removed or revoked. The connection was closed; the log names the rule.";
     UPSTREAM_RESET: "upstream-reset", Upstream, false, 503, 14, "UC", WARN, "upstream connection terminated", "The other end closed the connection before its answer was complete. Non-idempotent requests are not repeated.";
     UPSTREAM_PROTOCOL: "upstream-protocol", Upstream, false, 502, 14, "UPE", WARN, "upstream protocol error", "The answer of the other end was not valid HTTP, or it is not an HTTP server: check the port's name or appProtocol.";
+    DEADLINE_EXCEEDED: "deadline-exceeded", Upstream, false, 504, 4, "UT", INFO, "deadline exceeded", "The caller's grpc-timeout was over before the answer had come.";
     DOWNSTREAM_GONE: "downstream-gone", Downstream, false, 499, 1, "DC", DEBUG, "client closed the connection", "The caller closed the connection before it had the whole answer.";
     DRAINING: "draining", Us, true, 503, 14, "LR", INFO, "shutting down", "The sidecar is stopping and its drain deadline is over.";
-    OVERLOADED: "overloaded", Us, true, 503, 8, "OM", WARN, "too many connections", "The connection limit of this sidecar is reached.";
+    OVERLOADED: "overloaded", Us, true, 503, 14, "OM", WARN, "overloaded", "The sidecar has reached a limit: connections in all or of one source, or its share of memory. New work is refused so that what runs can go on; `postern_shed_total` says which limit.";
     INTERNAL: "internal", Us, false, 500, 13, "-", ERROR, "internal error", "A defect of the sidecar. Please report it with the log line.";
 }
 
@@ -154,6 +166,9 @@ impl ProxyError {
             Self::MethodNotAllowed(_) => &METHOD_NOT_ALLOWED,
             Self::TargetTooLong(_) => &TARGET_TOO_LONG,
             Self::HeadersTooLarge(_) => &HEADERS_TOO_LARGE,
+            Self::ExpectationFailed(_) => &EXPECTATION_FAILED,
+            Self::Misdirected { .. } => &MISDIRECTED,
+            Self::Flood => &FLOOD,
             Self::Denied => &DENIED,
             Self::NoEndpoint(_) => &NO_ENDPOINT,
             Self::Blocked(_) => &BLOCKED,
@@ -164,9 +179,10 @@ impl ProxyError {
             Self::UpstreamDistrusted(_) => &UPSTREAM_DISTRUSTED,
             Self::UpstreamReset(_) => &UPSTREAM_RESET,
             Self::UpstreamProtocol(_) => &UPSTREAM_PROTOCOL,
+            Self::DeadlineExceeded(_) => &DEADLINE_EXCEEDED,
             Self::DownstreamGone => &DOWNSTREAM_GONE,
             Self::Draining => &DRAINING,
-            Self::Overloaded => &OVERLOADED,
+            Self::Overloaded(_) => &OVERLOADED,
             Self::Internal(_) => &INTERNAL,
         }
     }
@@ -250,6 +266,9 @@ mod tests {
             ProxyError::MethodNotAllowed(""),
             ProxyError::TargetTooLong(1),
             ProxyError::HeadersTooLarge(""),
+            ProxyError::ExpectationFailed(""),
+            ProxyError::Misdirected { sni: String::new(), host: String::new() },
+            ProxyError::Flood,
             ProxyError::Denied,
             ProxyError::NoEndpoint(String::new()),
             ProxyError::Blocked(address),
@@ -258,9 +277,10 @@ mod tests {
             ProxyError::UpstreamTls { address, cause: String::new() },
             ProxyError::UpstreamReset(String::new()),
             ProxyError::UpstreamProtocol(String::new()),
+            ProxyError::DeadlineExceeded(std::time::Duration::ZERO),
             ProxyError::DownstreamGone,
             ProxyError::Draining,
-            ProxyError::Overloaded,
+            ProxyError::Overloaded(""),
             ProxyError::Internal(String::new()),
         ];
         let rows = table();

@@ -49,6 +49,19 @@ impl AccessLog {
         }
     }
 
+    /// Resolves when the lines so far satisfy `enough`; fails after five seconds.
+    pub async fn until(&self, what: &str, enough: impl Fn(&[Value]) -> bool) {
+        let mut grown = self.grown.clone();
+        let waiting = async {
+            while !enough(&self.lines.lock().unwrap()) {
+                let _ = grown.changed().await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(5), waiting).await.is_err() {
+            panic!("no access-log line {what} within 5 s: {:#?}", self.lines());
+        }
+    }
+
     /// The first line, past or future, that has all these fields with these values; fails after five seconds.
     pub async fn next_with(&self, fields: &[(&str, Value)]) -> Value {
         self.next_matching(&format!("{fields:?}"), |line| fields.iter().all(|(k, v)| line.get(k) == Some(v)))

@@ -3,13 +3,14 @@
 //!
 //! Each pod has a loopback address of its own (127.x.y.z, or ::1 with the annotation `tests.postern.dev/family: ipv6`),
 //! so that its app listens on the port that the YAML says (see [`crate::ports`]). The name of a container port says what the app speaks:
-//! `tcp…` echoes, `first…` greets and echoes, anything else is HTTP.
+//! `tcp…` echoes, `first…` greets and echoes, `…raw` is bytes by a script ([`crate::raw`]), anything else is HTTP.
 
 use crate::{
     apps::{App, Speech},
     client::{Answer, Broken, Request},
     log::AccessLog,
     ports,
+    raw::Raw,
 };
 use postern_config::{
     Documents, Severity,
@@ -47,6 +48,8 @@ pub struct Workload {
     pub service_account: String,
     pub ips: Vec<IpAddr>,
     pub app: App,
+    /// The app on ports with `raw` in their name.
+    pub raw: Raw,
     pub log: AccessLog,
     pub sidecar: Option<Sidecar>,
     /// Workload port to where the outside reaches it: the sidecar's listener, or the app itself.
@@ -249,11 +252,14 @@ impl Mesh {
         let namespace =
             self.documents.namespaces.iter().find(|n| n.value.metadata.name == pod.metadata.namespace);
         let is_injected = injected(namespace.map(|n| &n.value), pod);
-        let app = App::default();
+        let (app, raw) = (App::default(), Raw::default());
         let (ip, ports) = listen_all(pod, ipv6).await;
         let mut inbound = Vec::new();
         for (port, name, listener) in ports {
-            app.serve(listener, speech(&name));
+            match speech(&name) {
+                Some(speech) => app.serve(listener, speech),
+                None => raw.serve(listener),
+            }
             inbound.push((port, SocketAddr::new(ip, port)));
         }
         let any =
@@ -268,6 +274,7 @@ impl Mesh {
             },
             ips: vec![ip],
             app,
+            raw,
             log: AccessLog::collect(log_lines),
             sidecar: None,
             inbound: inbound.iter().copied().collect(),
@@ -376,11 +383,13 @@ fn cluster_ips(number: usize) -> Vec<IpAddr> {
     vec![Ipv4Addr::new(10, 96, high, low).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, n).into()]
 }
 
-fn speech(port_name: &str) -> Speech {
+/// `None`: bytes by a script.
+fn speech(port_name: &str) -> Option<Speech> {
     match port_name {
-        name if name.starts_with("tcp") => Speech::Echo,
-        name if name.starts_with("first") => Speech::GreetAndEcho,
-        _ => Speech::Http,
+        name if name.starts_with("tcp") => Some(Speech::Echo),
+        name if name.starts_with("first") => Some(Speech::GreetAndEcho),
+        name if name.ends_with("raw") => None,
+        _ => Some(Speech::Http),
     }
 }
 

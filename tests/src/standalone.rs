@@ -35,6 +35,7 @@ pub struct Standalone {
     control_flags: Vec<String>,
     control_clock: Option<PathBuf>,
     sidecars: BTreeMap<String, Sidecar>,
+    descriptors: Option<u32>,
     pub app: App,
     app_address: SocketAddr,
 }
@@ -61,6 +62,8 @@ pub struct Settings {
     pub certificate_lifetime: Option<u32>,
     /// Give every process a clock of its own (libfaketime, by file).
     pub clocks: bool,
+    /// Open files that the sidecar of `server` may have, by `prlimit`.
+    pub descriptors: Option<u32>,
 }
 
 /// The program under test.
@@ -95,6 +98,7 @@ impl Standalone {
             control_flags: settings.control_plane.clone(),
             control_clock: None,
             sidecars: BTreeMap::new(),
+            descriptors: settings.descriptors,
             app,
             app_address,
         };
@@ -227,10 +231,22 @@ impl Standalone {
     /// Starts the sidecar of a pod (again) and waits for nothing.
     pub fn launch_sidecar(&mut self, name: &str) {
         let sidecar = &self.sidecars[name];
-        let mut command = with_clock(sidecar.clock.as_deref());
+        let mut command = match self.descriptors.filter(|_| name == "server") {
+            None => with_clock(sidecar.clock.as_deref()),
+            Some(files) => {
+                let mut command = Command::new(crate::up::find("prlimit").expect("prlimit, of util-linux"));
+                command.env_clear().arg(format!("--nofile={files}:{files}")).arg(program());
+                command
+            }
+        };
         command.arg("proxy").args(&sidecar.flags);
         let child = spawn(command, &self.path(&format!("{name}.err")));
         self.sidecars.get_mut(name).unwrap().child = Some(child);
+    }
+
+    /// The process of a pod's sidecar.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.sidecars[name].child.as_ref().expect("a running process").id()
     }
 
     /// Kills the sidecar of a pod.

@@ -54,6 +54,10 @@ const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        reason: "a header that is sent twice is allowed only when it is by each value and by all of them joined",
+        applies: |_, ask| ask.tags().len() > 1,
+    },
+    Difference {
         reason: "`..;` is no dot segment in Istio's table of paths, and it is one in this Envoy",
         applies: |_, ask| is_dot_segment_with_parameters(ask.path()),
     },

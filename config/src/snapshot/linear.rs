@@ -4,12 +4,14 @@ use super::{
     Snapshot,
     rules::{Rule, Rules},
 };
-use crate::authorize::{Facts, Judgement, Matched, RuleRef, weigh};
+use crate::authorize::{Facts, Judgement, Matched, RuleRef, in_both_readings, weigh};
 use std::sync::Arc;
 
 /// What [`crate::authorize::judge`] has to answer.
 pub fn judge<'s>(snapshot: &'s Snapshot, facts: &Facts<'_>) -> Judgement<'s> {
-    weigh(snapshot, &first_matches(snapshot.rules().of(facts.http.is_some()), facts))
+    in_both_readings(facts, |facts| {
+        weigh(snapshot, &first_matches(snapshot.rules().of(facts.http.is_some()), facts))
+    })
 }
 
 /// The first matching rule of each kind.

@@ -177,15 +177,22 @@ fn headers_value_by_value() {
         ("{when: [{key: 'request.headers[x-other]', notValues: [gold]}]}", true),
         ("{when: [{key: 'request.headers[x-other]', notValues: ['*']}]}", true),
     ]);
+    // An app may read either line, or both as one: an ALLOW wants all readings, a DENY is content with one.
     let twice = once.header("x-tier", "silver");
-    #[rustfmt::skip]
-    check_all(&twice, &[
-        ("{when: [{key: 'request.headers[x-tier]', values: [silver]}]}", true),
-        ("{when: [{key: 'request.headers[x-tier]', values: [gold]}]}", true),
-        ("{when: [{key: 'request.headers[x-tier]', values: ['gold,silver']}]}", false),
-        ("{when: [{key: 'request.headers[x-tier]', notValues: [silver]}]}", false),
-        ("{when: [{key: 'request.headers[x-tier]', notValues: [bronze]}]}", true),
-    ]);
+    for (rule, allows, denies) in [
+        ("{when: [{key: 'request.headers[x-tier]', values: [silver]}]}", false, true),
+        ("{when: [{key: 'request.headers[x-tier]', values: [gold]}]}", false, true),
+        ("{when: [{key: 'request.headers[x-tier]', values: ['gold,silver']}]}", false, true),
+        ("{when: [{key: 'request.headers[x-tier]', values: ['gold*']}]}", true, true),
+        ("{when: [{key: 'request.headers[x-tier]', values: ['*']}]}", true, true),
+        ("{when: [{key: 'request.headers[x-tier]', notValues: [silver]}]}", false, true),
+        ("{when: [{key: 'request.headers[x-tier]', notValues: [bronze]}]}", true, true),
+    ] {
+        let rules = format!("[{rule}]");
+        let allowed = authorize(&snapshot(vec![allow(&rules)]), &twice.facts()).verdict == Verdict::Allow;
+        let denied = authorize(&snapshot(vec![deny(&rules)]), &twice.facts()).verdict == Verdict::Deny;
+        assert_eq!((allowed, denied), (allows, denies), "{rule}");
+    }
     let empty = call().header("x-tier", "");
     check_all(&empty, &[("{when: [{key: 'request.headers[x-tier]', values: ['*']}]}", true)]);
 }

@@ -201,7 +201,7 @@ impl Destinations {
                 .filter(|(_, slot)| !slot.is_held())
                 .min_by_key(|(_, slot)| slot.last_used.load(Ordering::Relaxed))
                 .map(|(address, _)| *address);
-            let Some(oldest) = oldest else { return Err(ProxyError::Overloaded) };
+            let Some(oldest) = oldest else { return Err(ProxyError::Overloaded("too many destinations")) };
             slots.remove(&oldest);
             self.0.queue(Wish::Unsubscribe(oldest));
         }

@@ -9,7 +9,9 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
+use tokio::time::{Instant, Sleep};
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -19,7 +21,30 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Exchange {
     received: Cell<u64>,
     uploaded: Cell<bool>,
-    broken: Cell<bool>,
+    broken: Cell<Option<Broken>>,
+}
+
+/// How the client's half of an exchange failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Broken {
+    /// It closed, or reset.
+    Gone,
+    /// It sent nothing for too long.
+    Late,
+    /// Its framing broke a rule.
+    Malformed,
+}
+
+impl Broken {
+    /// Of an error that a body ended with. hyper's decoder of chunks speaks in kinds of IO errors.
+    fn of(error: &hyper::Error) -> Self {
+        use std::io::ErrorKind::{InvalidData, InvalidInput, TimedOut};
+        match super::io_kind(error) {
+            Some(TimedOut) => Self::Late,
+            Some(InvalidData | InvalidInput) => Self::Malformed,
+            _ => Self::Gone,
+        }
+    }
 }
 
 impl Exchange {
@@ -27,9 +52,13 @@ impl Exchange {
     pub fn is_uploaded(&self) -> bool {
         self.uploaded.get()
     }
-    /// Whether the client's half of the exchange failed: then the failure is not the upstream's fault.
-    pub fn is_broken(&self) -> bool {
-        self.broken.get()
+    /// What the client did when its half of the exchange failed: then the failure is not the upstream's fault.
+    pub fn broken(&self) -> Option<ProxyError> {
+        Some(match self.broken.get()? {
+            Broken::Gone => ProxyError::DownstreamGone,
+            Broken::Late => ProxyError::DownstreamTimeout,
+            Broken::Malformed => ProxyError::BadRequest("the body is not well framed"),
+        })
     }
     /// Body bytes from downstream so far.
     pub fn received(&self) -> u64 {
@@ -89,7 +118,7 @@ impl HttpBody for Upload {
             }
             // The upstream must see an aborted request, never a complete one.
             Some(Err(error)) => {
-                self.exchange.broken.set(true);
+                self.exchange.broken.set(Some(Broken::of(&error)));
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
@@ -121,6 +150,22 @@ impl Body {
     pub fn empty() -> Self {
         Self::Local(None)
     }
+
+    /// Notes in `progress` whether the client takes this answer.
+    pub fn watch(&mut self, progress: &Rc<Progress>) {
+        if let Self::Upstream(download) = self {
+            download.progress = Some(progress.clone());
+            download.offer(true);
+        }
+    }
+
+    /// A gRPC answer that is not complete at `end` ends there, with the status that says so; `patience` is how long that was.
+    pub fn end_at(&mut self, end: Instant, patience: Duration) {
+        if let Self::Upstream(download) = self {
+            let sleep = Box::pin(tokio::time::sleep_until(end));
+            download.deadline = Some(Deadline { patience, sleep });
+        }
+    }
 }
 
 /// An upstream's answer on its way down. The record is written when this is dropped, so it tells the whole story.
@@ -132,12 +177,48 @@ pub struct Download {
     ended: bool,
     failed: bool,
     lease: Option<Lease>,
+    // The caller's deadline, when it has set one.
+    deadline: Option<Deadline>,
+    // Where it is noted whether the client takes what it is offered, and whether it is the client's turn.
+    progress: Option<Rc<Progress>>,
+    offered: bool,
+}
+
+/// Whether the client of one HTTP/2 connection takes what it is offered. Without a window hyper asks no body for more, so
+/// somebody beside the bodies has to look.
+#[derive(Debug, Default)]
+pub struct Progress {
+    offered: Cell<usize>,
+    moved: Cell<bool>,
+}
+
+impl Progress {
+    /// Answers wait for the client, and none has moved since this was asked last.
+    pub fn has_stalled(&self) -> bool {
+        !self.moved.replace(false) && self.offered.get() > 0
+    }
+}
+
+struct Deadline {
+    patience: Duration,
+    sleep: Pin<Box<Sleep>>,
 }
 
 impl Download {
     /// Wraps the upstream's body. The lease returns to the pool when the exchange is complete.
     pub fn new(incoming: Incoming, exchange: Rc<Exchange>, record: Record, lease: Lease) -> Self {
-        Self { incoming, exchange, record, sent: 0, ended: false, failed: false, lease: Some(lease) }
+        Self {
+            incoming,
+            exchange,
+            record,
+            sent: 0,
+            ended: false,
+            failed: false,
+            lease: Some(lease),
+            deadline: None,
+            progress: None,
+            offered: false,
+        }
     }
 }
 
@@ -158,7 +239,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Local(text) => text.is_none(),
-            Self::Upstream(download) => download.incoming.is_end_stream(),
+            Self::Upstream(download) => download.is_cut() || download.incoming.is_end_stream(),
         }
     }
 
@@ -171,8 +252,40 @@ impl HttpBody for Body {
 }
 
 impl Download {
+    /// Ended by its deadline.
+    fn is_cut(&self) -> bool {
+        self.failed && self.deadline.is_some()
+    }
+
+    /// Whether it is the client's turn.
+    fn offer(&mut self, offered: bool) {
+        if let Some(progress) = &self.progress
+            && std::mem::replace(&mut self.offered, offered) != offered
+        {
+            let count = progress.offered.get();
+            progress.offered.set(if offered { count + 1 } else { count.saturating_sub(1) });
+            progress.moved.set(true);
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+        self.offer(false);
+        let polled = self.poll_upstream(cx);
+        if polled.is_ready() {
+            self.offer(true);
+        }
+        polled
+    }
+
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.is_cut() {
+            return Poll::Ready(None);
+        }
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => return self.poll_deadline(cx),
+        };
+        match frame {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.sent += data.len() as u64;
@@ -188,11 +301,8 @@ impl Download {
             // Passed on as an error: the client sees an incomplete message, never a clean end.
             Some(Err(error)) => {
                 self.failed = true;
-                if self.exchange.is_broken() {
-                    self.record.set_error(&ProxyError::DownstreamGone);
-                } else {
-                    self.record.set_error(&ProxyError::UpstreamReset(error.to_string()));
-                }
+                let upstream = || ProxyError::UpstreamReset(error.to_string());
+                self.record.set_error(&self.exchange.broken().unwrap_or_else(upstream));
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
@@ -203,8 +313,21 @@ impl Download {
     }
 }
 
+impl Download {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
+        ready!(deadline.sleep.as_mut().poll(cx));
+        let error = ProxyError::DeadlineExceeded(deadline.patience);
+        self.failed = true;
+        self.record.set_error(&error);
+        self.record.set_grpc_status(error.grpc_status());
+        Poll::Ready(Some(Ok(Frame::trailers(super::reply::grpc_trailers(&error)))))
+    }
+}
+
 impl Drop for Download {
     fn drop(&mut self) {
+        self.offer(false);
         let ended = self.ended || self.incoming.is_end_stream();
         if !ended && !self.failed {
             self.record.set_error(&ProxyError::DownstreamGone);

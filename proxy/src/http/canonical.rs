@@ -39,6 +39,16 @@ impl Target {
     pub fn path(&self) -> &str {
         self.path_and_query.path()
     }
+
+    /// Whether a connection that was opened for the server name `sni` may ask for this host (RFC 9110 section 7.4). Between
+    /// sidecars the server name is a label of the destination (`outbound_.80_._.host`) and stands for any host there.
+    pub fn is_within(&self, sni: &str) -> bool {
+        if sni.starts_with("outbound_") {
+            return true;
+        }
+        let name = self.host().split_once(':').map_or(self.host(), |(name, _)| name);
+        name.eq_ignore_ascii_case(sni.strip_suffix('.').unwrap_or(sni))
+    }
 }
 
 /// Judges the head of a request. Afterwards `Host` is gone from the headers: the target has it. `fallback` stands in for the
@@ -84,7 +94,7 @@ fn screen(headers: &HeaderMap) -> Result<(), ProxyError> {
         }
     }
     if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(ProxyError::BadRequest("Expect other than 100-continue"));
+        return Err(ProxyError::ExpectationFailed("Expect other than 100-continue"));
     }
     Ok(())
 }
@@ -99,8 +109,10 @@ fn authority(parts: &Parts, fallback: SocketAddr) -> Result<HeaderValue, ProxyEr
     let host = host.map(|value| canonical_host(value.as_bytes())).transpose()?;
     let target =
         parts.uri.authority().map(|authority| canonical_host(authority.as_str().as_bytes())).transpose()?;
-    if parts.version < Version::HTTP_2 && target.is_some() {
+    if target.is_some() {
         match parts.uri.scheme_str() {
+            // Only HTTP/1 has another form for it.
+            None if parts.version >= Version::HTTP_2 => {}
             None => return Err(ProxyError::BadRequest("target in authority form")),
             Some("http" | "https") => {}
             Some(_) => return Err(ProxyError::BadRequest("target with a foreign scheme")),

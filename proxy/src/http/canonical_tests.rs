@@ -128,7 +128,7 @@ fn headers_with_two_readings_are_refused() {
     assert_eq!(with("x", " blank"), Some(400));
     assert_eq!(with("x", "blank\t"), Some(400));
     assert_eq!(with("expect", "100-Continue"), None);
-    assert_eq!(with("expect", "foo"), Some(400));
+    assert_eq!(with("expect", "foo"), Some(417));
 }
 
 #[test]

@@ -2,13 +2,14 @@
 //!
 //! hyper forgives what other parsers read differently: bare line feeds, a Content-Length beside Transfer-Encoding, equal
 //! duplicates, odd chunk sizes. This reader follows the messages of one connection; at the first octet
-//! that breaks a rule it hands hyper a NUL instead, which hyper answers with 400 and a close (in a head) or by aborting the
-//! body. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a body.
+//! that breaks a rule it hands hyper a NUL instead, which hyper answers with 400 and a close (in a head), or an error, which
+//! aborts the body. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a body, and
+//! for a client that does not read.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
@@ -25,21 +26,36 @@ pub struct Patience {
     pub head: Duration,
     /// Between two requests.
     pub idle: Duration,
-    /// Between two octets of a body.
+    /// Between two octets of a body, counted while we wait for them.
     pub body: Duration,
+    /// How long a client may take nothing of what we have for it.
+    pub stalled: Duration,
 }
+
+/// A head came too late, and the client was told so (408).
+#[derive(Debug, thiserror::Error)]
+#[error("request not complete before its deadline")]
+pub struct ToldLate;
+
+/// Written by the reader itself: hyper has no answer to a deadline of ours. Only in a head, where no other answer is under way.
+const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Follows the requests in what it reads; writes pass untouched.
 pub struct Strict<S> {
     stream: S,
     parser: Parser,
     patience: Patience,
-    deadline: Instant,
+    // Set at the first wait for octets, so that octets which are there cost no look at the clock.
+    deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
     poison: Option<&'static [u8]>,
+    // A rule was broken inside a body.
+    broken: bool,
+    // Runs while the client takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// What hyper gets instead of an octet that breaks a rule: never valid in a head or a chunk's size, and with the end of a head
+/// What hyper gets instead of an octet that breaks a rule: never valid in a head, and with the end of one
 /// behind it, since hyper does not look at a head before its end.
 const POISON: &[u8] = b"\0\r\n\r\n";
 
@@ -50,17 +66,28 @@ impl<S> Strict<S> {
             stream,
             parser: Parser::default(),
             patience,
-            deadline: patience.first_head,
+            deadline: None,
             sleep: None,
             poison: None,
+            broken: false,
+            stalled: None,
         }
     }
+}
 
+impl<S: AsyncWrite + Unpin> Strict<S> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if matches!(self.parser.state, State::Opaque) {
-            return Poll::Pending;
-        }
-        let deadline = self.deadline;
+        let Patience { first_head, head, idle, body, .. } = self.patience;
+        let first = self.parser.requests == 0;
+        let deadline = match (self.parser.state, self.deadline) {
+            (State::Opaque, _) => return Poll::Pending,
+            (_, Some(deadline)) => deadline,
+            (State::Start { .. } | State::Head, None) if first => first_head,
+            (State::Start { .. }, None) => Instant::now() + idle,
+            (State::Head, None) => Instant::now() + head,
+            (_, None) => Instant::now() + body,
+        };
+        self.deadline = Some(deadline);
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         // A deadline that only moves away is looked at when the old one is over: most requests touch no timer.
         if sleep.deadline() > deadline {
@@ -68,27 +95,48 @@ impl<S> Strict<S> {
         }
         while sleep.as_mut().poll(cx).is_ready() {
             if sleep.deadline() >= deadline {
-                return self.too_late();
+                return self.too_late(cx);
             }
             sleep.as_mut().reset(deadline);
         }
         Poll::Pending
     }
 
-    fn too_late(&mut self) -> Poll<io::Result<()>> {
+    fn too_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poison = Some(&[]);
         match self.parser.state {
             // Nothing is owed to a client that is merely idle.
             State::Start { requests: 1.., .. } => Poll::Ready(Ok(())),
+            // An answer that waits for the client comes first, and nothing may be put into its middle.
+            State::Head if self.stalled.is_none() => {
+                let _ = Pin::new(&mut self.stream).poll_write(cx, LATE);
+                let _ = Pin::new(&mut self.stream).poll_flush(cx);
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, ToldLate)))
+            }
             _ => Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "request not complete before its deadline",
             ))),
         }
     }
+
+    /// Lets a client that reads nothing hold its answer for so long and no longer. A tunnel may be as slow as it likes.
+    fn watch_write<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        if matches!(self.parser.state, State::Opaque) {
+            return Poll::Pending;
+        }
+        let patience = self.patience.stalled;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
+    }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -99,36 +147,44 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strict<S> {
             this.poison = Some(put(buf, poison));
             return Poll::Ready(Ok(()));
         }
+        if this.broken {
+            return Poll::Ready(Err(malformed()));
+        }
         let before = buf.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Pending => return this.poll_deadline(cx),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) => {}
         }
-        let (was_start, requests) = (matches!(this.parser.state, State::Start { .. }), this.parser.requests);
+        let (was_head, requests) = (is_in_head(&this.parser), this.parser.requests);
         let fresh = buf.filled().get(before..).unwrap_or_default();
         if fresh.is_empty() {
             return Poll::Ready(Ok(()));
         }
         if let Err(at) = this.parser.feed(fresh) {
             buf.set_filled(before + at);
+            if !is_in_head(&this.parser) && !matches!(this.parser.state, State::Start { .. }) {
+                this.broken = true;
+                return if at == 0 { Poll::Ready(Err(malformed())) } else { Poll::Ready(Ok(())) };
+            }
             this.poison = Some(put(buf, POISON));
             return Poll::Ready(Ok(()));
         }
-        let now = Instant::now();
-        match this.parser.state {
-            State::Start { requests: 0, .. } => {}
-            State::Start { .. } => this.deadline = now + this.patience.idle,
-            State::Head if this.parser.requests == 0 => {}
-            // The clock of a head starts with its first octet and does not start again.
-            State::Head if was_start || requests != this.parser.requests => {
-                this.deadline = now + this.patience.head
-            }
-            State::Head => {}
-            _ => this.deadline = now + this.patience.body,
+        // The clock of a head runs on while it drips; every other one begins anew with each octet.
+        if !(was_head && is_in_head(&this.parser) && requests == this.parser.requests) {
+            this.deadline = None;
         }
         Poll::Ready(Ok(()))
     }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the framing of the body breaks a rule")
+}
+
+fn is_in_head(parser: &Parser) -> bool {
+    matches!(parser.state, State::Head)
+        || (matches!(parser.state, State::Start { .. }) && parser.requests == 0)
 }
 
 /// Puts what fits; returns the rest.
@@ -140,20 +196,23 @@ fn put(buf: &mut ReadBuf<'_>, bytes: &'static [u8]) -> &'static [u8] {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Strict<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch_write(cx, written)
     }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.watch_write(cx, written)
     }
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watch_write(cx, flushed)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
@@ -180,7 +239,7 @@ enum State {
     Opaque,
 }
 
-/// The longest line that is kept to be looked at; a longer one of interest is refused. hyper bounds the head as a whole.
+/// How much of a line is kept to be looked at; a longer one of interest is refused. hyper bounds the head as a whole.
 const MAX_LINE: usize = 16 * 1024;
 
 #[derive(Debug)]
@@ -253,7 +312,12 @@ impl Parser {
                     }
                     if !is_whole {
                         self.line.extend_from_slice(part);
-                        self.line.truncate(MAX_LINE);
+                        if self.line.len() > MAX_LINE {
+                            // What is kept ends as the line does, since its last octet says whether the line ended well.
+                            let last = self.line.last().copied();
+                            self.line.truncate(MAX_LINE);
+                            self.line.extend(last);
+                        }
                     }
                     let Some(end) = end else {
                         if let State::Start { .. } = self.state
@@ -264,8 +328,9 @@ impl Parser {
                         return Ok(());
                     };
                     let mut kept = std::mem::take(&mut self.line);
-                    let line = if is_whole { part.get(..MAX_LINE).unwrap_or(part) } else { &kept };
+                    let line = if is_whole { part } else { &kept };
                     let line = line.strip_suffix(b"\r").ok_or(at + end)?;
+                    let line = line.get(..MAX_LINE).unwrap_or(line);
                     self.end_of_line(line).map_err(|()| at + end)?;
                     // The buffer is worth keeping while lines follow.
                     kept.clear();
@@ -315,7 +380,8 @@ impl Parser {
         self.first_line = false;
         self.http_10 = line.ends_with(b" HTTP/1.0");
         // A target has no fragment (RFC 9112 section 3.2); hyper would cut it off, and others match what stands before or behind.
-        if line.contains(&b'#') { Err(()) } else { Ok(()) }
+        // PRI is no method but the beginning of HTTP/2, too late here (RFC 9113 section 3.4), and hyper would not answer.
+        if line.contains(&b'#') || line.starts_with(b"PRI ") { Err(()) } else { Ok(()) }
     }
 
     fn header_line(&mut self, line: &[u8]) -> Result<(), ()> {
@@ -342,7 +408,8 @@ impl Parser {
     }
 
     fn end_of_head(&mut self) -> Result<(), ()> {
-        if self.lengths > 0 && self.codings > 0 {
+        // An upgrade with a body has two things behind its head, and only one can be read (RFC 6455 section 4.1: it is a GET).
+        if self.codings > 0 && self.lengths > 0 || self.upgrade && (self.codings > 0 || self.length > 0) {
             return Err(());
         }
         self.state = if self.upgrade {

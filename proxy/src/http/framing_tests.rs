@@ -89,6 +89,7 @@ fn patience(first: Duration) -> Patience {
         head: Duration::from_secs(10),
         idle: Duration::from_secs(3600),
         body: Duration::from_secs(60),
+        stalled: Duration::from_secs(300),
     }
 }
 

@@ -181,6 +181,39 @@ pub fn remote_ip(headers: &HeaderMap, socket: IpAddr) -> IpAddr {
         .map_or(socket, |ip| ip.to_canonical())
 }
 
+/// What a trailer must never be, beside the controlled names (RFC 9110 section 6.5.1): it would change how a message is routed,
+/// who sent it, whether it may be kept, or how its content is read, after all that was decided.
+const NO_TRAILERS: [&str; 28] = [
+    "age",
+    "authentication-info",
+    "cache-control",
+    "date",
+    "expires",
+    "http2-settings",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "keep-alive",
+    "location",
+    "max-forwards",
+    "pragma",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "strict-transport-security",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+    "x-http-method-override",
+];
+
 /// Trailers that may pass: never framing, routing, credentials, content or identity (RFC 9110 section 6.5.1).
 pub fn clean_trailers(trailers: &mut HeaderMap) {
     let refused: Vec<HeaderName> = trailers
@@ -188,8 +221,8 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
         .filter(|name| {
             let name = name.as_str();
             CONTROLLED.contains(&name)
+                || NO_TRAILERS.contains(&name)
                 || name.starts_with("content-")
-                || name == "set-cookie"
                 || is_forged(name)
         })
         .cloned()

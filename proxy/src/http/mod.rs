@@ -2,8 +2,11 @@
 
 pub mod body;
 pub mod canonical;
+pub mod deadline;
+pub mod flood;
 pub mod framing;
 pub mod headers;
+pub mod interim;
 pub mod pool;
 pub mod reply;
 pub mod serve;
@@ -22,6 +25,18 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
             future.await;
         }));
     }
+}
+
+/// What kind of IO error lies below an error of hyper, if any does.
+pub fn io_kind(error: &hyper::Error) -> Option<std::io::ErrorKind> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        cause = inner.source();
+    }
+    None
 }
 
 /// Whether the content type is gRPC's (`application/grpc`, `application/grpc+proto`, not `application/grpc-web`).

@@ -3,7 +3,11 @@
 //! A connection is used again only for the same address, the same expected identity, the same name and protocol, and as long as
 //! the credentials it was made with are the current ones.
 
-use super::body::{Exchange, Upload};
+use super::{
+    body::{Exchange, Upload},
+    flood::{Bounds, Paced},
+    interim::{Bounded, Sender},
+};
 use crate::{
     error::ProxyError,
     net::Prefixed,
@@ -76,7 +80,7 @@ struct Slot {
 }
 
 struct IdleConnection {
-    sender: http1::SendRequest<Upload>,
+    sender: Sender,
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
     since: Instant,
@@ -119,7 +123,7 @@ pub struct Lease {
 struct Home {
     pool: Weak<Pool>,
     key: Key,
-    sender: http1::SendRequest<Upload>,
+    sender: Sender,
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
 }
@@ -150,7 +154,7 @@ pub struct Failure {
 }
 
 enum Connection {
-    Http1(http1::SendRequest<Upload>, Watch),
+    Http1(Sender, Watch),
     Http2(http2::SendRequest<Upload>, InFlight, Watch),
 }
 
@@ -336,6 +340,15 @@ impl Pool {
         self.loads.borrow_mut().retain(|_, count| count.get() > 0 || Rc::strong_count(count) > 1);
     }
 
+    /// Closes all that nobody uses.
+    pub fn drop_idle(&self) {
+        self.slots.borrow_mut().retain(|_, slot| {
+            slot.http1.clear();
+            slot.http2.retain(|shared| shared.streams.get() > 0);
+            !slot.http2.is_empty() || Rc::strong_count(&slot.dialling) > 1
+        });
+    }
+
     /// Sweeps every second, for as long as the pool is in use.
     pub fn keep_swept(self: &Rc<Self>, store: Arc<crate::state::Store>) {
         let pool = Rc::downgrade(self);
@@ -357,15 +370,11 @@ fn same(made_with: &Option<Arc<Credentials>>, current: Option<&Arc<Credentials>>
     }
 }
 
-async fn handshake_http1(
-    stream: Stream,
-    address: SocketAddr,
-    watch: Watch,
-) -> Result<http1::SendRequest<Upload>, ProxyError> {
-    let io = TokioIo::new(Prefixed::new(stream));
+async fn handshake_http1(stream: Stream, address: SocketAddr, watch: Watch) -> Result<Sender, ProxyError> {
+    let (io, turn) = Bounded::new(Prefixed::new(stream));
     let (sender, connection) = http1::Builder::new()
         // At most 100 headers, as of requests, is what hyper does by itself.
-        .handshake(io)
+        .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
     drop(tokio::task::spawn_local(async move {
@@ -375,7 +384,7 @@ async fn handshake_http1(
             _ = watch.ended() => {}
         }
     }));
-    Ok(sender)
+    Ok(Sender::new(sender, turn))
 }
 
 async fn handshake_http2(
@@ -383,7 +392,9 @@ async fn handshake_http2(
     address: SocketAddr,
     watch: Watch,
 ) -> Result<http2::SendRequest<Upload>, ProxyError> {
-    let io = TokioIo::new(Prefixed::new(stream));
+    // A hostile upstream floods as well as a hostile client.
+    let (io, _) =
+        Paced::client(Prefixed::new(stream), Bounds { frames: 10_000, stalled: Duration::from_secs(300) });
     let (sender, connection) = http2::Builder::new(Watched(watch.clone()))
         .timer(TokioTimer::new())
         .initial_stream_window_size(1 << 20)
@@ -391,7 +402,7 @@ async fn handshake_http2(
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
         .max_header_list_size(64 * 1024)
-        .handshake(io)
+        .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
     drop(tokio::task::spawn_local(async move {
@@ -444,21 +455,15 @@ fn closed_without_answer(error: &hyper::Error) -> bool {
 }
 
 fn is_reset(error: &hyper::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-            return matches!(io.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
-        }
-        cause = inner.source();
-    }
-    false
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    super::io_kind(error)
+        .is_some_and(|kind| matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
 }
 
 fn blame(error: &hyper::Error, exchange: &Exchange) -> ProxyError {
-    if exchange.is_broken() {
-        ProxyError::DownstreamGone
-    } else if error.is_parse() {
+    if let Some(broken) = exchange.broken() {
+        broken
+    } else if error.is_parse() || super::io_kind(error) == Some(std::io::ErrorKind::InvalidData) {
         ProxyError::UpstreamProtocol(describe(error))
     } else {
         ProxyError::UpstreamReset(describe(error))

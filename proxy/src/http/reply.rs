@@ -3,7 +3,7 @@
 use super::Body;
 use crate::error::{ProxyError, Row};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 /// The answer for `error`: problem+json (RFC 9457), or a trailers-only gRPC status. `decision` is the id of a remembered denial.
 pub fn failure(error: &ProxyError, decision: Option<&str>, grpc: bool) -> Response<Body> {
@@ -42,6 +42,16 @@ fn grpc_failure(row: &Row, decision: Option<&str>) -> Response<Body> {
     }
     response
 }
+
+/// The trailers that end a gRPC answer which has begun already.
+pub fn grpc_trailers(error: &ProxyError) -> HeaderMap {
+    let row = error.row();
+    let message = HeaderValue::from_static(row.public_text);
+    HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from(row.grpc_status)), (GRPC_MESSAGE, message)])
+}
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// `grpc-status` of headers or trailers.
 pub fn grpc_status_of(headers: &HeaderMap) -> Option<u16> {

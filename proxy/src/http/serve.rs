@@ -1,8 +1,11 @@
 //! The server's side of HTTP: hyper with strict framing, limits, deadlines and drain.
 
 use super::{
-    Body, LocalExecutor, canonical,
-    framing::{Patience, Strict},
+    LocalExecutor,
+    body::{Body, Progress},
+    canonical,
+    flood::{Bounds, Paced},
+    framing::{Patience, Strict, ToldLate},
 };
 use crate::{
     drain,
@@ -11,7 +14,10 @@ use crate::{
     tls::{Stream, open::Watch},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{CONNECTION, UPGRADE},
+};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -32,13 +38,45 @@ use tokio::{sync::Notify, time::Instant};
 #[error("connection closed by the proxy")]
 pub struct Close;
 
-/// Deadlines of one connection.
+/// Bounds of one connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
     /// The first request's head must be complete by then.
     pub first: Instant,
+    /// A later head, from its first octet to its last.
+    pub head: Duration,
     /// Between two requests.
     pub idle: Duration,
+    /// Between two octets of a body.
+    pub body: Duration,
+    /// How long a client may take nothing.
+    pub stalled: Duration,
+    /// HTTP/2 frames a second that carry nothing.
+    pub frames: u32,
+}
+
+/// How a connection ended that did not end well.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub error: ProxyError,
+    /// A request of the client is the reason, one that never reached the service: it gets a record of its own.
+    pub is_request: bool,
+    /// What the client was told.
+    pub status: Option<u16>,
+}
+
+impl From<ProxyError> for Ended {
+    fn from(error: ProxyError) -> Self {
+        Self { error, is_request: false, status: None }
+    }
+}
+
+impl Ended {
+    /// The client broke a rule, and was told so with this status.
+    fn told(error: ProxyError, status: u16) -> Self {
+        Self { error, is_request: true, status: Some(status) }
+    }
 }
 
 /// Serves one connection until it ends, is drained, loses the trust in its peer, or breaks the protocol; `http2` was sniffed, not negotiated.
@@ -49,57 +87,78 @@ pub async fn serve<F, R>(
     drain: &drain::Watch,
     watch: &Watch,
     respond: F,
-) -> Result<(), ProxyError>
+) -> Result<(), Ended>
 where
     F: Fn(Request<Incoming>) -> R + 'static,
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
     let seen = Rc::new(Seen::default());
-    let (mark, standing) = (seen.clone(), watch.clone());
+    let progress = Rc::new(Progress::default());
+    let (mark, standing, offers) = (seen.clone(), watch.clone(), progress.clone());
     let service = service_fn(move |request| {
         mark.now();
+        let asks_tunnel = !is_http2 && asks_tunnel(&request);
         // On the heap once, since hyper moves it around: the story of a request is long.
-        let (answer, standing) = (Box::pin(respond(request)), standing.clone());
+        let (answer, standing, progress) = (Box::pin(respond(request)), standing.clone(), offers.clone());
         async move {
             let mut response = answer.await?;
+            if is_http2 {
+                response.body_mut().watch(&progress);
+            }
             // A connection that is closed while it is idle may lose a request that is on its way.
             let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
-            if !goes_on && !standing.takes_more(SystemTime::now()) {
+            // Octets behind a refused upgrade were not read by the framing reader: nobody may take them for a request.
+            if !goes_on && (asks_tunnel || !standing.takes_more(SystemTime::now())) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
         }
     });
     let result = if is_http2 {
-        serve_http2(stream, deadlines, drain, watch, &seen, service).await
+        serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service).await
     } else {
         serve_http1(stream, deadlines, drain, watch, service).await
     };
     match result {
         Ok(()) => Ok(()),
+        Err(End::Protocol(error)) if is_http2 => judge_http2(&error, seen.any()),
         Err(End::Protocol(error)) => judge(&error, seen.any()),
-        Err(End::TooLate) => Err(ProxyError::DownstreamTimeout),
-        Err(End::Drained) => Err(ProxyError::Draining),
-        Err(End::Distrusted(refusal)) => Err(ProxyError::PeerDistrusted(refusal)),
+        Err(End::Flooded) => Err(Ended { error: ProxyError::Flood, is_request: true, status: None }),
+        Err(End::Refused) => {
+            let error = ProxyError::BadRequest("streams that break a rule of HTTP/2 were reset");
+            Err(Ended { error, is_request: true, status: None })
+        }
+        Err(End::TooLate) => Err(ProxyError::DownstreamTimeout.into()),
+        Err(End::Drained) => Err(ProxyError::Draining.into()),
+        Err(End::Distrusted(refusal)) => Err(ProxyError::PeerDistrusted(refusal).into()),
     }
 }
 
-/// Whether a request has come.
+/// Whether the framing reader stopped reading behind this head; it looks for the same.
+fn asks_tunnel(request: &Request<Incoming>) -> bool {
+    request.headers().get_all(UPGRADE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// The requests that have come.
 #[derive(Default)]
 struct Seen {
-    any: Cell<bool>,
+    count: Cell<u64>,
     first: Notify,
 }
 
 impl Seen {
     fn now(&self) {
-        if !self.any.replace(true) {
+        if self.count.replace(self.count.get() + 1) == 0 {
             self.first.notify_one();
         }
     }
 
     fn any(&self) -> bool {
-        self.any.get()
+        self.count() > 0
+    }
+
+    fn count(&self) -> u64 {
+        self.count.get()
     }
 
     async fn first(&self) {
@@ -117,6 +176,9 @@ fn when_woken<F: Future>(future: F) -> FuturesUnordered<F> {
 
 enum End {
     Protocol(hyper::Error),
+    Flooded,
+    // Streams that h2 has reset before they became requests.
+    Refused,
     TooLate,
     Drained,
     Distrusted(Refusal),
@@ -135,9 +197,10 @@ where
 {
     let patience = Patience {
         first_head: deadlines.first,
-        head: Duration::from_secs(10),
+        head: deadlines.head,
         idle: deadlines.idle,
-        body: Duration::from_secs(60),
+        body: deadlines.body,
+        stalled: deadlines.stalled,
     };
     let io = TokioIo::new(Strict::new(stream, patience));
     let connection = http1::Builder::new()
@@ -172,19 +235,30 @@ async fn serve_http2<S>(
     deadlines: Deadlines,
     drain: &drain::Watch,
     watch: &Watch,
-    seen: &Seen,
+    (seen, progress): (&Seen, &Progress),
     service: S,
 ) -> Result<(), End>
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Close> + 'static,
     S::Future: 'static,
 {
+    let bounds = Bounds { frames: deadlines.frames, stalled: deadlines.stalled };
+    let (stream, frames) = Paced::server(stream, bounds);
+    let ended = |ended: hyper::Result<()>| match ended {
+        _ if frames.flooded() => Err(End::Flooded),
+        Ok(()) if frames.streams() > seen.count() => Err(End::Refused),
+        ended => ended.map_err(End::Protocol),
+    };
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(100)
-        .max_header_list_size(64 * 1024)
-        .initial_stream_window_size(256 * 1024)
+        // h2 counts 32 octets more for each line, and refuses without telling us; what is only a little too much is for the
+        // canonical reading to refuse, with a record.
+        .max_header_list_size(HEADER_LIST)
+        .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(1 << 20)
+        // What a stream may hold for a client that does not read: as much as a client may make us hold of its own.
+        .max_send_buf_size(WINDOW as usize)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
         .serve_connection(TokioIo::new(stream), service);
@@ -199,9 +273,10 @@ where
             () = async { watch.left().await; seen.first().await } => {}
         }
     });
+    let mut looks = tokio::time::interval(deadlines.stalled);
     loop {
         tokio::select! {
-            ended = connection.as_mut() => return ended.map_err(End::Protocol),
+            result = connection.as_mut() => return ended(result),
             _ = stop.next() => break,
             () = late.as_mut(), if waiting => {
                 if !seen.any() {
@@ -209,18 +284,26 @@ where
                 }
                 waiting = false;
             }
+            _ = looks.tick() => if progress.has_stalled() {
+                return Err(End::TooLate);
+            }
         }
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        ended = connection => ended.map_err(End::Protocol),
+        result = connection => ended(result),
         () = drain.over() => Err(End::Drained),
         refusal = watch.ended() => Err(End::Distrusted(refusal)),
     }
 }
 
+/// The window of a stream, in octets.
+const WINDOW: u32 = 256 * 1024;
+/// The most that h2 decodes of a header list, in octets.
+const HEADER_LIST: u32 = 128 * 1024;
+
 /// What hyper's error means for the connection's record.
-fn judge(error: &hyper::Error, served: bool) -> Result<(), ProxyError> {
+fn judge(error: &hyper::Error, served: bool) -> Result<(), Ended> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = cause {
         if inner.is::<Close>() {
@@ -228,27 +311,46 @@ fn judge(error: &hyper::Error, served: bool) -> Result<(), ProxyError> {
             return Ok(());
         }
         if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            let told = io.get_ref().is_some_and(|inner| inner.is::<ToldLate>());
             return match io.kind() {
-                std::io::ErrorKind::TimedOut => Err(ProxyError::DownstreamTimeout),
+                std::io::ErrorKind::TimedOut if told => Err(Ended::told(ProxyError::DownstreamTimeout, 408)),
+                std::io::ErrorKind::TimedOut => Err(ProxyError::DownstreamTimeout.into()),
                 // A client that goes between requests, or during one: that one's record says so.
                 _ if served => Ok(()),
-                _ => Err(ProxyError::DownstreamGone),
+                _ => Err(ProxyError::DownstreamGone.into()),
             };
         }
         cause = inner.source();
     }
     if error.is_parse_too_large() {
-        Err(ProxyError::HeadersTooLarge("the head is too large"))
+        Err(Ended::told(ProxyError::HeadersTooLarge("the head is too large"), 431))
+    } else if error.is_parse() && error.to_string() == "URI too long" {
+        Err(Ended::told(ProxyError::TargetTooLong(canonical::MAX_TARGET), 414))
     } else if error.is_parse() {
-        Err(ProxyError::BadRequest("not a well-formed HTTP/1.1 request"))
-    } else if error.is_incomplete_message()
-        || error.is_canceled()
-        || error.is_closed()
-        || error.is_body_write_aborted()
-        || served
-    {
-        if served { Ok(()) } else { Err(ProxyError::DownstreamGone) }
+        Err(Ended::told(ProxyError::BadRequest("not a well-formed HTTP/1.1 request"), 400))
+    } else if served {
+        Ok(())
     } else {
-        Err(ProxyError::BadRequest("HTTP/2 protocol error"))
+        Err(ProxyError::DownstreamGone.into())
     }
+}
+
+/// The same for HTTP/2: who broke the protocol gets a record for it, whatever else it has asked before.
+fn judge_http2(error: &hyper::Error, served: bool) -> Result<(), Ended> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(error) = inner.downcast_ref::<h2::Error>() {
+            if error.is_library() {
+                let error = ProxyError::BadRequest("HTTP/2 protocol error");
+                return Err(Ended { error, is_request: true, status: None });
+            }
+            return match error.get_io().map(std::io::Error::kind) {
+                Some(std::io::ErrorKind::TimedOut) => Err(ProxyError::DownstreamTimeout.into()),
+                _ if served => Ok(()),
+                _ => Err(ProxyError::DownstreamGone.into()),
+            };
+        }
+        cause = inner.source();
+    }
+    judge(error, served)
 }

@@ -96,7 +96,13 @@ impl Connection {
     }
 
     fn target(&self, parts: &mut Parts, mode: Normalization) -> Result<Target, ProxyError> {
-        canonical(parts, mode, self.caller.destination)
+        let target = canonical(parts, mode, self.caller.destination)?;
+        match &self.caller.sni {
+            Some(sni) if !target.is_within(sni) => {
+                Err(ProxyError::Misdirected { sni: sni.clone(), host: target.host().to_owned() })
+            }
+            _ => Ok(target),
+        }
     }
 
     /// One decision on one snapshot, about exactly what the app will get.

@@ -41,11 +41,24 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
         return record.set_error(&ProxyError::Loop(port));
     }
 
+    // One source cannot take the places of all others.
+    let (limits, source) = (&settings.limits, accepted.downstream.ip());
+    let (most, most_unproven) = (limits.connections_per_source, limits.unproven_per_source);
+    let mut place = match worker.sources.enter(source, most, most_unproven) {
+        Ok(place) => place,
+        Err(limit) => {
+            telemetry.metrics().shed(limit);
+            reset_on_close(&accepted.stream);
+            return record.set_error(&ProxyError::Overloaded("too many connections of one source"));
+        }
+    };
+
     // Who calls, and in which language: sniff, TLS, protocol, all under one deadline.
     let admitted = match admit::admit(&worker, accepted, deadline, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => return record.set_error(&error),
     };
+    place.prove();
 
     match admitted.speaks {
         admit::Speaks::Http { http2 } => {

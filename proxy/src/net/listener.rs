@@ -3,6 +3,7 @@
 //! An accept loop that goes on at once after `EMFILE` burns a core and fills the log exactly when the process is short of
 //! everything; so ours pauses, and says so rarely.
 
+use crate::telemetry::Telemetry;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
     io,
@@ -48,25 +49,58 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Ready to accept, inside the runtime that calls this.
-    pub fn open(self) -> io::Result<Acceptor> {
+    /// Ready to accept, inside the runtime that calls this. Failures are counted in `telemetry`.
+    pub fn open(self, telemetry: Telemetry) -> io::Result<Acceptor> {
         let listener = tokio::net::TcpListener::from_std(self.socket)?;
-        Ok(Acceptor { listener, arrival: self.arrival, pause: MIN_PAUSE, resume: None, said: None })
+        let back = Back { pause: MIN_PAUSE, resume: None, said: None, in_a_row: 0 };
+        Ok(Acceptor { listener, arrival: self.arrival, back, telemetry })
     }
 }
 
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 const SAY_EVERY: Duration = Duration::from_secs(10);
+/// Failures of single connections in a row after which we pause for them, too.
+const MANY: u32 = 16;
 
 /// A running listener.
-#[derive(Debug)]
 pub struct Acceptor {
     listener: tokio::net::TcpListener,
     arrival: Arrival,
+    back: Back,
+    telemetry: Telemetry,
+}
+
+/// When to try again after a failure, and when to speak of it.
+#[derive(Debug)]
+struct Back {
     pause: Duration,
     resume: Option<Instant>,
     said: Option<Instant>,
+    in_a_row: u32,
+}
+
+impl Back {
+    fn succeeded(&mut self) {
+        (self.pause, self.in_a_row) = (MIN_PAUSE, 0);
+    }
+
+    /// What this failure means; true: worth a line in the log. An error of one connection is gone with it, as long as they
+    /// do not come one after the other.
+    fn failed(&mut self, error: &io::Error, now: Instant) -> bool {
+        self.in_a_row += 1;
+        if concerns_one_connection(error) && self.in_a_row < MANY {
+            return false;
+        }
+        self.in_a_row = MANY;
+        self.resume = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
+        let says = self.said.is_none_or(|said| now - said >= SAY_EVERY);
+        if says {
+            self.said = Some(now);
+        }
+        says
+    }
 }
 
 /// A connection with the addresses that policy talks about, IPv4-mapped IPv6 addresses made plain IPv4.
@@ -104,27 +138,24 @@ impl Acceptor {
     /// Cancel safe; the pause survives cancellation.
     pub async fn accept(&mut self) -> Accepted {
         loop {
-            if let Some(resume) = self.resume {
+            if let Some(resume) = self.back.resume {
                 tokio::time::sleep_until(resume).await;
-                self.resume = None;
+                self.back.resume = None;
             }
             match self.listener.accept().await {
                 Ok((stream, downstream)) => {
-                    self.pause = MIN_PAUSE;
+                    self.back.succeeded();
                     // Errors here mean that the client has gone already; nobody is left to tell.
                     if let Ok(accepted) = self.complete(stream, downstream) {
                         return accepted;
                     }
                 }
-                Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
-                    let now = Instant::now();
-                    if self.said.is_none_or(|said| now - said >= SAY_EVERY) {
-                        self.said = Some(now);
-                        tracing::warn!(%error, pause = ?self.pause, "cannot accept connections; pausing. Is the limit of open files too low?");
+                    self.telemetry.metrics().accept_failed();
+                    let pause = self.back.pause;
+                    if self.back.failed(&error, Instant::now()) {
+                        tracing::warn!(%error, ?pause, "cannot accept connections; pausing. Is the limit of open files too low?");
                     }
-                    self.resume = Some(now + self.pause);
-                    self.pause = (self.pause * 2).min(MAX_PAUSE);
                 }
             }
         }
@@ -167,6 +198,30 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
 
+    /// Every errno of accept(2), for ever: the loop pauses, and says so rarely.
+    #[test]
+    fn no_error_of_accept_makes_the_loop_spin() {
+        use nix::errno::Errno::{
+            ECONNABORTED, EINTR, EMFILE, ENETDOWN, ENFILE, ENOBUFS, ENOMEM, ENOPROTOOPT, EPERM, EPROTO,
+        };
+        for errno in
+            [EMFILE, ENFILE, ENOBUFS, ENOMEM, ECONNABORTED, EINTR, EPERM, EPROTO, ENETDOWN, ENOPROTOOPT]
+        {
+            let error = io::Error::from(errno);
+            let mut back = Back { pause: MIN_PAUSE, resume: None, said: None, in_a_row: 0 };
+            let (begin, mut now, mut tries, mut said) = (Instant::now(), Instant::now(), 0, 0);
+            while now - begin < Duration::from_secs(60) {
+                tries += 1;
+                said += u32::from(back.failed(&error, now));
+                now = back.resume.take().unwrap_or(now);
+            }
+            assert!((120..160).contains(&tries), "{error}: {tries} tries in a minute");
+            assert!((1..=7).contains(&said), "{error}: said {said} times");
+            back.succeeded();
+            assert_eq!(back.pause, MIN_PAUSE);
+        }
+    }
+
     #[tokio::test]
     async fn two_workers_share_one_port() {
         let fixed = Arrival::Fixed("10.0.0.1:80".parse().unwrap());
@@ -174,7 +229,8 @@ mod tests {
         let second = Listener::bind(first.local_addr().unwrap(), fixed).unwrap();
         let address = first.local_addr().unwrap();
         assert_eq!(second.local_addr().unwrap(), address);
-        let (mut first, mut second) = (first.open().unwrap(), second.open().unwrap());
+        let (mut first, mut second) =
+            (first.open(Telemetry::silent()).unwrap(), second.open(Telemetry::silent()).unwrap());
         let client = TcpStream::connect(address).await.unwrap();
         let accepted = tokio::select! { a = first.accept() => a, a = second.accept() => a };
         assert_eq!(accepted.downstream, client.local_addr().unwrap());
@@ -187,7 +243,7 @@ mod tests {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = Listener::bind(bind.parse().unwrap(), Arrival::Redirected) else { continue };
             let address = listener.local_addr().unwrap();
-            let mut acceptor = listener.open().unwrap();
+            let mut acceptor = listener.open(Telemetry::silent()).unwrap();
             let _client = TcpStream::connect(address).await.unwrap();
             let accepted = acceptor.accept().await;
             assert_eq!(accepted.destination, address);

@@ -98,6 +98,10 @@ pub async fn transport<S: AsyncRead + Unpin>(
         if !looks_like_tls {
             return Ok((Transport::Raw, reading.give_back()));
         }
+        // All that was just looked at: what this is must not depend on how it was cut.
+        if reading.read.len() < 6 {
+            continue;
+        }
         while fed < reading.read.len() {
             let mut rest = reading.read.get(fed..).unwrap_or_default();
             match acceptor.read_tls(&mut rest) {

@@ -76,6 +76,11 @@ struct RefusalLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -135,6 +140,8 @@ pub struct Metrics {
     spans_dropped: Counter,
     span_export_failures: Counter,
     panics: Counter,
+    shed: Family<LimitLabels, Counter>,
+    accept_failures: Counter,
 }
 
 impl Default for Metrics {
@@ -172,6 +179,8 @@ impl Default for Metrics {
             spans_dropped: Counter::default(),
             span_export_failures: Counter::default(),
             panics: Counter::default(),
+            shed: Family::default(),
+            accept_failures: Counter::default(),
         };
         metrics.register();
         metrics
@@ -378,6 +387,17 @@ impl Metrics {
         self.panics.inc();
     }
 
+    /// Something was refused, or not accepted, since a limit was reached: `memory`, `descriptors`, `connections` (of a
+    /// listener), `source` or `unproven` (of one source address).
+    pub fn shed(&self, limit: &'static str) {
+        self.shed.get_or_create(&LimitLabels { limit }).inc();
+    }
+
+    /// The kernel refused to give a connection, and the listener paused.
+    pub fn accept_failed(&self) {
+        self.accept_failures.inc();
+    }
+
     /// OpenMetrics text. `now` gives the age of what we know.
     pub fn encode(&self, now: SystemTime) -> String {
         let heard = self.heard_unix_millis.load(Ordering::Relaxed);
@@ -479,6 +499,16 @@ impl Metrics {
             self.span_export_failures.clone(),
         );
         registry.register("postern_panics", "Requests and connections ended by a panic", self.panics.clone());
+        registry.register(
+            "postern_shed",
+            "Connections and requests refused, and pauses in accepting, by the limit that was reached",
+            self.shed.clone(),
+        );
+        registry.register(
+            "postern_accept_failures",
+            "Times that the kernel gave no connection, as at its limit of open files",
+            self.accept_failures.clone(),
+        );
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Record {
     clock: Stopwatch,
     // Of the connection to the other sidecar: the one we accepted on the way in, the one we made on the way out.
     watch: Watch,
+    // When the caller gives up, and how long it has waited by then.
+    deadline: Option<(Instant, Duration)>,
 }
 
 /// What one record stands for.
@@ -59,6 +61,7 @@ impl Record {
             scope: Scope::Connection { carried_requests: false },
             clock: Stopwatch::started(Instant::now()),
             watch: Watch::default(),
+            deadline: None,
         }
     }
 
@@ -89,7 +92,14 @@ impl Record {
             scope: Scope::Request,
             clock: Stopwatch::started(Instant::now()),
             watch: self.watch.clone(),
+            deadline: None,
         }
+    }
+
+    /// The caller waits for so long and no longer: dropped without an answer after that, the deadline is the reason, and the
+    /// caller was told so (gRPC status 4).
+    pub fn set_deadline(&mut self, patience: Duration) {
+        self.deadline = Instant::now().checked_add(patience).map(|end| (end, patience));
     }
 
     /// The connection to the other sidecar: when it is closed since its peer is not trusted any more, that is how this ended.
@@ -307,6 +317,16 @@ impl Drop for Record {
                 self.set_error(&ProxyError::DownstreamGone);
                 let Some(noted) = self.entry.take() else { return };
                 entry = noted;
+            }
+            Scope::Request
+                if entry.status.is_none()
+                    && entry.reason.is_none()
+                    && self.deadline.is_some_and(|(end, _)| now >= end) =>
+            {
+                let patience = self.deadline.map_or(Duration::ZERO, |(_, patience)| patience);
+                let error = ProxyError::DeadlineExceeded(patience);
+                (entry.status, entry.grpc_status) = (Some(200), Some(error.grpc_status()));
+                (entry.flag, entry.reason) = (error.flag(), Some(error.to_string()));
             }
             // The server dropped the exchange before we could answer: the client is gone.
             Scope::Request if entry.status.is_none() && entry.reason.is_none() => {

@@ -14,7 +14,7 @@ use crate::{
 };
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, HOST, UPGRADE},
+    header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
 };
 use http_body_util::BodyExt;
@@ -77,6 +77,14 @@ pub fn deliver(
 ) -> Response<Body> {
     record.upstream_answered();
     let (mut parts, incoming) = response.into_parts();
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        // hyper would read it to the end of the connection; what it is, nobody downstream could know.
+        let error = ProxyError::UpstreamProtocol("a transfer coding other than chunked".into());
+        return refuse(&error, record, asked.grpc);
+    }
     let is_tunnel = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     if is_tunnel || parts.status.as_u16() >= 600 {
         let spoken = parts
@@ -101,10 +109,6 @@ pub fn deliver(
         return Response::from_parts(parts, Body::empty());
     }
     headers::clean_response(&mut parts.headers, false);
-    if asked.wish == Wish::WebSocket {
-        // Bytes behind the refused upgrade were not read by the framing reader: nobody may take them for a request.
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
     parts.version = Version::HTTP_11;
     record.set_status(parts.status.as_u16());
     if asked.grpc

@@ -1,10 +1,12 @@
 //! Both journeys on real sockets: app <- inbound <- outbound <- client, with certificates made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod grpc;
+mod limits;
 mod trust;
 
-use super::{Settings, Shared};
+use super::{Settings, Shared, governor::Governor};
 use crate::{
+    bootstrap::resources::Resources,
     control::{
         Destinations,
         destinations::{Bounds, Wish},
@@ -175,7 +177,9 @@ fn shared(
         });
     }
     let (trigger, drain) = drain::channel();
-    (Arc::new(Shared { store, destinations, telemetry, settings: Settings::default(), drain }), trigger)
+    let governor = Governor::new(Resources::default());
+    let settings = Settings::default();
+    (Arc::new(Shared { store, destinations, telemetry, settings, governor, drain }), trigger)
 }
 
 /// Both sidecars and the app; `expected` is whom the caller's side expects at the other end.

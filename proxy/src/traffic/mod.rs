@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod forward;
+pub mod governor;
 pub mod requests;
 mod shared;
 mod worker;

@@ -1,10 +1,15 @@
 //! One HTTP connection as a row of requests, each with a record of its own.
 
-use super::Worker;
+use super::{
+    Worker, forward,
+    governor::{Governor, Level},
+};
 use crate::{
     error::ProxyError,
     http::{
         Body,
+        deadline::grpc_timeout,
+        is_grpc, reply,
         serve::{self, Close, Deadlines},
     },
     net::Prefixed,
@@ -12,8 +17,9 @@ use crate::{
     tls::Stream,
 };
 use ::http::{Request, Response};
+use futures_util::future::Either;
 use hyper::body::Incoming;
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 use tokio::time::Instant;
 
 /// Serves one connection: `respond` gets every request with its record. `record` is the connection's own, which is written only
@@ -31,19 +37,82 @@ pub async fn serve<F, R>(
 {
     record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
     let watch = record.watch().clone();
-    let deadlines = Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request };
+    let limits = &worker.shared.settings.limits;
+    let deadlines = Deadlines {
+        first: deadline,
+        head: limits.head,
+        idle: limits.next_request,
+        body: limits.body,
+        stalled: limits.stalled,
+        frames: limits.frames,
+    };
     let record = Rc::new(RefCell::new(record));
     let requests = record.clone();
-    let respond = move |request| respond(request, requests.borrow_mut().request());
-    if let Err(error) = serve::serve(stream, http2, deadlines, &worker.shared.drain, &watch, respond).await {
-        let mut record = record.borrow_mut();
-        if matches!(error, ProxyError::BadRequest(_) | ProxyError::HeadersTooLarge(_)) {
-            // A malformed head never became a request of ours; it still gets its own line.
-            let mut malformed = record.request();
-            malformed.set_status(error.http_status());
-            malformed.set_error(&error);
-        } else {
-            record.set_error(&error);
+    let (governor, telemetry) = (worker.shared.governor.clone(), worker.shared.telemetry.clone());
+    let respond = move |request: Request<Incoming>| {
+        let mut record = requests.borrow_mut().request();
+        let patience = match admit(&request, &governor) {
+            Ok(patience) => patience,
+            Err(error) => {
+                if matches!(error, ProxyError::Overloaded(_)) {
+                    telemetry.metrics().shed("memory");
+                }
+                record.set_request(request.method(), "", request.uri().path(), request.headers());
+                let mut refusal = forward::refuse(&error, record, is_grpc(request.headers()));
+                // The body is not read: the connection closes instead.
+                forward::close_after(&mut refusal, http2);
+                return Either::Left(std::future::ready(Ok(refusal)));
+            }
+        };
+        if let Some(patience) = patience {
+            record.set_deadline(patience);
         }
+        Either::Right(in_time(respond(request, record), patience))
+    };
+    if let Err(ended) = serve::serve(stream, http2, deadlines, &worker.shared.drain, &watch, respond).await {
+        let mut record = record.borrow_mut();
+        if ended.is_request {
+            // It never became a request of ours; it still gets its own line.
+            let mut broken = record.request();
+            if let Some(status) = ended.status {
+                broken.set_status(status);
+            }
+            broken.set_error(&ended.error);
+        } else {
+            record.set_error(&ended.error);
+        }
+    }
+}
+
+/// Whether there is room for this request, and how long its caller waits when it is gRPC and says so.
+fn admit(request: &Request<Incoming>, governor: &Governor) -> Result<Option<Duration>, ProxyError> {
+    if governor.level() >= Level::Shedding {
+        return Err(ProxyError::Overloaded("short of memory"));
+    }
+    match grpc_timeout(request.headers()) {
+        // Only gRPC gives the header a meaning.
+        Ok(Some(_)) | Err(_) if !is_grpc(request.headers()) => Ok(None),
+        patience => patience,
+    }
+}
+
+/// The answer, or the news that it did not come in time; what has begun by then ends with that news.
+async fn in_time<R>(answer: R, patience: Option<Duration>) -> Result<Response<Body>, Close>
+where
+    R: Future<Output = Result<Response<Body>, Close>>,
+{
+    // A time that the clock cannot hold is for ever.
+    let Some((patience, end)) =
+        patience.and_then(|patience| Some((patience, Instant::now().checked_add(patience)?)))
+    else {
+        return answer.await;
+    };
+    match tokio::time::timeout_at(end, answer).await {
+        Ok(answer) => answer.map(|mut response| {
+            response.body_mut().end_at(end, patience);
+            response
+        }),
+        // The record has gone with the exchange, and says the same.
+        Err(_) => Ok(reply::failure(&ProxyError::DeadlineExceeded(patience), None, true)),
     }
 }

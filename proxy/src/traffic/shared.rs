@@ -1,5 +1,6 @@
 //! The surroundings of every connection: one value, shared by all workers.
 
+use super::governor::Governor;
 use crate::{control::Destinations, drain, state::Store, telemetry::Telemetry};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -13,6 +14,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// What was decided at the start and never changes.
     pub settings: Settings,
+    /// What is refused when we run short.
+    pub governor: Arc<Governor>,
     /// The way down.
     pub drain: drain::Watch,
 }
@@ -45,6 +48,14 @@ pub struct Limits {
     pub first_request: Duration,
     /// How long an idle HTTP/1.1 connection may wait for its next request head.
     pub next_request: Duration,
+    /// A request head, from its first octet to its last.
+    pub head: Duration,
+    /// How long we wait for more of a request's body.
+    pub body: Duration,
+    /// How long a client may take nothing of what we have for it; not in tunnels and on TCP.
+    pub stalled: Duration,
+    /// HTTP/2 frames a second that carry nothing, per connection ([`crate::http::flood`]).
+    pub frames: u32,
     /// How long a port of unknown protocol waits for the client to speak before it is taken for server-first TCP.
     pub server_first: Duration,
     /// TCP connect to an app or an endpoint.
@@ -57,6 +68,10 @@ pub struct Limits {
     pub idle: crate::http::pool::Idle,
     /// Open downstream connections per worker and listener.
     pub connections: usize,
+    /// Of these, from one source address on the way in.
+    pub connections_per_source: usize,
+    /// Of these, from one source address and not yet proven: no handshake and no request so far.
+    pub unproven_per_source: usize,
 }
 
 impl Default for Limits {
@@ -64,12 +79,18 @@ impl Default for Limits {
         Self {
             first_request: Duration::from_secs(10),
             next_request: Duration::from_secs(3600),
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(60),
+            stalled: Duration::from_secs(300),
+            frames: 10_000,
             server_first: Duration::from_millis(200),
             connect: Duration::from_secs(5),
             handshake: Duration::from_secs(5),
             half_closed: Duration::from_secs(60),
             idle: crate::http::pool::Idle { plain: Duration::from_secs(4), mesh: Duration::from_secs(60) },
             connections: 10_000,
+            connections_per_source: 5_000,
+            unproven_per_source: 500,
         }
     }
 }

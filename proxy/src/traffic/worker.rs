@@ -1,6 +1,9 @@
 //! One worker: its accept loop and its pool. Everything here stays on one thread.
 
-use super::Shared;
+use super::{
+    Shared,
+    governor::{Level, Sources},
+};
 use crate::{
     error::ProxyError,
     http::pool::Pool,
@@ -14,9 +17,9 @@ use rustls_pki_types::UnixTime;
 use std::{
     rc::{Rc, Weak},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::task::TaskTracker;
 
 /// What the connections of one listener share.
@@ -27,9 +30,14 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// Mutual-TLS connections, judged again when trust changes and time passes.
     pub open: Rc<Open>,
+    /// Connections by the address they come from.
+    pub sources: Rc<Sources>,
     /// Tunnels, which outlive the HTTP connection that they began as.
     pub tunnels: TaskTracker,
 }
+
+/// Between two looks for room, when there was none.
+const ROOM: Duration = Duration::from_millis(50);
 
 /// Thorough looks happen at every change of trust and once in as many [`LOOK`]s, for authorities that end by themselves.
 const THOROUGH: u32 = 12;
@@ -69,6 +77,16 @@ async fn keep_judged(open: Weak<Open>, store: Arc<Store>, telemetry: Telemetry) 
     }
 }
 
+/// Connections that nobody uses go when memory gets short.
+async fn keep_slim(pool: Weak<Pool>, mut levels: watch::Receiver<Level>) {
+    while levels.changed().await.is_ok() {
+        let Some(pool) = pool.upgrade() else { return };
+        if *levels.borrow_and_update() >= Level::Tight {
+            pool.drop_idle();
+        }
+    }
+}
+
 /// Once our certificate is below an authority that stays, connections below one that goes are left.
 fn move_on(open: &Open, store: &Store) {
     let tainted = store.tainted();
@@ -90,7 +108,8 @@ impl Worker {
         let open = Rc::new(Open::default());
         let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
         drop(tokio::task::spawn_local(judging));
-        Rc::new(Self { shared, pool, open, tunnels: TaskTracker::new() })
+        drop(tokio::task::spawn_local(keep_slim(Rc::downgrade(&pool), shared.governor.levels())));
+        Rc::new(Self { shared, pool, open, sources: Rc::default(), tunnels: TaskTracker::new() })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
@@ -120,19 +139,36 @@ impl Worker {
         J: Fn(Rc<Self>, Accepted) -> F,
         F: Future<Output = ()> + 'static,
     {
-        let mut acceptor = match listener.open() {
+        let mut acceptor = match listener.open(self.shared.telemetry.clone()) {
             Ok(acceptor) => acceptor,
             Err(error) => return tracing::error!(%error, "cannot use a listener"),
         };
-        let drain = &self.shared.drain;
+        let (drain, governor) = (&self.shared.drain, &self.shared.governor);
         let mut connections = JoinSet::new();
+        let mut levels = governor.levels();
         loop {
-            let has_room = connections.len() < self.shared.settings.limits.connections;
+            let room = match connections.len() < self.shared.settings.limits.connections {
+                true => governor.has_room(),
+                false => Err("connections"),
+            };
             tokio::select! {
+                // In this order, so that what was refused a moment ago is not accepted now.
+                biased;
                 () = drain.started() => break,
+                Ok(()) = levels.changed() => {}
                 Some(ended) = connections.join_next() => self.report(ended),
-                accepted = acceptor.accept(), if has_room => {
-                    drop(connections.spawn_local(journey(self.clone(), accepted)));
+                accepted = acceptor.accept(), if room.is_ok() => {
+                    let (place, journey) = (governor.enter(), journey(self.clone(), accepted));
+                    drop(connections.spawn_local(async move {
+                        let _place = place;
+                        journey.await;
+                    }));
+                }
+                // Whoever waits stays in the kernel's queue, which costs us nothing.
+                () = tokio::time::sleep(ROOM), if room.is_err() => {
+                    if let Err(limit) = room {
+                        self.shared.telemetry.metrics().shed(limit);
+                    }
                 }
             }
         }

@@ -16,6 +16,9 @@ async fn grpc_app() -> App {
                 let noted = noted.clone();
                 async move {
                     noted.borrow_mut().push(format!("{} {:?}", request.uri(), request.headers()));
+                    if request.uri().path() == "/v1/mute" {
+                        return std::future::pending().await;
+                    }
                     let data = request.into_body().collect().await.unwrap().to_bytes();
                     let trailers =
                         http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
@@ -62,6 +65,76 @@ async fn grpc_travels_as_http2_with_its_trailers_and_a_denial_is_a_grpc_status()
             assert_eq!(pair.app.seen.borrow().len(), 1, "the app received nothing of the denied call");
             let seen = pair.app.seen.borrow()[0].clone();
             assert!(seen.contains("http://payments-api/v1/charges") && seen.contains(CHECKOUT), "{seen}");
+        })
+        .await;
+}
+
+/// An app that begins its answer and never ends it.
+async fn endless_app() -> App {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    spawn_local(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service =
+                hyper::service::service_fn(|_request: http::Request<hyper::body::Incoming>| async {
+                    let (frames, body) = tokio::sync::mpsc::channel::<Result<_, std::convert::Infallible>>(1);
+                    let data = hyper::body::Frame::data(bytes::Bytes::from_static(b"begun"));
+                    frames.send(Ok(data)).await.unwrap();
+                    // Kept open for ever.
+                    spawn_local(async move { frames.closed().await });
+                    let body = tokio_stream::wrappers::ReceiverStream::new(body);
+                    Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::StreamBody::new(
+                        body,
+                    )))
+                });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            spawn_local(
+                hyper::server::conn::http2::Builder::new(crate::http::LocalExecutor)
+                    .serve_connection(io, service),
+            );
+        }
+    });
+    App { address, seen: Rc::default() }
+}
+
+/// S-H2-13: before the answer has begun, and in its middle; without a deadline the same call waits.
+#[tokio::test]
+async fn the_deadline_of_a_grpc_caller_is_kept() {
+    use http_body_util::{BodyExt, Empty};
+    LocalSet::new()
+        .run_until(async {
+            for app in [grpc_app().await, endless_app().await] {
+                let pair = pair_to(app, Protocol::Http2, MtlsMode::Strict, vec![], PAYMENTS).await;
+                {
+                    let stream = TcpStream::connect(pair.outbound).await.unwrap();
+                    let io = hyper_util::rt::TokioIo::new(stream);
+                    let (mut sender, connection) =
+                        hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
+                    spawn_local(connection);
+                    let mut call = |timeout: Option<&str>| {
+                        let request = http::Request::post("http://payments-api/v1/mute")
+                            .header("content-type", "application/grpc")
+                            .header("te", "trailers");
+                        let request = match timeout {
+                            Some(timeout) => request.header("grpc-timeout", timeout),
+                            None => request,
+                        };
+                        sender.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap())
+                    };
+                    let began = std::time::Instant::now();
+                    let response = call(Some("300m")).await.unwrap();
+                    let mut told = response.headers().clone();
+                    let body = response.into_body().collect().await.unwrap();
+                    told.extend(body.trailers().cloned().unwrap_or_default());
+                    assert_eq!(told["grpc-status"], "4", "{told:?}");
+                    let took = began.elapsed();
+                    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(5), "{took:?}");
+                    let patient = async { call(None).await.unwrap().into_body().collect().await };
+                    let waited = tokio::time::timeout(Duration::from_millis(600), patient).await;
+                    assert!(waited.is_err(), "without a deadline it waits");
+                }
+            }
         })
         .await;
 }

@@ -1,0 +1,252 @@
+//! What the fuzz targets of `proxy` demand of any input. Also compiled into `proxy/tests/corpora.rs`, which runs the corpora.
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, request::Parts};
+use postern_config::path::Normalization;
+use postern_proxy::{
+    http::{
+        canonical::canonical,
+        framing::{Patience, Strict},
+        headers::{clean_request, clean_response, clean_trailers},
+    },
+    net::sniff::{self, Application, Transport},
+};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Longer inputs say nothing new, and are split at every position.
+const LONGEST: usize = 4096;
+
+/// Streams of memory are always ready.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a stream of memory made somebody wait"),
+    }
+}
+
+/// At most 64 positions, evenly spread.
+fn splits(length: usize) -> impl Iterator<Item = usize> {
+    (1..length).step_by((length / 64).max(1))
+}
+
+/// The bytes in two reads.
+fn halves(bytes: &[u8], at: usize) -> impl AsyncRead + Unpin + '_ {
+    let (one, two) = bytes.split_at(at);
+    one.chain(two)
+}
+
+/// Whatever a connection begins with: what it is does not depend on how it is cut, and every byte is given back.
+pub fn sniff(bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(LONGEST)];
+    let application = |at| {
+        let (decided, stream) = now(sniff::application(halves(bytes, at), None)).unwrap();
+        (decided, whole(stream))
+    };
+    let transport = |at| {
+        let (decided, stream) = now(sniff::transport(halves(bytes, at), None)).unwrap();
+        (decided, whole(stream))
+    };
+    let version = |at| {
+        let (decided, stream) = now(sniff::http_version(halves(bytes, at))).unwrap();
+        (decided, whole(stream))
+    };
+    let (first, given) = application(bytes.len());
+    assert_eq!(given, bytes);
+    assert_eq!(first == Application::Http2, bytes.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+    let (second, given) = transport(bytes.len());
+    assert_eq!(given, bytes);
+    assert!(!matches!(second, Transport::Tls(_)) || bytes.first() == Some(&22));
+    let third = version(bytes.len());
+    assert_eq!(third.1, bytes);
+    for at in splits(bytes.len()) {
+        assert_eq!(application(at), (first, bytes.to_vec()), "split at {at}: {bytes:?}");
+        assert_eq!(version(at), third, "split at {at}: {bytes:?}");
+        let (decided, given) = transport(at);
+        assert_eq!((&decided, &given[..]), (&second, bytes), "split at {at}");
+    }
+}
+
+fn whole(mut stream: impl AsyncRead + Unpin) -> Vec<u8> {
+    let mut read = Vec::new();
+    now(stream.read_to_end(&mut read)).unwrap();
+    read
+}
+
+/// First line `METHOD TARGET VERSION`, then header lines `name: value`.
+fn request(text: &str) -> Option<Parts> {
+    let mut lines = text.split('\n');
+    let mut words = lines.next()?.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    let version = match words.next() {
+        Some("2") => Version::HTTP_2,
+        Some("1.0") => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
+    let request = Request::builder().method(method).uri(target).version(version).body(()).ok()?;
+    let mut parts = request.into_parts().0;
+    parts.headers = headers(lines);
+    Some(parts)
+}
+
+fn headers<'t>(lines: impl Iterator<Item = &'t str>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for line in lines.take(200) {
+        let Some((name, value)) = line.split_once(": ") else { continue };
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(value.as_bytes()))
+        {
+            headers.append(name, value);
+        }
+    }
+    headers
+}
+
+/// Whatever is asked for: what has one reading is read once more to the same, in every mode, and is plain.
+pub fn canonical_request(text: &str) {
+    let here = SocketAddr::from(([10, 0, 0, 1], 80));
+    for mode in [Normalization::None, Normalization::Base, Normalization::MergeSlashes] {
+        let Some(mut parts) = request(text) else { return };
+        let Ok(target) = canonical(&mut parts, mode, here) else { continue };
+        let (host, path) = (target.host().to_owned(), target.path().to_owned());
+        assert!(
+            !host.is_empty() && !host.bytes().any(|byte| byte.is_ascii_uppercase()),
+            "{text:?} -> {host}"
+        );
+        assert!(!host.contains(['@', '/', ',', ' ', '%', '\\', '#', '?']), "{text:?} -> {host}");
+        assert!(path.starts_with('/') || path == "*", "{text:?} -> {path}");
+        assert!(path.bytes().all(|byte| (b'!'..=b'~').contains(&byte) && byte != b'#'), "{text:?} -> {path}");
+        assert!(
+            mode == Normalization::None || !path.split('/').any(|part| part == ".."),
+            "{text:?} -> {path}"
+        );
+        assert!(!parts.headers.contains_key("host") && parts.headers.len() <= 100, "{text:?}");
+        // Read by the next one, as we send it on.
+        parts.uri = target.path_and_query.as_str().parse().unwrap();
+        parts.version = Version::HTTP_11;
+        parts.headers.insert("host", target.authority.clone());
+        assert_eq!(canonical(&mut parts, mode, here).ok().as_ref(), Some(&target), "{text:?}");
+    }
+}
+
+/// Whatever lines come: cleaning twice is cleaning once, and nothing of ours or of the connection is left.
+pub fn header_rules(text: &str) {
+    let ours = |name: &str| {
+        let name = name.replace('_', "-");
+        name == "x-forwarded-client-cert" || name.starts_with("x-postern-")
+    };
+    let hop =
+        ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "http2-settings"];
+    let check = |cleaned: &HeaderMap, what: &str| {
+        for name in cleaned.keys() {
+            let name = name.as_str();
+            assert!(!ours(name) && !hop.contains(&name), "{what} left {name}: {text:?}");
+        }
+    };
+    for clean in [
+        |headers: &mut HeaderMap| {
+            let _ = clean_request(headers);
+        },
+        |headers: &mut HeaderMap| clean_response(headers, false),
+        |headers: &mut HeaderMap| clean_trailers(headers),
+    ] {
+        let mut once = headers(text.split('\n'));
+        clean(&mut once);
+        let mut twice = once.clone();
+        clean(&mut twice);
+        assert_eq!(once, twice, "{text:?}");
+        check(&once, "cleaning");
+    }
+    let mut trailers = headers(text.split('\n'));
+    clean_trailers(&mut trailers);
+    for name in
+        ["host", "content-length", "authorization", "cookie", "set-cookie", "content-type", "te", "trailer"]
+    {
+        assert!(!trailers.contains_key(name), "{name}: {text:?}");
+    }
+}
+
+/// A chunked body, and what follows it: the same at every split, nothing but a beginning of what came passes, and a body
+/// that passes whole is one for a second reading, too.
+pub fn chunked(bytes: &[u8]) {
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let bytes = &bytes[..bytes.len().min(LONGEST)];
+    let all = [HEAD, bytes].concat();
+    let (passed, is_broken) = follow(&all, all.len());
+    assert!(passed.len() >= HEAD.len(), "the head is good");
+    let body = passed.get(HEAD.len()..).unwrap_or_default();
+    let (poisoned, beginning) = match body.strip_suffix(b"\0\r\n\r\n") {
+        Some(beginning) if !bytes.starts_with(body) => (true, beginning),
+        _ => (false, body),
+    };
+    assert!(bytes.starts_with(beginning), "more than came: {bytes:?} -> {body:?}");
+    assert!(is_broken || poisoned || beginning == bytes, "not all of it passed: {bytes:?}");
+    for at in splits(all.len()) {
+        assert_eq!(follow(&all, at), (passed.clone(), is_broken), "split at {at}: {bytes:?}");
+    }
+    // A rule broken in the body or behind it: a plain reading must see what was wrong, or find the body complete.
+    match plain(bytes) {
+        Plain::Broken(at) => assert!(is_broken && beginning.len() <= at, "{at}: {bytes:?} -> {beginning:?}"),
+        Plain::Complete | Plain::Unfinished => assert!(!is_broken, "{bytes:?}"),
+    }
+}
+
+/// What passes, and whether it ended with an error.
+fn follow(bytes: &[u8], at: usize) -> (Vec<u8>, bool) {
+    let long = Duration::from_secs(3600);
+    let first_head = tokio::time::Instant::now() + long;
+    let patience = Patience { first_head, head: long, idle: long, body: long, stalled: long };
+    let mut strict = Strict::new(tokio::io::join(halves(bytes, at), tokio::io::sink()), patience);
+    let mut read = Vec::new();
+    let ended = now(strict.read_to_end(&mut read));
+    (read, ended.is_err())
+}
+
+enum Plain {
+    Complete,
+    Unfinished,
+    /// At most so many octets are good.
+    Broken(usize),
+}
+
+/// RFC 9112 section 7.1 a second time: by slices, and of the body alone.
+fn plain(bytes: &[u8]) -> Plain {
+    let mut rest = bytes;
+    let at = |rest: &[u8]| bytes.len() - rest.len();
+    let line = |rest: &[u8]| rest.iter().position(|byte| *byte == b'\n');
+    loop {
+        let Some(end) = line(rest) else { return Plain::Unfinished };
+        let (size, after) = rest.split_at(end + 1);
+        let good = size.strip_suffix(b"\r\n").and_then(|size| {
+            let text = std::str::from_utf8(size.split(|byte| *byte == b';').next()?).ok()?;
+            let plain =
+                text.bytes().all(|byte| byte.is_ascii_hexdigit()) && text.len() <= 15 && size.len() <= 256;
+            let visible = !size.iter().any(u8::is_ascii_control);
+            u64::from_str_radix(text, 16).ok().filter(|_| plain && visible)
+        });
+        let Some(size) = good else { return Plain::Broken(at(rest) + end) };
+        rest = after;
+        if size == 0 {
+            break;
+        }
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let Some(after) = rest.get(size..) else { return Plain::Unfinished };
+        match after {
+            [b'\r', b'\n', more @ ..] => rest = more,
+            [] | [b'\r'] => return Plain::Unfinished,
+            _ => return Plain::Broken(at(after) + 1),
+        }
+    }
+    loop {
+        let Some(end) = line(rest) else { return Plain::Unfinished };
+        let (trailer, after) = rest.split_at(end + 1);
+        match trailer {
+            b"\r\n" => return Plain::Complete,
+            [.., b'\r', b'\n'] => rest = after,
+            _ => return Plain::Broken(at(rest) + end),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! HTTP/2 by hand: frames as bytes, and as much of HPACK as is needed to write requests and to read statuses.
+
+use crate::arena::Io;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+pub const END_STREAM: u8 = 1;
+pub const ACK: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+/// One frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A header list, each line as a literal that is not indexed.
+pub fn block(lines: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in lines {
+        out.push(0);
+        for text in [name, value] {
+            // An integer with a prefix of seven bits (RFC 7541 section 5.1).
+            if text.len() < 127 {
+                out.push(text.len() as u8);
+            } else {
+                out.push(127);
+                let mut rest = text.len() - 127;
+                while rest >= 128 {
+                    out.push((rest % 128) as u8 | 128);
+                    rest /= 128;
+                }
+                out.push(rest as u8);
+            }
+            out.extend_from_slice(text);
+        }
+    }
+    out
+}
+
+/// HEADERS of a GET that is complete.
+pub fn get(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&lines_of_get(path)))
+}
+
+pub fn lines_of_get(path: &str) -> Vec<(&[u8], &[u8])> {
+    vec![(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"a"), (b":path", path.as_bytes())]
+}
+
+/// One frame that came.
+#[derive(Clone, Debug)]
+pub struct Came {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+/// One end of a connection.
+pub struct Wire {
+    pub stream: Box<dyn Io>,
+    read: Vec<u8>,
+}
+
+/// How a connection or stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// HEADERS with this status.
+    Status(u16),
+    /// RST_STREAM with this code.
+    Reset(u32),
+    /// GOAWAY with this code.
+    GoAway(u32),
+    /// Closed without a word.
+    Closed,
+    /// Nothing within the patience.
+    Silence,
+}
+
+impl Wire {
+    /// As a client: preface and empty SETTINGS are sent.
+    pub async fn client(mut stream: Box<dyn Io>) -> Self {
+        let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+        stream.write_all(&hello).await.unwrap();
+        stream.flush().await.unwrap();
+        Self { stream, read: Vec::new() }
+    }
+
+    pub async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub async fn next(&mut self) -> Option<Came> {
+        loop {
+            if let [a, b, c, kind, flags, s0, s1, s2, s3, rest @ ..] = &self.read[..] {
+                let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+                if rest.len() >= length {
+                    let stream = u32::from_be_bytes([*s0, *s1, *s2, *s3]);
+                    let came = Came { kind: *kind, flags: *flags, stream, payload: rest[..length].to_vec() };
+                    self.read.drain(..9 + length);
+                    return Some(came);
+                }
+            }
+            match self.stream.read_buf(&mut self.read).await {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// What becomes of a stream, or of the whole connection before that. SETTINGS and PING are acknowledged.
+    pub async fn end_of(&mut self, stream: u32) -> End {
+        let waiting = async {
+            loop {
+                let Some(came) = self.next().await else { return End::Closed };
+                match came.kind {
+                    HEADERS if came.stream == stream => return End::Status(status(&came.payload)),
+                    RST_STREAM if came.stream == stream => return End::Reset(number(&came.payload)),
+                    GOAWAY if number(&came.payload[4..]) != 0 => {
+                        return End::GoAway(number(&came.payload[4..]));
+                    }
+                    SETTINGS if came.flags & ACK == 0 => {
+                        let _ = self.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                    }
+                    PING if came.flags & ACK == 0 => {
+                        let _ = self.send(&frame(PING, ACK, 0, &came.payload)).await;
+                    }
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(8), waiting).await.unwrap_or(End::Silence)
+    }
+}
+
+/// The first four octets as a number.
+pub fn number(payload: &[u8]) -> u32 {
+    u32::from_be_bytes(payload[..4].try_into().unwrap())
+}
+
+/// The status at the beginning of a header block: indexed, or a literal with the name of the static table (RFC 7541).
+pub fn status(block: &[u8]) -> u16 {
+    // h2 may begin with a change of the dynamic table's size.
+    let block = if block[0] & 0xe0 == 0x20 { &block[1..] } else { block };
+    if let Some(known) = [200, 204, 206, 304, 400, 404, 500].get(usize::from(block[0]).wrapping_sub(0x88)) {
+        return *known;
+    }
+    assert!(matches!(block[0], 0x48 | 0x08 | 0x18), "not a status: {block:02x?}");
+    let length = usize::from(block[1] & 0x7f);
+    let text = &block[2..2 + length];
+    if block[1] & 0x80 == 0 {
+        return std::str::from_utf8(text).unwrap().parse().unwrap();
+    }
+    let bits: Vec<u8> = text.iter().flat_map(|byte| (0..8).rev().map(move |at| byte >> at & 1)).collect();
+    let (mut at, mut value) = (0, 0);
+    for _ in 0..3 {
+        let take = |count: usize| bits[at..at + count].iter().fold(0, |sum, bit| sum << 1 | u16::from(*bit));
+        // Digits in the code of RFC 7541, appendix B: 0 to 2 in five bits, 3 to 9 in six.
+        let (digit, length) = match take(5) {
+            short @ 0..=2 => (short, 5),
+            _ => (take(6) - 0b01_1001 + 3, 6),
+        };
+        value = value * 10 + digit;
+        at += length;
+    }
+    value
+}
+
+#[test]
+fn statuses_are_read_in_every_form() {
+    assert_eq!(status(&[0x88]), 200);
+    assert_eq!(status(&[0x20, 0x8c]), 400);
+    assert_eq!(status(&[0x48, 3, b'4', b'3', b'1']), 431);
+    // 4, 0, 3: 011010 00000 011001, filled with ones.
+    assert_eq!(status(&[0x48, 0x83, 0b0110_1000, 0b0000_1100, 0b1111_1111]), 403);
+}

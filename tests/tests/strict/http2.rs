@@ -1,0 +1,337 @@
+//! S-H2: what HTTP/2 lets a client say is read as strictly as HTTP/1, and floods end.
+
+use crate::{
+    arena::{Arena, BOTH, Before, Side, rss},
+    frames::*,
+};
+use postern_tests::{Step, scenario::policy};
+use std::time::{Duration, Instant};
+
+/// Header lines, pseudo ones among them.
+type Lines<'a> = Vec<(&'a [u8], &'a [u8])>;
+
+async fn wire(arena: &Arena, side: Side) -> Wire {
+    Wire::client(arena.open_h2(side).await).await
+}
+
+/// One request of these header lines, complete or with more to come; what becomes of it.
+async fn ask(arena: &Arena, side: Side, lines: &[(&[u8], &[u8])]) -> End {
+    let mut wire = wire(arena, side).await;
+    let _ = wire.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(lines))).await;
+    wire.end_of(1).await
+}
+
+fn with<'a>(more: &[(&'a [u8], &'a [u8])]) -> Lines<'a> {
+    [lines_of_get("/"), more.to_vec()].concat()
+}
+
+/// S-HOST-05, S-PATH-04/09/10, S-HDR-06/07, S-H2-02, 12, 15: nothing of it reaches the HTTP/1 app.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn header_lists_that_have_no_one_reading_are_refused() {
+    let arena = Arena::new("").await;
+    let replaced = |name: &'static [u8], value: &'static [u8]| {
+        let mut lines = lines_of_get("/");
+        lines.iter_mut().filter(|(n, _)| *n == name).for_each(|line| line.1 = value);
+        lines
+    };
+    let without = |name: &'static [u8]| {
+        let mut lines = lines_of_get("/");
+        lines.retain(|(n, _)| *n != name);
+        lines
+    };
+    let first = |name: &'static [u8], value: &'static [u8]| {
+        let mut lines = lines_of_get("/");
+        lines.insert(0, (name, value));
+        lines
+    };
+    let table: Vec<(&str, Lines<'_>)> = vec![
+        ("S-HOST-05 authority and host differ", with(&[(b"host", b"b")])),
+        ("S-HOST-05 two hosts", with(&[(b"host", b"a"), (b"host", b"a")])),
+        ("S-HOST-05 neither", without(b":authority")),
+        ("S-HOST-05 userinfo", replaced(b":authority", b"u:p@a")),
+        ("S-HOST-05 empty", replaced(b":authority", b"")),
+        ("S-HOST-03 list", replaced(b":authority", b"a,b")),
+        ("S-HOST-03 path", replaced(b":authority", b"a/b")),
+        ("S-HOST-09 raw", replaced(b":authority", b"b\xc3\xbccher.de")),
+        ("S-PATH-09 no slash", replaced(b":path", b"admin")),
+        ("S-PATH-09 empty", replaced(b":path", b"")),
+        ("S-PATH-09 absolute", replaced(b":path", b"http://b/admin")),
+        ("S-PATH-08 asterisk", replaced(b":path", b"*")),
+        ("S-PATH-04 NUL", replaced(b":path", b"/a%00")),
+        ("S-PATH-04 raw NUL", replaced(b":path", b"/a\0")),
+        ("S-PATH-04 percent", replaced(b":path", b"/a%zz")),
+        ("S-PATH-04 raw", replaced(b":path", b"/\x80\xff")),
+        ("S-PATH-04 blank", replaced(b":path", b"/a HTTP/1.1\r\nx: y")),
+        ("S-PATH-10", replaced(b":path", b"svc/method")),
+        ("1.3-12 scheme", replaced(b":scheme", b"HTTPS")),
+        ("1.3-12 scheme", replaced(b":scheme", b"ftp")),
+        ("S-H2-15 method", replaced(b":method", b"GET / HTTP/1.1\r\nHost: b\r\n\r\nGET")),
+        ("S-H2-15 method", replaced(b":method", b"")),
+        ("S-H2-15 method", replaced(b":method", b"G(T")),
+        ("S-HDR-06 leading blank", with(&[(b"x", b" a")])),
+        ("S-HDR-06 trailing blank", with(&[(b"x", b"a\t")])),
+        ("S-HDR-07 CR LF", with(&[(b"x", b"a\r\ny: z")])),
+        ("S-HDR-07 LF", with(&[(b"x", b"a\ny: z")])),
+        ("S-HDR-07 NUL", with(&[(b"x", b"a\0b")])),
+        ("S-HDR-07 name", with(&[(b"x\r\ny", b"a")])),
+        ("S-HDR-07 name", with(&[(b"x y", b"a")])),
+        ("S-HDR-07 name", with(&[(b"x:y", b"a")])),
+        ("S-HDR-07 name", with(&[(b"X", b"a")])),
+        ("S-HDR-07 no name", with(&[(b"", b"a")])),
+        ("S-H2-15", with(&[(b"transfer-encoding", b"chunked")])),
+        ("S-H2-15", with(&[(b"connection", b"close")])),
+        ("S-H2-15", with(&[(b"upgrade", b"websocket")])),
+        ("S-H2-15", with(&[(b"keep-alive", b"timeout=5")])),
+        ("S-H2-15", with(&[(b"proxy-connection", b"close")])),
+        ("S-H2-15", with(&[(b"te", b"gzip")])),
+        ("S-H2-15", with(&[(b"content-length", b"5")])),
+        ("S-H2-15", with(&[(b"content-length", b"0"), (b"content-length", b"0")])),
+        ("S-H2-15", with(&[(b"content-length", b"+0")])),
+        ("pseudo twice", with(&[(b":path", b"/admin")])),
+        ("pseudo after others", with(&[(b"x", b"y"), (b":path", b"/admin")])),
+        ("pseudo twice", first(b":path", b"/admin")),
+        ("pseudo of answers", first(b":status", b"200")),
+        ("unknown pseudo", first(b":evil", b"1")),
+        ("S-H2-12 protocol", first(b":protocol", b"websocket")),
+        (
+            "S-H2-12",
+            vec![
+                (b":method", b"CONNECT"),
+                (b":protocol", b"websocket"),
+                (b":scheme", b"http"),
+                (b":path", b"/"),
+                (b":authority", b"a"),
+            ],
+        ),
+        ("S-H1-17 CONNECT", vec![(b":method", b"CONNECT"), (b":authority", b"a:80")]),
+        ("S-H1-12", with(&[(b"expect", b"foo")])),
+    ];
+    for side in BOTH {
+        for (what, lines) in &table {
+            let what = format!("{what} {side:?}");
+            let heard = arena.app().bytes().len();
+            let end = ask(&arena, side, lines).await;
+            let refused = matches!(end, End::Status(400 | 405 | 417) | End::Reset(1) | End::GoAway(1));
+            assert!(refused, "{what}: {end:?}");
+            assert_eq!(arena.app().bytes().len(), heard, "I1, {what}: {}", arena.app().text());
+        }
+        let good: [&[(&[u8], &[u8])]; 3] = [
+            &lines_of_get("/good"),
+            &with(&[(b"host", b"a")]),
+            &with(&[(b"te", b"trailers"), (b"x_y", b"1")]),
+        ];
+        for lines in good {
+            assert_eq!(ask(&arena, side, lines).await, End::Status(200));
+        }
+    }
+    arena.survived().await;
+}
+
+/// Every refused request leaves its line (I4), in whatever way it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_broken_connection_leaves_exactly_one_line_with_its_reason() {
+    let arena = Arena::new("").await;
+    let large = vec![b'v'; 65 * 1024];
+    for side in BOTH {
+        for (what, lines, end) in [
+            ("reset", with(&[(b"connection", b"close")]), End::Reset(1)),
+            ("goaway", with(&[(b"X", b"a")]), End::GoAway(1)),
+            ("answered", with(&[(b"x", b" a")]), End::Status(400)),
+        ] {
+            let before = Before::of(&arena, side);
+            assert_eq!(ask(&arena, side, &lines).await, end, "{what}");
+            before.nothing_happened(&arena, what).await;
+        }
+        // S-HDR-08: large lists in CONTINUATION frames, and many lines.
+        let before = Before::of(&arena, side);
+        let mut wire = wire(&arena, side).await;
+        let lines = with(&[(b"x", &large)]);
+        let list = block(&lines);
+        let mut chunks = list.chunks(16_000).peekable();
+        let mut bytes = frame(HEADERS, END_STREAM, 1, chunks.next().unwrap());
+        while let Some(chunk) = chunks.next() {
+            bytes.extend(frame(
+                CONTINUATION,
+                if chunks.peek().is_none() { END_HEADERS } else { 0 },
+                1,
+                chunk,
+            ));
+        }
+        wire.send(&bytes).await.unwrap();
+        assert_eq!(wire.end_of(1).await, End::Status(431), "S-HDR-08");
+        before.nothing_happened(&arena, "S-HDR-08").await;
+        let before = Before::of(&arena, side);
+        let names: Vec<String> = (0..101).map(|n| format!("x-{n}")).collect();
+        let many: Vec<(&[u8], &[u8])> = names.iter().map(|name| (name.as_bytes(), &b"v"[..])).collect();
+        assert_eq!(ask(&arena, side, &with(&many)).await, End::Status(431), "S-HDR-08");
+        before.nothing_happened(&arena, "S-HDR-08").await;
+    }
+    arena.survived().await;
+}
+
+/// S-H2-16: crumbs of a cookie are one line for policy and app.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crumbs_of_a_cookie_are_joined_once_before_policy() {
+    let rules = "action: DENY, rules: [{when: [{key: 'request.headers[cookie]', values: ['a=1; b=2']}]}]";
+    let arena = Arena::new(&policy("cookie", rules)).await;
+    for side in BOTH {
+        let heard = arena.app().bytes().len();
+        assert_eq!(
+            ask(&arena, side, &with(&[(b"cookie", b"a=1"), (b"cookie", b"b=2")])).await,
+            End::Status(403)
+        );
+        assert_eq!(arena.app().bytes().len(), heard, "I1");
+        assert_eq!(
+            ask(&arena, side, &with(&[(b"cookie", b"a=1"), (b"cookie", b"b=3")])).await,
+            End::Status(200)
+        );
+        assert!(arena.app().text().contains("\r\ncookie: a=1; b=3\r\n"), "{}", arena.app().text());
+    }
+    arena.survived().await;
+}
+
+/// S-H2-03, 04, 05, 06: each kind of flood ends, by the code that says so, and costs little.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_every_kind_are_ended() {
+    let arena = Arena::new("").await;
+    let list = block(&lines_of_get("/flood"));
+    let open = frame(HEADERS, END_HEADERS, 1, &list);
+    let kinds: [(&str, Vec<u8>, Vec<u8>, bool); 11] = [
+        ("WINDOW_UPDATE", vec![], frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()), true),
+        ("WINDOW_UPDATE of a stream", open.clone(), frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes()), true),
+        ("PRIORITY", vec![], frame(PRIORITY, 0, 3, &[0, 0, 0, 1, 9]), true),
+        ("unknown type", vec![], frame(0xbe, 0, 0, b"x"), true),
+        ("unknown type, empty", vec![], frame(0xff, 0xff, 7, b""), true),
+        ("PING", vec![], frame(PING, 0, 0, &[0; 8]), false),
+        ("PING ACK", vec![], frame(PING, ACK, 0, &[0; 8]), true),
+        ("SETTINGS", vec![], frame(SETTINGS, 0, 0, &[]), false),
+        ("empty DATA", open.clone(), frame(DATA, 0, 1, b""), true),
+        ("padded DATA", open.clone(), frame(DATA, 8, 1, &[3, 0, 0, 0]), true),
+        ("CONTINUATION", frame(HEADERS, 0, 1, &list), frame(CONTINUATION, 0, 1, b""), true),
+    ];
+    for side in BOTH {
+        for (what, before, one, is_ended) in &kinds {
+            let what = format!("S-H2-05/06 {what} {side:?}");
+            let (lines, memory, began) = (arena.log(side).lines().len(), rss(), Instant::now());
+            let mut wire = wire(&arena, side).await;
+            wire.send(before).await.unwrap();
+            let many = one.repeat(1000);
+            let (mut read, mut write) = tokio::io::split(wire.stream);
+            let flooding = async {
+                use tokio::io::AsyncWriteExt;
+                for _ in 0..2000 {
+                    if write.write_all(&many).await.is_err() {
+                        return true;
+                    }
+                }
+                false
+            };
+            let mut came = Vec::new();
+            let end = if *is_ended {
+                use tokio::io::AsyncReadExt;
+                let reading = async { while matches!(read.read_buf(&mut came).await, Ok(1..)) {} };
+                let both = async { tokio::join!(flooding, reading) };
+                tokio::time::timeout(Duration::from_secs(15), both).await.map(|(ended, ())| ended)
+            } else {
+                // Whoever does not read the answers either is held back, or ended.
+                tokio::time::timeout(Duration::from_secs(3), flooding).await.or(Ok(true))
+            };
+            assert!(end.is_ok(), "{what}: not ended");
+            assert!(rss() < memory + (8 << 20), "I5, {what}: {} KiB more", (rss() - memory) >> 10);
+            if *is_ended {
+                let calm = frame(GOAWAY, 0, 0, &[])[3..9].to_vec();
+                let at = came.windows(6).position(|six| six == calm);
+                let code = at.map(|at| number(&came[at + 10..]));
+                assert_eq!(code, Some(11), "{what}: {came:02x?} after {:?}", began.elapsed());
+                drop((read, write));
+                arena.log(side).at_least(lines + 1).await;
+                let line = arena.log(side).lines()[lines].clone();
+                assert!(line["reason"].is_string(), "I4, {what}: {line}");
+            }
+            arena.is_well().await;
+        }
+    }
+    arena.survived().await;
+}
+
+/// S-H2-03 and 04: streams that are opened and reset, by either end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rapid_resets_start_few_requests_and_end_the_connection() {
+    let arena = Arena::new("").await;
+    arena.app().answer(|_| vec![Step::Hear, Step::More]);
+    for side in BOTH {
+        for made_by in ["the client", "the server"] {
+            let what = format!("S-H2-03/04 {side:?}, resets by {made_by}");
+            let memory = rss();
+            let connections = arena.app().heard().len();
+            let mut wire = wire(&arena, side).await;
+            let mut flood = Vec::new();
+            for n in 0..10_000u32 {
+                let stream = 2 * n + 1;
+                flood.extend(get(stream, "/rapid"));
+                flood.extend(match made_by {
+                    "the client" => frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()),
+                    // Against the rules on a stream that has ended: the server resets it.
+                    _ => frame(WINDOW_UPDATE, 0, stream, &0u32.to_be_bytes()),
+                });
+            }
+            let _ = wire.send(&flood).await;
+            let end = wire.end_of(u32::MAX).await;
+            assert!(matches!(end, End::GoAway(11 | 1) | End::Closed), "{what}: {end:?}");
+            let asked = arena.app().heard()[connections..].iter().map(|h| h.bytes.len()).sum::<usize>();
+            let asked = arena.app().text().matches("/rapid").count().min(asked);
+            assert!(asked <= 200 * 4, "{what}: the app saw {asked} requests");
+            assert!(rss() < memory + (8 << 20), "I5, {what}");
+        }
+    }
+    arena.app().be_honest();
+    arena.survived().await;
+}
+
+/// S-H2-07 and 08.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_streams_are_served_and_one_more_is_refused() {
+    let arena = Arena::new("").await;
+    arena.app().answer(|_| vec![Step::Hear, Step::More]);
+    for side in BOTH {
+        let mut wire = wire(&arena, side).await;
+        let mut most = None;
+        while let Some(came) = wire.next().await {
+            if came.kind == SETTINGS && came.flags & ACK == 0 {
+                most = came.payload.chunks(6).find(|one| one[..2] == [0, 3]).map(|one| number(&one[2..]));
+                break;
+            }
+        }
+        assert_eq!(most, Some(100), "SETTINGS_MAX_CONCURRENT_STREAMS");
+        wire.send(&frame(SETTINGS, ACK, 0, &[])).await.unwrap();
+        let all: Vec<u8> = (0..101).flat_map(|n| get(2 * n + 1, "/wait")).collect();
+        wire.send(&all).await.unwrap();
+        assert_eq!(wire.end_of(201).await, End::Reset(7), "S-H2-07: REFUSED_STREAM");
+    }
+    arena.app().be_honest();
+    arena.survived().await;
+}
+
+/// S-H2-13 and 14.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_is_refused_in_its_own_words() {
+    let rules = "action: DENY, rules: [{to: [{operation: {paths: ['/svc/*']}}]}]";
+    let arena = Arena::new(&policy("svc", rules)).await;
+    let call = |path: &str| {
+        let address = arena.mesh.entry("checkout-api", "payments-api").0;
+        let request = postern_tests::Request::new(address, "a").http2().method("POST").path(path);
+        request.header("content-type", "application/grpc").header("te", "trailers")
+    };
+    for path in ["/svc/method", "/svc/x/../method", "/x/../svc/method"] {
+        let heard = arena.app().bytes().len();
+        let denied = call(path).send().await.unwrap();
+        assert_eq!((denied.status, denied.header("grpc-status")), (200, Some("7")), "{path}");
+        assert!(denied.body.is_empty() && denied.trailers.is_empty(), "trailers only");
+        assert_eq!(arena.app().bytes().len(), heard, "I1");
+    }
+    for bad in ["123456789S", "1x", "S", "", "1.5S", "-1S"] {
+        let refused = call("/pay/x").header("grpc-timeout", bad).send().await.unwrap();
+        assert_eq!((refused.status, refused.header("grpc-status")), (200, Some("3")), "grpc-timeout {bad:?}");
+    }
+    arena.survived().await;
+}

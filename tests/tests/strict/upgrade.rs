@@ -1,0 +1,179 @@
+//! S-H1-15: a tunnel begins with a 101 that was asked for, and not one byte earlier.
+
+use crate::arena::{Arena, BOTH, Io, Side, read_answer, talk};
+use postern_tests::{Step, scenario::policy};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const ASK: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+/// What the framing reader refuses, and hyper alone would not.
+const LOOSE: &str =
+    "POST /loose HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+
+fn switching() -> Step {
+    Step::Say(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec(),
+    )
+}
+
+/// Behind the head, in the same write: held until the 101 has come, then the tunnel's first bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_behind_an_upgrade_are_held_until_the_app_has_switched() {
+    let arena = Arena::new("").await;
+    for side in BOTH {
+        let heard = arena.app().bytes().len();
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let gone = std::sync::Mutex::new(Some(gone));
+        arena.app().answer(move |_| {
+            let gone = gone.lock().unwrap().take().unwrap();
+            tokio::task::block_in_place(|| gone.blocking_recv().unwrap());
+            vec![switching(), Step::More, Step::Say(b"world".to_vec()), Step::Close]
+        });
+        let mut stream = arena.open(side, 80).await;
+        stream.write_all(format!("{ASK}hello").as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        arena
+            .app()
+            .until("the head has come", |all| all.iter().any(|heard| heard.bytes.ends_with(b"\r\n\r\n")))
+            .await;
+        let got = String::from_utf8_lossy(&arena.app().bytes()[heard..]).into_owned();
+        assert!(!got.contains("hello"), "S-H1-15: sent before the 101: {got}");
+        go.send(()).unwrap();
+        let mut read = Vec::new();
+        stream.read_to_end(&mut read).await.unwrap();
+        let read = String::from_utf8_lossy(&read).into_owned();
+        assert!(read.starts_with("HTTP/1.1 101 ") && read.ends_with("world"), "{read}");
+        assert!(arena.app().text().ends_with("hello"), "{}", arena.app().text());
+    }
+    arena.app().be_honest();
+    arena.survived().await;
+}
+
+/// Whatever the answer, without a 101 there is no tunnel, and what lies behind is nobody's request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_upgrade_closes_the_connection_with_all_that_lies_behind_it() {
+    let rules = "action: DENY, rules: [{to: [{operation: {paths: [/denied]}}]}]";
+    let arena = Arena::new(&policy("denied", rules)).await;
+    for side in BOTH {
+        for behind in ["hello", SMUGGLED, LOOSE] {
+            let what = format!("S-H1-15 {side:?} {behind:?}");
+            for status in ["200 OK", "403 Forbidden", "426 Upgrade Required"] {
+                let complete = arena.app().complete();
+                let said = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                arena.app().answer(move |_| vec![Step::Hear, Step::Say(said.clone().into())]);
+                let answer = arena.say(side, &[format!("{ASK}{behind}").as_bytes()]).await;
+                assert_eq!(
+                    answer.statuses(),
+                    [status[..3].parse::<u16>().unwrap()],
+                    "{what}: {}",
+                    answer.text
+                );
+                assert!(answer.is_closed, "{what}: {}", answer.text);
+                assert_eq!(arena.app().complete(), complete + 1, "{what}: {}", arena.app().text());
+            }
+            arena.app().be_honest();
+            let denied = ASK.replace("/ws", "/denied");
+            arena.refused(side, "S-H1-15", format!("{denied}{behind}").as_bytes(), 403).await;
+            let bad = ASK.replace("Host: a\r\n", "Host: a\r\nHost: b\r\n");
+            arena.refused(side, "S-H1-15", format!("{bad}{behind}").as_bytes(), 400).await;
+        }
+    }
+    arena.survived().await;
+}
+
+/// A wish that is none, or that is not passed on, changes nothing about how the next request is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_wish_for_an_upgrade_does_not_open_the_way_for_loose_framing() {
+    let arena = Arena::new("").await;
+    for side in BOTH {
+        for headers in [
+            "Upgrade: websocket\r\n",
+            "Connection: keep-alive\r\nUpgrade: websocket\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+            "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+            "Connection: Upgrade\r\nUpgrade: WebSocket\r\n",
+            "Upgrade: websocket\r\nConnection: x\r\nConnection: upgrade\r\n",
+        ] {
+            let what = format!("S-H1-15/16 {side:?} {headers:?}");
+            let lines = arena.log(side).lines().len();
+            let request = format!("GET /half HTTP/1.1\r\nHost: a\r\n{headers}\r\n{LOOSE}");
+            let answer = arena.say(side, &[request.as_bytes()]).await;
+            assert!(answer.is_closed, "{what}: {}", answer.text);
+            let statuses: Vec<u16> = answer.statuses().into_iter().filter(|status| *status > 1).collect();
+            assert!(statuses == [200] || statuses == [200, 400], "{what}: {}", answer.text);
+            assert!(!arena.app().text().contains("/loose"), "{what}: {}", arena.app().text());
+            assert!(
+                !arena.app().text().to_ascii_lowercase().contains("h2c"),
+                "{what}: {}",
+                arena.app().text()
+            );
+            arena.log(side).at_least(lines + statuses.len()).await;
+        }
+        let with_body = ASK.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\nhello");
+        arena.refused(side, "S-H1-15", with_body.as_bytes(), 400).await;
+        let chunked = ASK.replace("\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+        arena.refused(side, "S-H1-15", chunked.as_bytes(), 400).await;
+    }
+    arena.survived().await;
+}
+
+/// S-H1-21: nobody asked for this one, or not for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_101_that_nobody_asked_for_is_a_502_and_the_app_is_cut_off() {
+    let arena = Arena::new("").await;
+    let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for side in BOTH {
+        for (ask, said) in [
+            (
+                get,
+                "HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+            ),
+            (get, "HTTP/1.1 101 X\r\n\r\n"),
+            (ASK, "HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nevil"),
+            (ASK, "HTTP/1.1 101 X\r\n\r\nevil"),
+        ] {
+            let what = format!("S-H1-21 {side:?} {ask:?} {said:?}");
+            let lines = arena.log(side).lines().len();
+            arena.app().answer(move |_| vec![Step::Hear, Step::Say(said.into()), Step::More]);
+            let answer = talk_once(arena.open(side, 80).await, ask).await;
+            assert_eq!(answer, [502], "{what}");
+            arena.log(side).at_least(lines + 1).await;
+            assert!(arena.log(side).lines()[lines]["status"] == 502, "{what}");
+            arena
+                .app()
+                .until("it was cut off", |all| {
+                    all.iter().all(|h| h.is_over || !h.bytes.starts_with(ask.as_bytes()))
+                })
+                .await;
+        }
+        arena.app().be_honest();
+        arena.is_well().await;
+    }
+    arena.survived().await;
+}
+
+async fn talk_once(mut stream: Box<dyn Io>, ask: &str) -> Vec<u16> {
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    read_answer(&mut stream).await.statuses()
+}
+
+/// A tunnel is cut in order, in both directions, and its bytes are counted in one line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_half_closes_and_leaves_one_line() {
+    let arena = Arena::new("").await;
+    arena.app().answer(|_| vec![switching(), Step::More, Step::Say(b"bye".to_vec()), Step::Close]);
+    let mut stream = arena.open(Side::Peer, 80).await;
+    stream.write_all(format!("{ASK}ping").as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let answer = talk(stream, &[], Duration::from_secs(8)).await;
+    assert!(answer.is_closed && answer.text.ends_with("bye"), "S-H2-17: {}", answer.text);
+    let log = arena.log(Side::Peer);
+    let line = log.next_matching("of the tunnel", |line| line["status"] == 101).await;
+    assert_eq!((line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()), (Some(4), Some(3)), "{line}");
+    arena.app().be_honest();
+    arena.survived().await;
+}

@@ -1,0 +1,236 @@
+//! S-H1-21 to 23: a hostile upstream. What it breaks stays broken for the client, and never spills into another exchange.
+
+use crate::arena::{Arena, BOTH, Side, talk, talk_until};
+use postern_tests::Step;
+use std::time::{Duration, Instant};
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const CLOSING: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+fn say(text: &str) -> Step {
+    Step::Say(text.as_bytes().to_vec())
+}
+
+/// Heads that are no answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_breaks_the_protocol_is_a_502_and_its_connection_is_closed() {
+    let arena = Arena::new("").await;
+    for side in BOTH {
+        for said in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nhello!",
+            "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5x\r\n\r\nhello",
+            "HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 999 No\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 2000 No\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 abc No\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nx: a\0b\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nx: a\r\n b\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nx : a\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "SSH-2.0-OpenSSH_9.2\r\n\r\n",
+            "220 mail ready\r\n\r\n",
+        ] {
+            let what = format!("S-H1-21 {side:?} {said:?}");
+            let lines = arena.log(side).lines().len();
+            arena.app().answer(move |_| vec![Step::Hear, say(said), Step::More]);
+            let answer = talk_until(arena.open(side, 80).await, GET).await;
+            assert_eq!(answer.statuses(), [502], "{what}: {}", answer.text);
+            assert!(!answer.text.contains("hello"), "{what}: {}", answer.text);
+            arena.log(side).at_least(lines + 1).await;
+            let line = arena.log(side).lines()[lines].clone();
+            assert!(
+                line["status"] == 502 && line["flags"] == "UPE" || side == Side::App,
+                "I4, {what}: {line}"
+            );
+            arena.app().until(&what, |all| all.iter().filter(|h| !h.is_over).count() <= 1).await;
+        }
+        let header = "x: y\r\n".repeat(101);
+        let many = format!("HTTP/1.1 200 OK\r\n{header}Content-Length: 0\r\n\r\n");
+        arena.app().answer(move |_| vec![Step::Hear, say(&many)]);
+        assert_eq!(talk_until(arena.open(side, 80).await, GET).await.statuses(), [502], "101 lines");
+        let huge = format!("HTTP/1.1 200 OK\r\nx: {}\r\nContent-Length: 0\r\n\r\n", "v".repeat(1 << 20));
+        arena.app().answer(move |_| vec![Step::Hear, say(&huge)]);
+        assert_eq!(talk_until(arena.open(side, 80).await, GET).await.statuses(), [502], "a MiB of head");
+        arena.app().be_honest();
+    }
+    arena.survived().await;
+}
+
+/// Interim answers: a few are skipped, a flood is a 502, however it is cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_answers_end() {
+    let arena = Arena::new("").await;
+    for side in BOTH {
+        let some = "HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n".repeat(15);
+        arena.app().answer(move |_| {
+            vec![Step::Hear, say(&some), say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")]
+        });
+        let answer = talk_until(arena.open(side, 80).await, GET).await;
+        assert!(answer.statuses() == [200] && answer.text.ends_with("ok"), "{}", answer.text);
+        for flood in [
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n",
+            "HTTP/1.1 199 X\r\n\r\n",
+        ] {
+            arena.app().answer(move |_| vec![Step::Hear, Step::Repeat(flood.into())]);
+            let began = Instant::now();
+            let answer = talk_until(arena.open(side, 80).await, GET).await;
+            assert_eq!(answer.statuses(), [502], "S-H1-21 {flood:?}: {}", answer.text);
+            assert!(began.elapsed() < Duration::from_secs(2), "{flood:?}: {:?}", began.elapsed());
+        }
+        let long = format!("HTTP/1.1 103 Early Hints\r\nx: {}", "y".repeat(1000));
+        arena.app().answer(move |_| vec![Step::Hear, Step::Repeat(long.clone().into())]);
+        let answer = talk_until(arena.open(side, 80).await, GET).await;
+        assert_eq!(answer.statuses(), [502], "an interim head without end");
+        arena.app().be_honest();
+    }
+    arena.survived().await;
+}
+
+/// A truncated answer stays incomplete on the way down, whatever frames it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncated_answer_never_ends_well() {
+    let arena = Arena::new("").await;
+    for side in BOTH {
+        for (said, end) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", Step::Close),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", Step::Reset),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Step::Close),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Step::Reset),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", Step::Close),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx: y\r\n", Step::Close),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz\r\n", Step::More),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", Step::Reset),
+        ] {
+            let what = format!("S-H1-21/22 {side:?} {said:?} {end:?}");
+            let lines = arena.log(side).lines().len();
+            arena.app().answer(move |_| vec![Step::Hear, say(said), end.clone()]);
+            let answer = talk(arena.open(side, 80).await, &[CLOSING], Duration::from_secs(8)).await;
+            assert!(answer.is_closed, "{what}: {}", answer.text);
+            let head = answer.text.to_ascii_lowercase();
+            if answer.statuses() == [200] {
+                let is_whole = match head.find("content-length: ") {
+                    Some(_) => answer.text.split_once("\r\n\r\n").unwrap().1.len() >= 10,
+                    None => {
+                        answer.text.ends_with("0\r\n\r\n") || !head.contains("chunked") && !answer.is_abrupt
+                    }
+                };
+                assert!(!is_whole, "{what}: {}", answer.text);
+            } else {
+                assert!(matches!(answer.statuses()[..], [] | [502 | 503]), "{what}: {}", answer.text);
+            }
+            arena.log(side).at_least(lines + 1).await;
+            let line = arena.log(side).lines()[lines].clone();
+            assert!(line["reason"].is_string(), "I4, {what}: {line}");
+        }
+        // The twin: a clean end of a close-delimited answer is an end.
+        arena.app().answer(|_| vec![Step::Hear, say("HTTP/1.1 200 OK\r\n\r\nhello"), Step::Close]);
+        let answer = talk(arena.open(side, 80).await, &[CLOSING], Duration::from_secs(8)).await;
+        assert!(
+            answer.is_closed && answer.statuses() == [200] && answer.text.contains("hello"),
+            "{}",
+            answer.text
+        );
+        assert!(answer.text.ends_with("0\r\n\r\n"), "S-H1-22: {}", answer.text);
+        arena.app().be_honest();
+    }
+    arena.survived().await;
+}
+
+/// What an answer must not have is dropped, and what lies behind it reaches nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_behind_an_answer_reaches_the_next_client() {
+    let arena = Arena::new("").await;
+    let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    for side in BOTH {
+        for (ask, said, status) in [
+            ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{evil}"), 200),
+            ("GET", format!("HTTP/1.1 204 No Content\r\n\r\n{evil}"), 204),
+            ("GET", format!("HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\nabc{evil}"), 204),
+            ("GET", format!("HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\nabc{evil}"), 304),
+            ("HEAD", format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc{evil}"), 200),
+            (
+                "GET",
+                format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok{evil}"),
+                200,
+            ),
+            (
+                "GET",
+                format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{evil}"),
+                200,
+            ),
+            (
+                "GET",
+                format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{evil}"
+                ),
+                200,
+            ),
+        ] {
+            let what = format!("S-H1-21 {side:?} {ask} {said:?}");
+            arena.app().answer(move |_| vec![Step::Hear, say(&said)]);
+            let request = format!("{ask} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let answer =
+                talk(arena.open(side, 80).await, &[request.as_bytes()], Duration::from_secs(8)).await;
+            assert_eq!(answer.statuses(), [status], "{what}: {}", answer.text);
+            assert!(answer.is_closed && !answer.text.contains("evil"), "{what}: {}", answer.text);
+            let head = answer.text.to_ascii_lowercase();
+            let framings =
+                head.matches("content-length:").count() + head.matches("transfer-encoding:").count();
+            assert!(framings <= 1, "{what}: {}", answer.text);
+            if status == 204 {
+                assert_eq!(framings, 0, "{what}: {}", answer.text);
+            }
+            if status != 200 || ask == "HEAD" {
+                assert!(!answer.text.contains("abc"), "{what}: {}", answer.text);
+            }
+            arena.app().be_honest();
+            for _ in 0..2 {
+                let next =
+                    talk_until(arena.open(side, 80).await, b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                assert!(
+                    next.statuses().first() == Some(&200) && next.text.contains("/next"),
+                    "{what}: {}",
+                    next.text
+                );
+            }
+        }
+    }
+    arena.survived().await;
+}
+
+/// Line 23: closed in the very moment of its reuse.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_the_app_closes_between_requests_loses_no_get_and_repeats_no_post() {
+    let arena = Arena::new("").await;
+    // Says 200 once, then closes at the next request without a word.
+    let served = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = served.clone();
+    arena.app().answer(move |head| match count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 2 {
+        1 if !head.contains("/even") => vec![Step::Reset],
+        _ => vec![Step::Hear, Step::Echo],
+    });
+    for side in BOTH {
+        // An even number of requests so far, so that the first is answered and the second, on its connection, is not.
+        served.store(0, std::sync::atomic::Ordering::SeqCst);
+        let warm = talk_until(arena.open(side, 80).await, GET).await;
+        assert_eq!(warm.statuses(), [200], "{}", warm.text);
+        let retried = talk_until(arena.open(side, 80).await, GET).await;
+        assert_eq!(retried.statuses().first(), Some(&200), "S-H1-23 GET: {}", retried.text);
+        served.store(1, std::sync::atomic::Ordering::SeqCst);
+        let complete = arena.app().text().matches("POST /once").count();
+        let post = b"POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+        let lost = talk_until(arena.open(side, 80).await, post).await;
+        assert_eq!(lost.statuses(), [503], "S-H1-23 POST: {}", lost.text);
+        assert_eq!(arena.app().text().matches("POST /once").count(), complete + 1, "sent once");
+    }
+    arena.app().be_honest();
+    arena.survived().await;
+}
