@@ -108,6 +108,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     }
     let keeping =
         folder.map(|folder| kept::follow(folder, store.clone(), destinations.clone(), stop.clone()));
+    let settings = settings(&bootstrap, &addresses);
     let source = match bootstrap.identity_from {
         Some(socket) => Source::Agent(Box::new(Agent::new(socket, control.trust_domain.clone()))),
         None => Source::Authority(Authority {
@@ -131,7 +132,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         store: store.clone(),
         destinations: destinations.clone(),
         telemetry: telemetry.clone(),
-        settings: settings(&bootstrap.interception, &addresses, bootstrap.mark),
+        settings,
         drain: draining.clone(),
     });
     let workload_api =
@@ -242,11 +243,12 @@ fn control_plane(bootstrap: &Bootstrap) -> anyhow::Result<ControlPlane> {
         .map_err(anyhow::Error::msg)
 }
 
-fn settings(interception: &Interception, addresses: &Addresses, mark: Option<u32>) -> Settings {
+fn settings(bootstrap: &Bootstrap, addresses: &Addresses) -> Settings {
     let own = addresses.inbound.iter().chain(&addresses.outbound).chain(&addresses.admin);
     Settings {
-        mark,
-        app_source: match interception {
+        mark: bootstrap.mark,
+        workers: bootstrap.workers.max(1),
+        app_source: match &bootstrap.interception {
             Interception::Redirect { .. } => Settings::redirect_sources(),
             Interception::Explicit { .. } => Vec::new(),
         },

@@ -151,6 +151,11 @@ impl Mesh {
         self.apply_read(self.documents.clone());
     }
 
+    /// From now on a pod without a sidecar is somewhere else. Takes effect with the next documents.
+    pub fn move_pod(&mut self, pod: &str, ip: IpAddr) {
+        self.workloads.get_mut(pod).expect("a pod of this mesh").ips = vec![ip];
+    }
+
     /// Sends documents to the control plane, with the pods' addresses filled in. The number that it gives them.
     pub fn apply_read(&self, mut documents: Documents) -> u64 {
         let mut all = pods(&documents);

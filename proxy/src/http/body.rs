@@ -20,6 +20,7 @@ pub struct Exchange {
     received: Cell<u64>,
     uploaded: Cell<bool>,
     broken: Cell<bool>,
+    repeats: Cell<u32>,
 }
 
 impl Exchange {
@@ -30,6 +31,14 @@ impl Exchange {
     /// Whether the client's half of the exchange failed: then the failure is not the upstream's fault.
     pub fn is_broken(&self) -> bool {
         self.broken.get()
+    }
+    /// Counts that the request was sent again after it was lost.
+    pub fn repeated(&self) {
+        self.repeats.set(self.repeats.get().saturating_add(1));
+    }
+    /// How often it was sent again.
+    pub fn repeats(&self) -> u32 {
+        self.repeats.get()
     }
     /// Body bytes from downstream so far.
     pub fn received(&self) -> u64 {

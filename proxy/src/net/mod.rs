@@ -3,6 +3,7 @@
 pub mod copy;
 pub mod dial;
 mod listener;
+pub mod lookup;
 pub mod prefixed;
 pub mod sniff;
 
@@ -23,6 +24,20 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_retries(6);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))
+}
+
+/// When a silent peer is asked whether it is still there, and how often before it counts as dead.
+pub fn set_keepalive(
+    stream: &TcpStream,
+    time: Option<Duration>,
+    interval: Option<Duration>,
+    probes: Option<u32>,
+) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(time.unwrap_or(Duration::from_secs(60)))
+        .with_interval(interval.unwrap_or(Duration::from_secs(10)))
+        .with_retries(probes.unwrap_or(6));
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Makes the coming close a reset (RST): the other side sees an error, never a clean end.

@@ -3,7 +3,7 @@
 //! Labels come from configuration and from verified identities, never from a request, and the number of series is
 //! bounded: what comes after the bound is counted under `other`.
 
-use super::{Direction, Entry, entry::Would};
+use super::{Direction, Entry, entry::Would, upstream_metrics::UpstreamMetrics};
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -114,6 +114,7 @@ pub struct Metrics {
     spans_dropped: Counter,
     span_export_failures: Counter,
     panics: Counter,
+    upstreams: UpstreamMetrics,
 }
 
 impl Default for Metrics {
@@ -148,6 +149,7 @@ impl Default for Metrics {
             spans_dropped: Counter::default(),
             span_export_failures: Counter::default(),
             panics: Counter::default(),
+            upstreams: UpstreamMetrics::default(),
         };
         metrics.register();
         metrics
@@ -325,6 +327,11 @@ impl Metrics {
         self.panics.inc();
     }
 
+    /// What is done about services that fail.
+    pub fn upstreams(&self) -> &UpstreamMetrics {
+        &self.upstreams
+    }
+
     /// OpenMetrics text. `now` gives the age of what we know.
     pub fn encode(&self, now: SystemTime) -> String {
         let heard = self.heard_unix_millis.load(Ordering::Relaxed);
@@ -340,6 +347,7 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
+        self.upstreams.register(registry);
         registry.register(
             "istio_requests",
             "Requests, and connections that carried none",

@@ -1,6 +1,6 @@
 //! One worker: its accept loop and its pool. Everything here stays on one thread.
 
-use super::Shared;
+use super::{Shared, Upstreams};
 use crate::{
     error::ProxyError,
     http::pool::Pool,
@@ -25,6 +25,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Connections for reuse.
     pub pool: Rc<Pool>,
+    /// The services that it calls.
+    pub upstreams: Upstreams,
     /// Mutual-TLS connections, judged again when trust changes and time passes.
     pub open: Rc<Open>,
     /// Tunnels, which outlive the HTTP connection that they began as.
@@ -90,7 +92,8 @@ impl Worker {
         let open = Rc::new(Open::default());
         let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
         drop(tokio::task::spawn_local(judging));
-        Rc::new(Self { shared, pool, open, tunnels: TaskTracker::new() })
+        let upstreams = Upstreams::new(shared.telemetry.clone());
+        Rc::new(Self { shared, pool, upstreams, open, tunnels: TaskTracker::new() })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
