@@ -69,6 +69,7 @@ pub struct Settings {
     pub without_policy: bool,
     /// The folder where each sidecar serves the Workload API, as `<pod>.sock`.
     pub workload_api: Option<PathBuf>,
+    pub drain_deadline: Duration,
 }
 
 impl Default for Settings {
@@ -80,6 +81,7 @@ impl Default for Settings {
             outside: vec![],
             without_policy: false,
             workload_api: None,
+            drain_deadline: Duration::from_secs(1),
         }
     }
 }
@@ -323,7 +325,7 @@ impl Mesh {
             access_log: AccessLogSink::Channel(log_sink),
             otlp_endpoint: settings.otlp_endpoint.clone(),
             certificate_lifetime: None,
-            drain_deadline: Duration::from_secs(1),
+            drain_deadline: settings.drain_deadline,
         })
         .await
         .expect("the sidecar starts");

@@ -27,7 +27,7 @@ GET  /ejections           endpoints that are left out for a time since they fail
 GET  /decisions           the latest denials
 GET  /decisions/<id>      one denial, explained against the policy in force now
 POST /certificates/renew  a new certificate now
-POST /drain               stop accepting; what is in flight may finish
+POST /drain               on the way down: not ready, connections are asked to end, then no new ones
 ";
 
 pub(super) fn front(admin: &Admin) -> Answer {

@@ -38,6 +38,8 @@ pub struct Deadlines {
     pub first: Instant,
     /// Between two requests.
     pub idle: Duration,
+    /// On the way down idle connections last as long as the listener.
+    pub side: drain::Side,
 }
 
 /// Serves one connection until it ends, is drained, loses the trust in its peer, or breaks the protocol; `http2` was sniffed, not negotiated.
@@ -54,15 +56,16 @@ where
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
     let seen = Rc::new(Seen::default());
-    let (mark, standing) = (seen.clone(), watch.clone());
+    let leaving = Rc::new(Cell::new(false));
+    let (mark, standing, leaves) = (seen.clone(), watch.clone(), leaving.clone());
     let service = service_fn(move |request| {
         mark.now();
-        let (answer, standing) = (respond(request), standing.clone());
+        let (answer, standing, leaves) = (respond(request), standing.clone(), leaves.clone());
         async move {
             let mut response = answer.await?;
             // A connection that is closed while it is idle may lose a request that is on its way.
             let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
-            if !goes_on && !standing.takes_more(SystemTime::now()) {
+            if !goes_on && (leaves.get() || !standing.takes_more(SystemTime::now())) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
@@ -71,7 +74,7 @@ where
     let result = if is_http2 {
         serve_http2(stream, deadlines, drain, watch, &seen, service).await
     } else {
-        serve_http1(stream, deadlines, drain, watch, service).await
+        serve_http1(stream, deadlines, drain, watch, &leaving, service).await
     };
     match result {
         Ok(()) => Ok(()),
@@ -119,6 +122,7 @@ async fn serve_http1<S>(
     deadlines: Deadlines,
     drain: &drain::Watch,
     watch: &Watch,
+    leaving: &Cell<bool>,
     service: S,
 ) -> Result<(), End>
 where
@@ -144,9 +148,15 @@ where
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);
+    // A connection that is closed while it is idle may lose a request that is on its way: the next answer closes it.
+    let going = async {
+        drain.started().await;
+        leaving.set(true);
+        drain.closed(deadlines.side).await;
+    };
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(End::Protocol),
-        () = drain.started() => {}
+        () = going => {}
         () = watch.ending() => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -179,12 +189,21 @@ where
         .keep_alive_timeout(Duration::from_secs(20))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
+    // Accepted on the way down: its first request is served all the same.
+    let is_late = drain.is_draining();
+    let leaving = async {
+        drain.started().await;
+        if is_late {
+            seen.first().await;
+        }
+    };
+    let mut leaving = pin!(leaving);
     let mut late = pin!(tokio::time::sleep_until(deadlines.first));
     let mut waiting = true;
     loop {
         tokio::select! {
             ended = connection.as_mut() => return ended.map_err(End::Protocol),
-            () = drain.started() => break,
+            () = leaving.as_mut() => break,
             () = watch.ending() => break,
             // Before the first request hyper would close at once, and lose it.
             () = async { watch.left().await; seen.first().await } => break,

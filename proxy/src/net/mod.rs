@@ -40,6 +40,26 @@ pub fn set_keepalive(
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
+/// Whether somebody listens there: then it cannot be bound. Nobody is called, so nobody notices. What cannot be told counts as
+/// taken, but an address family that this machine does not have.
+pub fn is_taken(address: std::net::SocketAddr) -> bool {
+    let probe = || {
+        let socket =
+            socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Connections of before that are still ending do not count.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    let is_absent = |error: &io::Error| {
+        let code = error.raw_os_error();
+        code == Some(nix::libc::EAFNOSUPPORT) || code == Some(nix::libc::EADDRNOTAVAIL)
+    };
+    probe().is_err_and(|error| !is_absent(&error))
+}
+
 /// Makes the coming close a reset (RST): the other side sees an error, never a clean end.
 pub fn reset_on_close(stream: &TcpStream) {
     // A failure means that the socket is dead already.

@@ -6,6 +6,7 @@ mod reach;
 mod tcp;
 
 use crate::{
+    drain::Side,
     error::ProxyError,
     net::{Accepted, Listener, Prefixed, reset_on_close, sniff, sniff::Application},
     state::Destination,
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 
 /// Serves one outbound listener until the drain is over. Same conditions as [`crate::inbound::serve`].
 pub async fn serve(listener: Listener, shared: Arc<Shared>) {
-    Worker::new(shared).accept_all(listener, connection).await;
+    Worker::new(shared, Side::Outbound).accept_all(listener, connection).await;
 }
 
 async fn connection(worker: Rc<Worker>, accepted: Accepted) {

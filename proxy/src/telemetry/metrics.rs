@@ -250,6 +250,15 @@ impl Metrics {
         self.connections_open.get_or_create(&ReporterLabels { reporter: direction.reporter() }).dec();
     }
 
+    /// Connections that are open now, of both directions.
+    pub fn connections_open(&self) -> i64 {
+        let open = |direction: Direction| {
+            let labels = ReporterLabels { reporter: direction.reporter() };
+            self.connections_open.get_or_create(&labels).get()
+        };
+        open(Direction::Inbound) + open(Direction::Outbound)
+    }
+
     /// A certificate was obtained, or obtaining one failed.
     pub fn certificate_renewed(&self, is_success: bool) {
         let result = if is_success { "success" } else { "failure" };

@@ -31,7 +31,8 @@ pub async fn serve<F, R>(
 {
     record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
     let watch = record.watch().clone();
-    let deadlines = Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request };
+    let deadlines =
+        Deadlines { first: deadline, idle: worker.shared.settings.limits.next_request, side: worker.side };
     let record = Rc::new(RefCell::new(record));
     let requests = record.clone();
     let respond = move |request| respond(request, requests.borrow_mut().request());

@@ -2,6 +2,7 @@
 
 use super::{Shared, Upstreams};
 use crate::{
+    drain::Side,
     error::ProxyError,
     http::pool::Pool,
     net::{Accepted, Listener},
@@ -23,6 +24,8 @@ use tokio_util::task::TaskTracker;
 pub struct Worker {
     /// The surroundings.
     pub shared: Arc<Shared>,
+    /// Whose calls it serves.
+    pub side: Side,
     /// Connections for reuse.
     pub pool: Rc<Pool>,
     /// The services that it calls.
@@ -86,14 +89,14 @@ fn move_on(open: &Open, store: &Store) {
 
 impl Worker {
     /// A worker with an empty pool, swept from now on.
-    pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+    pub fn new(shared: Arc<Shared>, side: Side) -> Rc<Self> {
         let pool = Pool::new(shared.settings.limits.idle);
         pool.keep_swept(shared.store.clone());
         let open = Rc::new(Open::default());
         let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
         drop(tokio::task::spawn_local(judging));
         let upstreams = Upstreams::new(shared.telemetry.clone());
-        Rc::new(Self { shared, pool, upstreams, open, tunnels: TaskTracker::new() })
+        Rc::new(Self { shared, side, pool, upstreams, open, tunnels: TaskTracker::new() })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
@@ -117,7 +120,7 @@ impl Worker {
         Ok(watch)
     }
 
-    /// Accepts until the drain starts, then waits for what is in flight until the drain is over. A panic ends one connection.
+    /// Accepts until the drain closes this side, then waits for what is in flight until the drain is over. A panic ends one connection.
     pub async fn accept_all<J, F>(self: Rc<Self>, listener: Listener, journey: J)
     where
         J: Fn(Rc<Self>, Accepted) -> F,
@@ -129,10 +132,12 @@ impl Worker {
         };
         let drain = &self.shared.drain;
         let mut connections = JoinSet::new();
+        let closed = drain.closed(self.side);
+        tokio::pin!(closed);
         loop {
             let has_room = connections.len() < self.shared.settings.limits.connections;
             tokio::select! {
-                () = drain.started() => break,
+                () = &mut closed => break,
                 Some(ended) = connections.join_next() => self.report(ended),
                 accepted = acceptor.accept(), if has_room => {
                     drop(connections.spawn_local(journey(self.clone(), accepted)));
