@@ -29,6 +29,8 @@ pub enum Fault {
     Status(u16),
     /// Reads the whole request and resets the connection.
     ResetAfterRequest,
+    /// Answers as if the connection stayed, and closes it.
+    CloseAfterAnswer,
     /// Answers after a while.
     Slow(Duration),
     /// Answers when it is told to.
@@ -47,6 +49,7 @@ struct Seen {
     posts: Vec<String>,
     versions: Vec<String>,
     connections: usize,
+    closed: usize,
     refused: usize,
 }
 
@@ -112,6 +115,10 @@ impl Faulty {
     /// Connections accepted.
     pub fn connections(&self) -> usize {
         self.state.seen.lock().unwrap().connections
+    }
+    /// Connections that it closed after an answer.
+    pub fn closed(&self) -> usize {
+        self.state.seen.lock().unwrap().closed
     }
     /// Requests that it said not to have processed.
     pub fn refused(&self) -> usize {
@@ -206,6 +213,11 @@ impl Faulty {
             };
             let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: 2\r\n\r\nok");
             stream.write_all(answer.as_bytes()).await?;
+            if *self.state.fault.lock().unwrap() == Fault::CloseAfterAnswer {
+                drop(stream);
+                self.state.seen.lock().unwrap().closed += 1;
+                return Ok(());
+            }
         }
     }
 

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_tests::{
-    Mesh, Request,
+    Mesh, Request, client,
     faulty::{Fault, Faulty},
     ports,
     scenario::{mode, namespace},
 };
 use serde_json::json;
 use std::{collections::HashSet, time::Duration};
+use tokio::net::TcpStream;
 
 /// A caller `front`, and a service `back` of so many endpoints outside of injection, whose places faulty apps take.
 fn documents(endpoints: usize, rule: &str) -> String {
@@ -246,6 +247,65 @@ async fn a_connection_carries_no_more_requests_than_its_rule_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_that_was_closed_meanwhile_costs_no_post() {
+    let (mesh, apps) = start(1, "").await;
+    apps[0].set(Fault::CloseAfterAnswer);
+    for id in 0..200 {
+        assert_eq!(call(&mesh, "POST", id).body("x").send().await.unwrap().status, 200, "POST {id}");
+        // From here on the end of the connection is in the sidecar's socket, whether or not it has looked.
+        postern_tests::mesh::within("the app has closed", async {
+            while apps[0].closed() <= id {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    assert_no_duplicates(&apps);
+    assert_eq!(apps[0].ids().len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_go_elsewhere_when_nobody_is_there_and_are_limited_and_ended_like_requests() {
+    let tcp = |rule: &str| documents(2, rule).replace("name: http, port: 80", "name: tcp, port: 80");
+    let rule = "connectionPool: {tcp: {maxConnections: 1, idleTimeout: 400ms}}";
+    let (mut mesh, apps) = start(2, rule).await;
+    mesh.apply(&tcp(rule)).await;
+    apps[0].set(Fault::Refuse);
+    let (entry, host) = mesh.entry("front", "back");
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nx-id: 1\r\n\r\n");
+    let ask = async |stream: &mut TcpStream| {
+        client::exchange_until(stream, request.as_bytes(), b"ok").await.map(|answer| answer.len())
+    };
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(entry).await.unwrap();
+        assert!(ask(&mut stream).await.unwrap() > 0);
+        drop(stream);
+        // The next one has its place only when this one is gone.
+        postern_tests::mesh::within("it has ended", async {
+            while open_connections(&mesh).await > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    }
+    let mut first = TcpStream::connect(entry).await.unwrap();
+    assert!(ask(&mut first).await.unwrap() > 0);
+    let seen = apps[1].ids().len();
+    // Refused so soon that not even the connecting may be over.
+    if let Ok(mut second) = TcpStream::connect(entry).await {
+        assert!(ask(&mut second).await.map_or(true, |length| length == 0), "one connection at a time");
+    }
+    let line = mesh.access_log("front").next_with(&[("flags", json!("UO"))]).await;
+    assert!(line["reason"].as_str().unwrap().contains("maxConnections"), "{line}");
+    assert_eq!(apps[1].ids().len(), seen, "what was refused must not arrive");
+    // Silence ends the first one, and not before its time.
+    let began = std::time::Instant::now();
+    assert!(client::exchange_until(&mut first, b"", b"more").await.map_or(true, |bytes| bytes.is_empty()));
+    assert!(began.elapsed() > Duration::from_millis(200), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http1_travels_as_http2_where_the_rule_says_upgrade() {
     for (rule, version) in [
         ("connectionPool: {http: {h2UpgradePolicy: UPGRADE}}", "HTTP/2.0"),
@@ -296,6 +356,12 @@ async fn tls_disable_speaks_plaintext_and_istio_mutual_calls_nobody_without_a_si
 async fn admin(mesh: &Mesh, path: &str) -> serde_json::Value {
     let admin = mesh.workload("front").admin();
     Request::new(admin, admin.to_string()).path(path).send().await.unwrap().json()
+}
+
+async fn open_connections(mesh: &Mesh) -> u64 {
+    let metrics = metrics(mesh).await;
+    let line = metrics.lines().find(|line| line.starts_with("postern_connections_open{reporter=\"source\"}"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
 async fn metrics(mesh: &Mesh) -> String {

@@ -242,3 +242,26 @@ async fn an_entry_is_seen_only_where_it_is_exported_to() {
     assert_eq!(call(&mesh, "checkout-api").await, 502);
     assert_eq!(app.received().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_without_addresses_is_answered_at_once_and_leads_nowhere_else() {
+    let (app, port) = outsider(Speech::Http).await;
+    // RFC 6761: no resolver has addresses for `invalid`.
+    let gone = entry(
+        "gone",
+        &format!(
+            "hosts: [files.example.com], resolution: DNS, endpoints: [{{address: nobody.invalid}}], \
+             ports: [{{number: {port}, name: http, protocol: HTTP}}]"
+        ),
+    );
+    let dialled = SocketAddr::from(([127, 0, 0, 1], port));
+    let mesh = start(&(mode("ALLOW_ANY") + &gone), &[("out", dialled)]).await;
+    let began = std::time::Instant::now();
+    let answer = mesh.request("checkout-api", "out").host("files.example.com").send().await.unwrap();
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (503, Some("no-endpoint")));
+    assert!(began.elapsed() < std::time::Duration::from_secs(6), "{:?}", began.elapsed());
+    assert_eq!(app.received().len(), 0, "the dialled address is no substitute");
+    // The twin: another name passes, as it is.
+    let answer = mesh.request("checkout-api", "out").host("other.example.com").send().await.unwrap();
+    assert_eq!(answer.status, 200);
+}

@@ -124,3 +124,18 @@ async fn an_idle_mesh_is_used_evenly_whatever_the_balance() {
         assert!(seen.iter().all(|count| *count > 700), "{balance:?} {seen:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_cost_of_a_pick_does_not_grow_with_the_endpoints() {
+    for count in [10, 100, 1000, 10_000] {
+        let (upstream, all, traffic) = (upstream(), endpoints(count), Traffic::default());
+        let mut draws = 0;
+        let random = |n: usize| {
+            draws += 1;
+            n / 2
+        };
+        pick(&upstream, &all, &[], &traffic, Instant::now(), random).unwrap();
+        // Whoever is looked at is remembered.
+        assert_eq!((draws, upstream.known()), (2, 2), "{count} endpoints");
+    }
+}

@@ -114,6 +114,11 @@ impl Upstream {
         });
     }
 
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.endpoints.borrow().len()
+    }
+
     pub(super) fn next_turn(&self) -> usize {
         self.turn.replace(self.turn.get().wrapping_add(1))
     }
