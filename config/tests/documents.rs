@@ -249,7 +249,7 @@ fn each_mistake_has_its_code_place_and_remedy() {
         ("kind: Pod".into(), "PST0110", 1, "no `apiVersion`", "add `apiVersion:`"),
         ("apiVersion: v1\nkin: Pod".into(), "PST0110", 1, "no `kind`", "`kin` should be `kind`"),
         (
-            "apiVersion: networking.istio.io/v1\nkind: DestinationRule".into(),
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService".into(),
             "PST0201",
             2,
             "not enforced yet",

@@ -3,6 +3,8 @@
 //! Control, identity, telemetry and admin run on the runtime that calls [`start`]; each data-plane worker is a thread of its
 //! own with a single-threaded runtime and listeners of its own (`SO_REUSEPORT`), so that no scrape or push delays a request.
 
+mod departure;
+
 use crate::{
     admin::{self, Admin, Door},
     bootstrap::{Bootstrap, Failure, Interception, resources::Resources},
@@ -23,6 +25,7 @@ use crate::{
     },
 };
 use anyhow::Context;
+use departure::Departure;
 use postern_identity::{Bundle, TrustDomain};
 use rustls_pki_types::UnixTime;
 use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
@@ -108,6 +111,14 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     }
     let keeping =
         folder.map(|folder| kept::follow(folder, store.clone(), destinations.clone(), stop.clone()));
+    let settings = settings(&bootstrap, &addresses);
+    let departure = Departure {
+        trigger: trigger.clone(),
+        draining: draining.clone(),
+        store: store.clone(),
+        telemetry: telemetry.clone(),
+        app: app_addresses(&bootstrap.interception),
+    };
     let source = match bootstrap.identity_from {
         Some(socket) => Source::Agent(Box::new(Agent::new(socket, control.trust_domain.clone()))),
         None => Source::Authority(Authority {
@@ -132,7 +143,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         store: store.clone(),
         destinations: destinations.clone(),
         telemetry: telemetry.clone(),
-        settings: settings(&bootstrap.interception, &addresses, bootstrap.mark),
+        settings,
         governor: governor.clone(),
         drain: draining.clone(),
     });
@@ -157,6 +168,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         drain_deadline: bootstrap.drain_deadline,
         stop: stop.clone(),
         tasks: vec![
+            tokio::spawn(departure.follow(stop.clone())),
             tokio::spawn(identity.run(stop.clone())),
             tokio::spawn(subscriber.run(stop.clone())),
             tokio::spawn(admin::serve(admin_listener, Door::Admin, admin.clone(), stop.clone())),
@@ -192,7 +204,8 @@ impl Sidecar {
         self.ready.wait().await;
     }
 
-    /// Stops accepting, lets requests in flight finish until the deadline, and writes what is left to write.
+    /// Not ready from now on, and every connection is asked to end. Accepts inbound connections for a while, and outbound ones until
+    /// the app is gone; lets what is in flight finish until the deadline, and writes what is left to write.
     pub async fn drain(mut self) {
         let _not_ready = self.ready.block("draining");
         self.trigger.start(self.drain_deadline);
@@ -245,16 +258,25 @@ fn control_plane(bootstrap: &Bootstrap) -> anyhow::Result<ControlPlane> {
         .map_err(anyhow::Error::msg)
 }
 
-fn settings(interception: &Interception, addresses: &Addresses, mark: Option<u32>) -> Settings {
+fn settings(bootstrap: &Bootstrap, addresses: &Addresses) -> Settings {
     let own = addresses.inbound.iter().chain(&addresses.outbound).chain(&addresses.admin);
     Settings {
-        mark,
-        app_source: match interception {
+        mark: bootstrap.mark,
+        workers: bootstrap.workers.max(1),
+        app_source: match &bootstrap.interception {
             Interception::Redirect { .. } => Settings::redirect_sources(),
             Interception::Explicit { .. } => Vec::new(),
         },
         own_ports: own.map(SocketAddr::port).collect(),
         ..Settings::default()
+    }
+}
+
+/// Where the app listens, when that is said; otherwise its ports are those that services declare.
+fn app_addresses(interception: &Interception) -> Vec<SocketAddr> {
+    match interception {
+        Interception::Redirect { .. } => Vec::new(),
+        Interception::Explicit { inbound, .. } => inbound.iter().map(|(_, app)| *app).collect(),
     }
 }
 

@@ -58,6 +58,8 @@ pub enum ProxyError {
     Blocked(std::net::SocketAddr),
     #[error("destination {0} could not be resolved in time")]
     ResolveTimeout(std::net::SocketAddr),
+    #[error("as much is under way to the service as {0} allows")]
+    CircuitOpen(&'static str),
     #[error("connect to {address} failed: {cause}")]
     Connect { address: std::net::SocketAddr, cause: std::io::Error },
     #[error("TLS to {address} failed: {cause}")]
@@ -134,9 +136,10 @@ rows! {
     MISDIRECTED: "misdirected", Downstream, false, 421, 3, "DPE", INFO, "misdirected request", "The TLS connection was opened for one host name and the request names another. Open a connection for each host, or none with a server name.";
     FLOOD: "flood", Downstream, false, 429, 8, "DPE", INFO, "enhance your calm", "More HTTP/2 frames that carry nothing (WINDOW_UPDATE, PRIORITY, PING, SETTINGS, unknown types) than any honest peer sends. The connection was ended with GOAWAY and ENHANCE_YOUR_CALM.";
     DENIED: "policy-denied", Policy, false, 403, 7, "-", INFO, "RBAC: access denied", "An AuthorizationPolicy denies the call. The access log names policy and rule; GET /decisions/<id> on the admin port explains the decision.";
-    NO_ENDPOINT: "no-endpoint", Upstream, true, 503, 14, "UH", WARN, "no healthy upstream", "The service has no endpoints. Check that its selector matches running pods.";
-    BLOCKED: "outbound-blocked", Policy, false, 502, 7, "UH", INFO, "outbound traffic blocked", "outboundTrafficPolicy is REGISTRY_ONLY and the destination is not a service of the mesh.";
+    NO_ENDPOINT: "no-endpoint", Upstream, true, 503, 14, "UH", WARN, "no healthy upstream", "The service has no endpoints, or all are ejected (outlierDetection; GET /ejections on the admin port lists them). Check that its selector matches running pods, or that the name of the ServiceEntry can be looked up.";
+    BLOCKED: "outbound-blocked", Policy, false, 502, 7, "UH", INFO, "outbound traffic blocked", "outboundTrafficPolicy is REGISTRY_ONLY and the destination is neither a service of the mesh nor a name or address of a ServiceEntry that this namespace sees.";
     RESOLVE_TIMEOUT: "resolve-timeout", Us, true, 503, 14, "NC", WARN, "destination unknown", "The control plane did not say in time where the destination is. Is it reachable?";
+    CIRCUIT_OPEN: "circuit-open", Upstream, false, 503, 14, "UO", WARN, "upstream overloaded", "As many requests or connections are under way to the service as connectionPool of its DestinationRule allows; the log names the limit. The answer carries x-envoy-overloaded: true.";
     CONNECT: "connect-failure", Upstream, true, 503, 14, "UF", WARN, "upstream connect error", "No TCP connection to the application or endpoint. Is it running, and listening on this port?";
     UPSTREAM_TLS: "upstream-tls", Upstream, true, 503, 14, "UF", WARN, "upstream connect error", "The other end did not prove the expected identity; the request was not sent. The log names what it showed.";
     UPSTREAM_REFUSED: "upstream-refused", Upstream, true, 503, 14, "UF", WARN, "upstream connect error", "The certificate of the other end breaks a rule of SPIFFE, is not signed by a trusted authority, or belongs to somebody else; the request was not sent. The log names the rule and the identity.";
@@ -173,6 +176,7 @@ impl ProxyError {
             Self::NoEndpoint(_) => &NO_ENDPOINT,
             Self::Blocked(_) => &BLOCKED,
             Self::ResolveTimeout(_) => &RESOLVE_TIMEOUT,
+            Self::CircuitOpen(_) => &CIRCUIT_OPEN,
             Self::Connect { .. } => &CONNECT,
             Self::UpstreamTls { .. } => &UPSTREAM_TLS,
             Self::UpstreamRefused { .. } => &UPSTREAM_REFUSED,
@@ -273,6 +277,7 @@ mod tests {
             ProxyError::NoEndpoint(String::new()),
             ProxyError::Blocked(address),
             ProxyError::ResolveTimeout(address),
+            ProxyError::CircuitOpen(""),
             ProxyError::Connect { address, cause: std::io::Error::other("") },
             ProxyError::UpstreamTls { address, cause: String::new() },
             ProxyError::UpstreamReset(String::new()),

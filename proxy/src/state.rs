@@ -7,7 +7,9 @@ pub use credentials::{Credentials, PrivateKey};
 use crate::error::ProxyError;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use postern_config::{Snapshot, snapshot::Protocol};
+use postern_config::{
+    Snapshot, documents::destination_rule::Traffic, matchers::AddressBlock, snapshot::Protocol,
+};
 use postern_identity::{KeyId, SpiffeId, TrustBundles};
 use std::{
     collections::BTreeSet,
@@ -40,11 +42,24 @@ pub enum Destination {
     Outside {
         /// `outboundTrafficPolicy: REGISTRY_ONLY`.
         blocked: bool,
+        /// Something outside is called by its name on this port: the name is asked for before anything passes.
+        by_name: bool,
     },
 }
 
-/// A service and its endpoints.
-#[derive(Clone, Debug, PartialEq)]
+impl Destination {
+    /// What a DestinationRule says of calls to it; the defaults for a workload that is called by its own address.
+    pub fn traffic(&self) -> &Traffic {
+        static DEFAULT: std::sync::LazyLock<Traffic> = std::sync::LazyLock::new(Traffic::default);
+        match self {
+            Self::Service(service) => &service.traffic,
+            Self::Workload(_) | Self::Outside { .. } => &DEFAULT,
+        }
+    }
+}
+
+/// A service, or something outside that a ServiceEntry names, and its endpoints.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceTarget {
     /// Namespace.
     pub namespace: String,
@@ -58,6 +73,30 @@ pub struct ServiceTarget {
     pub protocol: Protocol,
     /// Where to go; may be empty.
     pub endpoints: Vec<Endpoint>,
+    /// Names whose addresses are endpoints as well.
+    pub lookups: Vec<Lookup>,
+    /// How many of the endpoints, the last ones, were looked up.
+    pub looked_up: usize,
+    /// Where the address that the caller dialled is the endpoint.
+    pub original_within: Vec<AddressBlock>,
+    /// What a DestinationRule says of calls.
+    pub traffic: Arc<Traffic>,
+}
+
+/// A name to look up, and the port to dial there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// DNS name.
+    pub name: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// Something outside the mesh: plain, and what it speaks is not known.
+    pub fn outside(dial: SocketAddr) -> Self {
+        Self { workload: String::new(), dial, port: dial.port(), identity: None, protocol: Protocol::Auto }
+    }
 }
 
 /// One port of one workload.

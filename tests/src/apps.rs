@@ -41,6 +41,7 @@ struct Seen {
     connections: usize,
     requests: Vec<Received>,
     bytes: Vec<u8>,
+    listening: Vec<tokio::task::JoinHandle<()>>,
 }
 
 /// What one workload's app, on all its ports, has received.
@@ -79,10 +80,19 @@ impl App {
         self.0.lock().unwrap().bytes.clone()
     }
 
-    /// Serves on a listener until the runtime ends.
+    /// Closes all listeners; connections stay.
+    pub async fn stop_listening(&self) {
+        let listening = std::mem::take(&mut self.0.lock().unwrap().listening);
+        for accepting in listening {
+            accepting.abort();
+            let _ = accepting.await;
+        }
+    }
+
+    /// Serves on a listener until it is told to stop, or the runtime ends.
     pub fn serve(&self, listener: TcpListener, speech: Speech) {
         let app = self.clone();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
             while let Ok((stream, from)) = listener.accept().await {
                 app.0.lock().unwrap().connections += 1;
                 let app = app.clone();
@@ -95,6 +105,7 @@ impl App {
                 });
             }
         });
+        self.0.lock().unwrap().listening.push(accepting);
     }
 
     async fn http(&self, stream: TcpStream, from: SocketAddr) -> io::Result<()> {

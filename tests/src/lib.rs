@@ -8,6 +8,7 @@ pub mod client;
 pub mod envoy;
 pub mod envoy_grid;
 pub mod envoy_rbac;
+pub mod faulty;
 pub mod foreign;
 pub mod load;
 pub mod log;

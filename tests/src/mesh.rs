@@ -72,6 +72,7 @@ pub struct Settings {
     pub without_policy: bool,
     /// The folder where each sidecar serves the Workload API, as `<pod>.sock`.
     pub workload_api: Option<PathBuf>,
+    pub drain_deadline: Duration,
 }
 
 impl Default for Settings {
@@ -83,6 +84,7 @@ impl Default for Settings {
             outside: vec![],
             without_policy: false,
             workload_api: None,
+            drain_deadline: Duration::from_secs(1),
         }
     }
 }
@@ -152,6 +154,11 @@ impl Mesh {
         let listeners: Vec<String> = listeners.iter().map(|(port, at)| format!("{port}={at}")).collect();
         self.workloads.get_mut(pod).expect("a pod of this mesh").annotation = Some(listeners.join(","));
         self.apply_read(self.documents.clone());
+    }
+
+    /// From now on a pod without a sidecar is somewhere else. Takes effect with the next documents.
+    pub fn move_pod(&mut self, pod: &str, ip: IpAddr) {
+        self.workloads.get_mut(pod).expect("a pod of this mesh").ips = vec![ip];
     }
 
     /// Sends documents to the control plane, with the pods' addresses filled in. The number that it gives them.
@@ -325,7 +332,7 @@ impl Mesh {
             access_log: AccessLogSink::Channel(log_sink),
             otlp_endpoint: settings.otlp_endpoint.clone(),
             certificate_lifetime: None,
-            drain_deadline: Duration::from_secs(1),
+            drain_deadline: settings.drain_deadline,
         })
         .await
         .expect("the sidecar starts");

@@ -16,6 +16,8 @@ struct Kind {
 }
 
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+const NETWORKING: &[&str] =
+    &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
 const KINDS: &[Kind] = &[
     Kind { name: "Namespace", api_versions: &["v1"], schema: schema::kubernetes::NAMESPACE },
     Kind { name: "ServiceAccount", api_versions: &["v1"], schema: schema::kubernetes::SERVICE_ACCOUNT },
@@ -26,6 +28,8 @@ const KINDS: &[Kind] = &[
     Kind { name: "List", api_versions: &["v1"], schema: schema::kubernetes::LIST },
     Kind { name: "PeerAuthentication", api_versions: SECURITY, schema: schema::istio::PEER_AUTHENTICATION },
     Kind { name: "AuthorizationPolicy", api_versions: SECURITY, schema: schema::istio::AUTHORIZATION_POLICY },
+    Kind { name: "ServiceEntry", api_versions: NETWORKING, schema: schema::networking::SERVICE_ENTRY },
+    Kind { name: "DestinationRule", api_versions: NETWORKING, schema: schema::networking::DESTINATION_RULE },
     Kind { name: "PolicyTest", api_versions: &["postern.dev/v1"], schema: schema::postern::POLICY_TEST },
     Kind {
         name: "ClusterFederatedTrustDomain",
@@ -37,9 +41,7 @@ const KINDS: &[Kind] = &[
 /// Istio's kinds that Postern does not act on yet.
 const NOT_ENFORCED: &[&str] = &[
     "RequestAuthentication",
-    "DestinationRule",
     "VirtualService",
-    "ServiceEntry",
     "Gateway",
     "Sidecar",
     "EnvoyFilter",
@@ -267,6 +269,13 @@ impl Intake<'_, '_> {
                     origin,
                     decode::istio::authorization_policy(node),
                 );
+            }
+            "ServiceEntry" => {
+                push(&mut self.documents.service_entries, origin, decode::networking::service_entry(node));
+            }
+            "DestinationRule" => {
+                let rule = decode::networking::destination_rule(node);
+                push(&mut self.documents.destination_rules, origin, rule);
             }
             "PolicyTest" => {
                 let test = decode::policy_test::policy_test(node, &origin.file);

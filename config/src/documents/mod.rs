@@ -6,6 +6,7 @@ use crate::{problem::Problem, validate};
 
 pub mod authorization_policy;
 mod decode;
+pub mod destination_rule;
 pub mod federation;
 mod intake;
 pub mod kubernetes;
@@ -16,6 +17,7 @@ mod places;
 pub mod policy_test;
 pub(crate) mod report;
 pub(crate) mod schema;
+pub mod service_entry;
 mod tree;
 
 pub use authorization_policy::AuthorizationPolicy;
@@ -23,12 +25,14 @@ pub(crate) use decode::{
     istio::{DRY_RUN, authorization_policy as decode_policy, go_bool},
     kubernetes::pod_field,
 };
+pub use destination_rule::DestinationRule;
 pub use federation::FederatedTrustDomain;
 pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount};
 pub use mesh_config::MeshConfig;
 pub use peer_authentication::PeerAuthentication;
 pub use places::Places;
 pub use policy_test::PolicyTest;
+pub use service_entry::ServiceEntry;
 
 /// Where a document was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -65,6 +69,10 @@ pub struct Documents {
     pub peer_authentications: Vec<Located<PeerAuthentication>>,
     /// `AuthorizationPolicy`
     pub authorization_policies: Vec<Located<AuthorizationPolicy>>,
+    /// `ServiceEntry`
+    pub service_entries: Vec<Located<ServiceEntry>>,
+    /// `DestinationRule`
+    pub destination_rules: Vec<Located<DestinationRule>>,
     /// `PolicyTest`: for `postern test`, of no effect on anything that runs.
     pub policy_tests: Vec<Located<PolicyTest>>,
     /// `ClusterFederatedTrustDomain`

@@ -80,8 +80,10 @@ pub fn of_interest(node: &Node, limit: usize) -> Vec<(String, Place)> {
     if let Some(namespace) = node.at("metadata.namespace") {
         found.add(|| "metadata.namespace".into(), namespace.place);
     }
-    if let Some((key, _)) = node.get("spec").and_then(|spec| spec.entry("selector")) {
-        found.add(|| "spec.selector".into(), key.place);
+    for name in ["selector", "trafficPolicy"] {
+        if let Some((key, _)) = node.get("spec").and_then(|spec| spec.entry(name)) {
+            found.add(|| format!("spec.{name}"), key.place);
+        }
     }
     for path in [
         "spec.serviceAccountName",

@@ -180,6 +180,12 @@ codes! {
     BAD_FEDERATION "PST0317" Error "bad federation"
         "A ClusterFederatedTrustDomain names whose certificates are to be trusted and where the authorities of that domain are published. The endpoint is an https URL without user information; `https_spiffe` needs the SPIFFE ID of the endpoint and authorities to recognise it by (`trustDomainBundle`, or the federation with the endpoint's own trust domain). The mesh's own trust domain, its aliases and `cluster.local`, which stands for it in principals, cannot be foreign at the same time, and no trust domain is federated twice."
         "The finding says which of these is not so.";
+    BAD_SERVICE_ENTRY "PST0318" Error "bad ServiceEntry"
+        "A ServiceEntry says by which names (`hosts`), addresses and ports something outside the mesh is called, and how it is found (`resolution`). Names are DNS names, a wildcard is the whole first label (`*.example.com`), and what the resolution needs must be there: STATIC needs endpoints with IP addresses, DNS needs names that can be looked up, NONE has no endpoints."
+        "The finding says which of these is not so.";
+    BAD_TRAFFIC_POLICY "PST0319" Error "bad traffic policy"
+        "A DestinationRule sets how callers treat a destination: numbers that are not negative, percentages of at most 100, durations such as `10s` or `250ms`, ports once each. The modes of `tls` that Postern speaks are DISABLE and ISTIO_MUTUAL; an application's own TLS passes through as it is."
+        "The finding says which value to change.";
     DUPLICATE_OBJECT "PST0401" Error "two objects with one name"
         "Two documents have the same kind, namespace and name."
         "Rename one of the two, or remove it.";
@@ -231,6 +237,9 @@ codes! {
     ALLOWS_FOREIGN "PST0417" Warning "namespace that a federated domain has, too"
         "`namespaces` and `serviceAccounts` match in any trust domain, as in Istio. Once another trust domain is federated, its workloads are let in by such a source of an ALLOW rule when their namespace or account has the same name, and who gives out those names is somebody else."
         "Add `trustDomains: [...]` with the mesh's own beside it, or write `principals`; suppress the warning where both domains are meant.";
+    PLAIN_TO_STRICT "PST0418" Warning "plaintext to a STRICT workload"
+        "A DestinationRule with `tls: {mode: DISABLE}` makes sidecars call in plaintext, and a workload behind the host takes mutual TLS only: every call is refused."
+        "Remove `tls` (sidecars use mutual TLS by themselves wherever the other end has it), or make the port PERMISSIVE.";
     SPIFFE_PREFIX "PST0501" Warning "spiffe:// in a principal"
         "Istio adds `spiffe://` itself, so that a value that has it never matches."
         "Write the principal without it: `cluster.local/ns/NAMESPACE/sa/ACCOUNT`.";

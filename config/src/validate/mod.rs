@@ -14,6 +14,7 @@ use crate::{
 mod advice;
 mod conditions;
 mod coverage;
+mod destination_rules;
 mod federation;
 mod hyphens;
 mod mesh;
@@ -25,6 +26,7 @@ mod policy_tests;
 mod ports;
 mod references;
 mod relations;
+mod service_entries;
 mod suppressions;
 mod values;
 
@@ -41,6 +43,8 @@ pub(crate) fn document(report: &mut Report<'_>, kind: &str, node: &Node) {
         "PolicyTest" => policy_tests::policy_test(report, node),
         "PeerAuthentication" => peers::peer_authentication(report, node),
         "AuthorizationPolicy" => policies::authorization_policy(report, node),
+        "ServiceEntry" => service_entries::service_entry(report, node),
+        "DestinationRule" => destination_rules::destination_rule(report, node),
         "ClusterFederatedTrustDomain" => federation::federated_trust_domain(report, node),
         _ => {}
     }

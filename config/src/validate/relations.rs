@@ -1,5 +1,5 @@
 //! What is wrong between documents: names used twice, references that lead nowhere, scopes that overlap.
-use super::{federation, ports, references};
+use super::{destination_rules, federation, ports, references};
 use crate::{
     documents::{
         AuthorizationPolicy, Documents, Located, Metadata, Origin, Pod,
@@ -24,6 +24,8 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     found.twice("Pod", &documents.pods, |d| &d.metadata);
     found.twice("PeerAuthentication", &documents.peer_authentications, |d| &d.metadata);
     found.twice("AuthorizationPolicy", &documents.authorization_policies, |d| &d.metadata);
+    found.twice("ServiceEntry", &documents.service_entries, |d| &d.metadata);
+    found.twice("DestinationRule", &documents.destination_rules, |d| &d.metadata);
     found.attest_uids();
     found.twice("ClusterFederatedTrustDomain", &documents.federated_trust_domains, |d| &d.metadata);
     found.service_accounts();
@@ -33,6 +35,7 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     found.same_policies();
     references::check(&mut found);
     federation::relations(&mut found);
+    destination_rules::relations(&mut found);
     ports::check(&mut found);
     found.finish()
 }

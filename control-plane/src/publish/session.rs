@@ -10,14 +10,13 @@ use super::{
 };
 use crate::{
     attest::{AttestError, still_good},
-    registry::Index,
+    registry::{Index, destination::Asked},
 };
 use postern_api::v1::{self, control_message, sidecar_message};
 use postern_identity::Peer;
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -149,7 +148,7 @@ struct Session<'a> {
     bundles: Sent,
     trust: Option<Arc<Trust>>,
     inbound: Sent,
-    destinations: HashMap<String, (SocketAddr, Sent)>,
+    destinations: HashMap<String, (Asked, Sent)>,
     /// Updates without an answer, by nonce; at most one for each resource.
     unanswered: HashMap<String, Resource>,
     next_nonce: u64,
@@ -251,12 +250,12 @@ impl<'a> Session<'a> {
         let stale: Vec<_> = self
             .destinations
             .iter()
-            .map(|(address, (original, sent))| (index.destination(address, *original), *original, sent))
+            .map(|(address, (asked, sent))| (index.destination(address, asked, &self.namespace), asked, sent))
             .filter(|(resolved, _, sent)| resolved.version != sent.version)
-            .map(|(resolved, original, _)| (resolved, original))
+            .map(|(resolved, asked, _)| (resolved, asked.clone()))
             .collect();
-        for (resolved, original) in stale {
-            self.send_destination(resolved, original).await?;
+        for (resolved, asked) in stale {
+            self.send_destination(resolved, asked).await?;
         }
         self.row.update(|status| status.documents = index.number);
         Ok(())
@@ -301,11 +300,11 @@ impl<'a> Session<'a> {
         if self.destinations.contains_key(&address) {
             return Ok(());
         }
-        let original: SocketAddr = match address.parse() {
-            Ok(original) if address.len() <= MAX_NAME => original,
+        let asked = match Asked::parse(&address) {
+            Some(asked) if address.len() <= MAX_NAME => asked,
             _ => {
                 return Err(Status::invalid_argument(
-                    "an address to subscribe to is `ip:port` or `[ip6]:port`",
+                    "an address to subscribe to is `ip:port`, `[ip6]:port` or `//host:port`",
                 ));
             }
         };
@@ -314,7 +313,7 @@ impl<'a> Session<'a> {
                 "more than {MAX_SUBSCRIPTIONS} destinations: unsubscribe from those that are idle"
             )));
         }
-        self.send_destination(index.destination(&address, original), original).await?;
+        self.send_destination(index.destination(&address, &asked, &self.namespace), asked).await?;
         self.row.update(|status| status.subscriptions = self.destinations.len());
         Ok(())
     }
@@ -362,12 +361,12 @@ impl<'a> Session<'a> {
     async fn send_destination(
         &mut self,
         resolved: crate::registry::destination::Resolved,
-        original: SocketAddr,
+        asked: Asked,
     ) -> Result<(), Status> {
         let address = resolved.destination.address.clone();
         let message = control_message::Message::Destination(resolved.destination);
         let sent = self.send(Resource::Destination(address.clone()), resolved.version, message).await?;
-        self.destinations.insert(address, (original, sent));
+        self.destinations.insert(address, (asked, sent));
         Ok(())
     }
 

@@ -20,38 +20,72 @@ pub struct Resolved {
 }
 
 /// Must not be called.
-const BLOCKED: v1::destination::Kind = v1::destination::Kind::Outside(v1::Outside { blocked: true });
+const BLOCKED: v1::destination::Kind =
+    v1::destination::Kind::Outside(v1::Outside { blocked: true, by_name: false });
+
+/// What a sidecar asks about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// The original destination of a connection.
+    Address(SocketAddr),
+    /// Whom a call to an address outside the mesh is for: a name in lower case (or an address, as a Host may be) and a port.
+    Name(String, u16),
+}
+
+impl Asked {
+    /// Reads `ip:port`, `[ip6]:port` or `//host:port`; `None` when it is none of them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Some(authority) = text.strip_prefix("//") else { return text.parse().ok().map(Self::Address) };
+        let (name, port) = authority.rsplit_once(':')?;
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !byte.is_ascii_uppercase();
+        let is_name = !name.is_empty() && name.len() <= 253 && name.bytes().all(is_plain);
+        is_name.then_some(Self::Name(name.to_owned(), port.parse().ok()?))
+    }
+}
 
 impl Index {
-    /// Where a call to `original` goes. `address` is the subscriber's spelling of it, which the answer repeats.
-    pub fn destination(&self, address: &str, original: SocketAddr) -> Resolved {
-        let ip = original.ip().to_canonical();
-        let kind = self
-            .service(ip, original.port())
-            .map(v1::destination::Kind::Service)
-            .or_else(|| self.workload(ip, original.port()))
-            .unwrap_or_else(|| self.outside());
+    /// Where a call from `namespace` goes. `address` is the subscriber's spelling of what it asked, which the answer repeats.
+    pub fn destination(&self, address: &str, asked: &Asked, namespace: &str) -> Resolved {
+        let kind = match asked {
+            Asked::Address(original) => {
+                let (ip, port) = (original.ip().to_canonical(), original.port());
+                self.service(ip, port, namespace)
+                    .map(v1::destination::Kind::Service)
+                    .or_else(|| self.workload(ip, port))
+                    .or_else(|| {
+                        self.entry_by_address(ip, port, namespace).map(v1::destination::Kind::Service)
+                    })
+                    .unwrap_or_else(|| self.outside(self.entries.are_named(port, namespace)))
+            }
+            Asked::Name(name, port) => self
+                .entry_by_name(name, *port, namespace)
+                .map_or_else(|| self.outside(false), v1::destination::Kind::Service),
+        };
         let destination = v1::Destination { address: address.to_owned(), kind: Some(kind) };
         Resolved { version: version(&destination.encode_to_vec()), destination }
     }
 
-    fn outside(&self) -> v1::destination::Kind {
-        v1::destination::Kind::Outside(v1::Outside { blocked: self.documents.mesh.outbound_registry_only })
+    fn outside(&self, by_name: bool) -> v1::destination::Kind {
+        let blocked = self.documents.mesh.outbound_registry_only;
+        v1::destination::Kind::Outside(v1::Outside { blocked, by_name })
     }
 
-    fn service(&self, ip: IpAddr, port: u16) -> Option<v1::Service> {
+    fn service(&self, ip: IpAddr, port: u16, namespace: &str) -> Option<v1::Service> {
         let backed = self.services.get(*self.services_by_address.get(&ip)?)?;
         let declaration =
             backed.service.ports.iter().find(|declared| declared.port == port && !declared.udp)?;
         let metadata = &backed.service.metadata;
-        Some(v1::Service {
+        let mut service = v1::Service {
             namespace: metadata.namespace.clone(),
             name: metadata.name.clone(),
             host: format!("{}.{}.svc.cluster.local", metadata.name, metadata.namespace),
             port: u32::from(port),
             protocol: on_the_wire(declared(declaration)),
             endpoints: self.endpoints(backed, declaration, ip),
-        })
+            ..v1::Service::default()
+        };
+        self.rules.apply(&mut service, namespace);
+        Some(service)
     }
 
     /// The endpoints of a service port for callers that used the service address `ip`: pods of the same address family,
@@ -75,7 +109,7 @@ impl Index {
 
     /// The workload that has this address. When several share it (host addresses), the one that declares the port; when
     /// that is not exactly one, nobody: a guess could name the wrong identity, and plain could reach the right one.
-    fn workload(&self, ip: IpAddr, port: u16) -> Option<v1::destination::Kind> {
+    pub(super) fn workload(&self, ip: IpAddr, port: u16) -> Option<v1::destination::Kind> {
         let sharing = self.members_by_address.get(&ip)?;
         let mut members: Vec<&Member> =
             sharing.iter().filter_map(|number| self.members.get(*number)).collect();
@@ -125,7 +159,7 @@ impl Index {
     }
 }
 
-fn on_the_wire(protocol: Protocol) -> i32 {
+pub(super) fn on_the_wire(protocol: Protocol) -> i32 {
     i32::from(match protocol {
         Protocol::Auto => v1::Protocol::Auto,
         Protocol::Http => v1::Protocol::Http,

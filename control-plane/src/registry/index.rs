@@ -3,7 +3,7 @@
 //! Pure and immutable. A change of the documents makes a new index; a session asks the new one again and pushes what came
 //! out different, so there is no code that works out differences.
 
-use super::interception;
+use super::{interception, outside::Entries, rules::Rules};
 use postern_config::{
     Documents,
     documents::{
@@ -27,6 +27,8 @@ pub struct Index {
     members_by_name: HashMap<(String, String), usize>,
     pub(super) members_by_address: HashMap<IpAddr, Vec<usize>>,
     pub(super) services_by_address: HashMap<IpAddr, usize>,
+    pub(super) entries: Entries,
+    pub(super) rules: Rules,
     /// Pods whose processes run as a user of this machine; more than one is a refusal.
     members_by_uid: HashMap<u32, Vec<usize>>,
     warnings: Vec<String>,
@@ -119,10 +121,13 @@ impl Index {
                 services_by_address.entry(address.to_canonical()).or_insert(number);
             }
         }
+        let (entries, rules) = (Entries::of(&documents), Rules::of(&documents));
         Self {
             documents,
             members,
             services,
+            entries,
+            rules,
             members_by_name,
             members_by_address,
             services_by_address,

@@ -7,8 +7,12 @@ pub mod destination;
 pub mod from_files;
 pub mod index;
 pub mod interception;
+mod outside;
+mod rules;
 
 pub use index::{Index, Policy};
 
+#[cfg(test)]
+mod outside_tests;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Tables of the registry: documents in, answers to sidecars out.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use super::Index;
+use super::{Index, destination::Asked};
 use postern_api::v1::{self, destination::Kind};
 use postern_config::{
     InboundSpec, Severity,
@@ -96,7 +96,7 @@ fn endpoint(endpoint: &v1::Endpoint) -> String {
 
 /// The answer in words, an endpoint a line.
 fn resolve(index: &Index, address: &str) -> String {
-    let answer = index.destination(address, address.parse().unwrap()).destination;
+    let answer = index.destination(address, &Asked::parse(address).unwrap(), "shop").destination;
     assert_eq!(answer.address, address, "the answer repeats the question");
     match answer.kind.unwrap() {
         Kind::Service(service) => {
@@ -296,8 +296,9 @@ fn equal_content_has_an_equal_version_and_a_change_elsewhere_changes_nothing() {
         )
     };
     let version = |index: &Index| index.policy("payments", "api", "api-1").unwrap().version;
-    let destination =
-        |index: &Index| index.destination("10.1.0.1:80", "10.1.0.1:80".parse().unwrap()).version;
+    let destination = |index: &Index| {
+        index.destination("10.1.0.1:80", &Asked::parse("10.1.0.1:80").unwrap(), "shop").version
+    };
     let before = try_index(MESH);
     let elsewhere = with(&policy("legacy"));
     assert_eq!(version(&before), version(&try_index(MESH)));

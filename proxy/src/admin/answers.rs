@@ -23,10 +23,11 @@ GET  /live                200 while the process answers
 GET  /config              the inbound policy as enforced
 GET  /certificates        identity, certificate, bundles, next renewal
 GET  /destinations        where outbound addresses lead
+GET  /ejections           endpoints that are left out for a time since they failed
 GET  /decisions           the latest denials
 GET  /decisions/<id>      one denial, explained against the policy in force now
 POST /certificates/renew  a new certificate now
-POST /drain               stop accepting; what is in flight may finish
+POST /drain               on the way down: not ready, connections are asked to end, then no new ones
 ";
 
 pub(super) fn front(admin: &Admin) -> Answer {
@@ -124,6 +125,19 @@ pub(super) fn destinations(admin: &Admin) -> Answer {
     page(&Value::Object(all))
 }
 
+pub(super) fn ejections(admin: &Admin) -> Answer {
+    let all = admin.telemetry.ejections().list(SystemTime::now());
+    let shown = |ejection: &crate::telemetry::Ejection| {
+        json!({
+            "service": &*ejection.service,
+            "endpoint": ejection.address,
+            "reason": ejection.reason,
+            "until": timestamp(ejection.until),
+        })
+    };
+    page(&json!({ "ejections": all.iter().map(shown).collect::<Vec<_>>() }))
+}
+
 pub(super) fn decisions(admin: &Admin) -> Answer {
     let all: Vec<Value> = admin.telemetry.denials().newest(usize::MAX).iter().map(summary).collect();
     page(&json!({ "denials": all }))
@@ -179,7 +193,9 @@ fn summary(denial: &Denial) -> Value {
 fn shown(destination: Option<&Destination>) -> Value {
     match destination {
         None => json!("asked for"),
-        Some(Destination::Outside { blocked }) => json!({ "outside": { "blocked": blocked } }),
+        Some(Destination::Outside { blocked, by_name }) => {
+            json!({ "outside": { "blocked": blocked, "by_name": by_name } })
+        }
         Some(Destination::Workload(endpoint)) => json!({ "workload": shown_endpoint(endpoint) }),
         Some(Destination::Service(service)) => json!({ "service": {
             "namespace": service.namespace,
@@ -188,6 +204,9 @@ fn shown(destination: Option<&Destination>) -> Value {
             "port": service.port,
             "protocol": service.protocol,
             "endpoints": service.endpoints.iter().map(shown_endpoint).collect::<Vec<_>>(),
+            "looked_up": service.lookups.iter().map(|lookup| &lookup.name).collect::<Vec<_>>(),
+            "original_within": service.original_within.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "traffic": *service.traffic,
         } }),
     }
 }

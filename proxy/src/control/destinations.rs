@@ -1,6 +1,9 @@
 //! The cache of destinations: asked for on first use, shared by all workers, kept fresh by the stream, forgotten when idle.
 
-use super::translate::canonical;
+use super::{
+    slot::Slot,
+    translate::{canonical, socket_address},
+};
 use crate::{
     error::ProxyError,
     state::{Destination, DestinationHandle},
@@ -10,13 +13,10 @@ use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// Bounds of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -35,12 +35,44 @@ impl Default for Bounds {
     }
 }
 
+/// What is asked of the control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Asked {
+    /// An original destination.
+    Address(SocketAddr),
+    /// Whom a call to an address outside is for: host in lower case, and port.
+    Name(Arc<str>, u16),
+}
+
+impl Asked {
+    /// Reads what [`Asked`] prints, `ip:port` or `//host:port`.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some(authority) = text.strip_prefix("//") else { return socket_address(text).map(Self::Address) };
+        let parts = authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        parts
+            .map(|(host, port)| Self::Name(host.into(), port))
+            .ok_or_else(|| format!("`{text}` is not `//host:port`"))
+    }
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Name(host, port) => write!(f, "//{host}:{port}"),
+        }
+    }
+}
+
 /// Asks for destinations; shared by all workers.
 #[derive(Clone)]
 pub struct Destinations(Arc<Cache>);
 
 struct Cache {
-    slots: RwLock<HashMap<SocketAddr, Arc<Slot>>>,
+    slots: RwLock<HashMap<Asked, Arc<Slot>>>,
     wishes: Mutex<Wishes>,
     wished: Notify,
     bounds: Bounds,
@@ -48,19 +80,13 @@ struct Cache {
     telemetry: Telemetry,
 }
 
-struct Slot {
-    value: watch::Sender<Option<DestinationHandle>>,
-    // Milliseconds since the cache was born.
-    last_used: AtomicU64,
-}
-
 /// What the stream shall say to the control plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// Asked for on first use.
-    Subscribe(SocketAddr),
+    Subscribe(Asked),
     /// Idle.
-    Unsubscribe(SocketAddr),
+    Unsubscribe(Asked),
 }
 
 #[derive(Default)]
@@ -89,12 +115,24 @@ impl Destinations {
     /// `ResolveTimeout` when the control plane does not answer in time, `Overloaded` when the cache is full of
     /// destinations in use.
     pub async fn resolve(&self, address: SocketAddr) -> Result<DestinationHandle, ProxyError> {
-        let address = canonical(address);
+        self.answer(Asked::Address(canonical(address)), address).await
+    }
+
+    /// As [`Destinations::resolve`], of whom a call to `original` outside the mesh is for.
+    pub async fn resolve_name(
+        &self,
+        host: &str,
+        original: SocketAddr,
+    ) -> Result<DestinationHandle, ProxyError> {
+        self.answer(Asked::Name(host.into(), original.port()), original).await
+    }
+
+    async fn answer(&self, asked: Asked, address: SocketAddr) -> Result<DestinationHandle, ProxyError> {
         let now = Instant::now();
-        let known = self.0.slots.read().get(&address).cloned();
+        let known = self.0.slots.read().get(&asked).cloned();
         let slot = match known {
             Some(slot) => slot,
-            None => self.ask(address, now)?,
+            None => self.ask(asked, now)?,
         };
         slot.last_used.store(self.0.age(now), Ordering::Relaxed);
         if let Some(handle) = slot.value.borrow().as_ref() {
@@ -108,42 +146,31 @@ impl Destinations {
         }
     }
 
-    /// Takes an update; `false` when nobody wants it any more.
-    pub fn apply(&self, address: SocketAddr, destination: Destination) -> bool {
-        let Some(slot) = self.0.slots.read().get(&address).cloned() else { return false };
-        slot.value.send_if_modified(|value| match value {
-            Some(handle) => {
-                if **handle.0.load() != destination {
-                    handle.0.store(Arc::new(destination));
-                }
-                false
-            }
-            None => {
-                *value = Some(DestinationHandle::new(destination));
-                true
-            }
-        });
+    /// Takes an update; `false` when nobody wants it any more. Names in it are looked up in the background, now and again.
+    pub fn apply(&self, asked: &Asked, destination: Destination) -> bool {
+        let Some(slot) = self.0.slots.read().get(asked).cloned() else { return false };
+        slot.take(destination);
         true
     }
 
     /// Puts in what was true before a restart; the stream asks for it again when it stands.
-    pub fn recall(&self, address: SocketAddr, destination: Destination) {
-        let value = watch::channel(Some(DestinationHandle::new(destination))).0;
-        let last_used = AtomicU64::new(self.0.age(Instant::now()));
+    pub fn recall(&self, asked: Asked, destination: Destination) {
         let mut slots = self.0.slots.write();
-        if slots.len() < self.0.bounds.most {
-            slots.entry(address).or_insert_with(|| Arc::new(Slot { value, last_used }));
+        if slots.len() < self.0.bounds.most && !slots.contains_key(&asked) {
+            let slot = Arc::new(Slot::new(self.0.age(Instant::now())));
+            slot.take(destination);
+            slots.insert(asked, slot);
         }
     }
 
     /// A stream stands: everything wanted so far, to be asked for on it.
-    pub fn connected(&self) -> Vec<SocketAddr> {
+    pub fn connected(&self) -> Vec<Asked> {
         // In this order, so that no wish falls between: a slot made meanwhile is queued, perhaps asked for twice.
         let mut wishes = self.0.wishes.lock();
         wishes.is_connected = true;
         wishes.queue.clear();
         drop(wishes);
-        self.0.slots.read().keys().copied().collect()
+        self.0.slots.read().keys().cloned().collect()
     }
 
     /// The stream is gone; what we know stays.
@@ -167,10 +194,10 @@ impl Destinations {
         let idle = u64::try_from(self.0.bounds.idle.as_millis()).unwrap_or(u64::MAX);
         let before = self.0.age(now).saturating_sub(idle);
         let mut slots = self.0.slots.write();
-        let gone: Vec<SocketAddr> = slots
+        let gone: Vec<Asked> = slots
             .iter()
             .filter(|(_, slot)| slot.last_used.load(Ordering::Relaxed) < before && !slot.is_held())
-            .map(|(address, _)| *address)
+            .map(|(asked, _)| asked.clone())
             .collect();
         for address in gone {
             slots.remove(&address);
@@ -180,19 +207,21 @@ impl Destinations {
     }
 
     /// All that is held, for people: address, and what it leads to when known.
-    pub fn list(&self) -> Vec<(SocketAddr, Option<Arc<Destination>>)> {
+    pub fn list(&self) -> Vec<(Asked, Option<Arc<Destination>>)> {
         let slots = self.0.slots.read();
         let mut all: Vec<_> = slots
             .iter()
-            .map(|(address, slot)| (*address, slot.value.borrow().as_ref().map(DestinationHandle::current)))
+            .map(|(asked, slot)| {
+                (asked.clone(), slot.value.borrow().as_ref().map(DestinationHandle::current))
+            })
             .collect();
-        all.sort_by_key(|(address, _)| *address);
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all
     }
 
-    fn ask(&self, address: SocketAddr, now: Instant) -> Result<Arc<Slot>, ProxyError> {
+    fn ask(&self, asked: Asked, now: Instant) -> Result<Arc<Slot>, ProxyError> {
         let mut slots = self.0.slots.write();
-        if let Some(slot) = slots.get(&address) {
+        if let Some(slot) = slots.get(&asked) {
             return Ok(slot.clone());
         }
         if slots.len() >= self.0.bounds.most {
@@ -200,16 +229,15 @@ impl Destinations {
                 .iter()
                 .filter(|(_, slot)| !slot.is_held())
                 .min_by_key(|(_, slot)| slot.last_used.load(Ordering::Relaxed))
-                .map(|(address, _)| *address);
+                .map(|(asked, _)| asked.clone());
             let Some(oldest) = oldest else { return Err(ProxyError::Overloaded("too many destinations")) };
             slots.remove(&oldest);
             self.0.queue(Wish::Unsubscribe(oldest));
         }
-        let slot =
-            Arc::new(Slot { value: watch::channel(None).0, last_used: AtomicU64::new(self.0.age(now)) });
-        slots.insert(address, slot.clone());
+        let slot = Arc::new(Slot::new(self.0.age(now)));
+        slots.insert(asked.clone(), slot.clone());
         self.0.telemetry.metrics().set_destinations(slots.len());
-        self.0.queue(Wish::Subscribe(address));
+        self.0.queue(Wish::Subscribe(asked));
         Ok(slot)
     }
 }
@@ -226,14 +254,6 @@ impl Cache {
             drop(wishes);
             self.wished.notify_one();
         }
-    }
-}
-
-impl Slot {
-    /// Somebody waits for it, or holds its handle.
-    fn is_held(&self) -> bool {
-        self.value.receiver_count() > 0
-            || self.value.borrow().as_ref().is_some_and(|handle| Arc::strong_count(&handle.0) > 1)
     }
 }
 

@@ -6,12 +6,16 @@ fn address(number: u16) -> SocketAddr {
     SocketAddr::new([10, 0, 0, 1].into(), number)
 }
 
+fn asked(number: u16) -> Asked {
+    Asked::Address(address(number))
+}
+
 fn cache(most: usize) -> Destinations {
     let bounds = Bounds { resolve: Duration::from_secs(5), idle: Duration::from_secs(600), most };
     Destinations::new(bounds, Telemetry::silent())
 }
 
-const OUTSIDE: Destination = Destination::Outside { blocked: false };
+const OUTSIDE: Destination = Destination::Outside { blocked: false, by_name: true };
 
 #[tokio::test]
 async fn concurrent_askers_share_one_subscription() {
@@ -23,8 +27,8 @@ async fn concurrent_askers_share_one_subscription() {
             tokio::spawn(async move { cache.resolve(address(80)).await.map(|handle| handle.current()) })
         })
         .collect();
-    assert_eq!(cache.wish().await, Wish::Subscribe(address(80)));
-    assert!(cache.apply(address(80), OUTSIDE));
+    assert_eq!(cache.wish().await, Wish::Subscribe(asked(80)));
+    assert!(cache.apply(&asked(80), OUTSIDE));
     for asker in askers {
         assert_eq!(*asker.await.unwrap().unwrap(), OUTSIDE);
     }
@@ -38,30 +42,30 @@ async fn without_an_answer_the_deadline_ends_the_wait_and_a_late_answer_serves_t
     let cache = cache(10);
     let error = cache.resolve(address(80)).await.unwrap_err();
     assert!(matches!(error, ProxyError::ResolveTimeout(at) if at == address(80)));
-    assert!(cache.apply(address(80), OUTSIDE));
+    assert!(cache.apply(&asked(80), OUTSIDE));
     assert!(cache.resolve(address(80)).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_held_handle_stays_fresh_through_updates() {
     let cache = cache(10);
-    let _ = cache.ask(address(80), Instant::now());
-    cache.apply(address(80), OUTSIDE);
+    let _ = cache.ask(asked(80), Instant::now());
+    cache.apply(&asked(80), OUTSIDE);
     let handle = cache.resolve(address(80)).await.unwrap();
-    cache.apply(address(80), Destination::Outside { blocked: true });
-    assert_eq!(*handle.current(), Destination::Outside { blocked: true });
+    cache.apply(&asked(80), Destination::Outside { blocked: true, by_name: false });
+    assert_eq!(*handle.current(), Destination::Outside { blocked: true, by_name: false });
 }
 
 #[tokio::test]
 async fn after_a_reconnect_everything_wanted_is_asked_for_again() {
     let cache = cache(10);
     cache.connected();
-    let _ = cache.ask(address(1), Instant::now());
+    let _ = cache.ask(asked(1), Instant::now());
     cache.disconnected();
-    let _ = cache.ask(address(2), Instant::now());
+    let _ = cache.ask(asked(2), Instant::now());
     let mut wanted = cache.connected();
     wanted.sort();
-    assert_eq!(wanted, [address(1), address(2)]);
+    assert_eq!(wanted, [asked(1), asked(2)]);
     assert!(cache.0.wishes.lock().queue.is_empty());
 }
 
@@ -70,16 +74,16 @@ async fn idle_destinations_are_forgotten_and_held_ones_are_not() {
     let cache = cache(10);
     cache.connected();
     for port in [1, 2] {
-        let _ = cache.ask(address(port), Instant::now());
-        cache.apply(address(port), OUTSIDE);
-        assert_eq!(cache.wish().await, Wish::Subscribe(address(port)));
+        let _ = cache.ask(asked(port), Instant::now());
+        cache.apply(&asked(port), OUTSIDE);
+        assert_eq!(cache.wish().await, Wish::Subscribe(asked(port)));
     }
     let held = cache.resolve(address(1)).await.unwrap();
     cache.sweep(Instant::now() + Duration::from_secs(599));
     assert_eq!(cache.list().len(), 2);
     cache.sweep(Instant::now() + Duration::from_secs(601));
-    assert_eq!(cache.wish().await, Wish::Unsubscribe(address(2)));
-    assert!(!cache.apply(address(2), OUTSIDE));
+    assert_eq!(cache.wish().await, Wish::Unsubscribe(asked(2)));
+    assert!(!cache.apply(&asked(2), OUTSIDE));
     drop(held);
     cache.sweep(Instant::now() + Duration::from_secs(601));
     assert!(cache.list().is_empty());
@@ -91,24 +95,24 @@ async fn a_full_cache_forgets_the_oldest_and_refuses_when_all_are_in_use() {
     cache.connected();
     let mut held = Vec::new();
     for (port, after) in [(1, 1), (2, 2), (3, 3)] {
-        let _ = cache.ask(address(port), Instant::now() + Duration::from_secs(after));
-        cache.apply(address(port), OUTSIDE);
+        let _ = cache.ask(asked(port), Instant::now() + Duration::from_secs(after));
+        cache.apply(&asked(port), OUTSIDE);
     }
-    let kept: Vec<_> = cache.list().into_iter().map(|(address, _)| address.port()).collect();
-    assert_eq!(kept, [2, 3]);
+    let kept: Vec<_> = cache.list().into_iter().map(|(asked, _)| asked).collect();
+    assert_eq!(kept, [asked(2), asked(3)]);
     for port in [2, 3] {
         held.push(cache.resolve(address(port)).await.unwrap());
     }
     assert!(matches!(cache.resolve(address(4)).await, Err(ProxyError::Overloaded(_))));
     held.pop();
-    assert!(cache.ask(address(4), Instant::now()).is_ok());
+    assert!(cache.ask(asked(4), Instant::now()).is_ok());
 }
 
 #[tokio::test]
 async fn one_address_has_one_slot_in_every_spelling() {
     let cache = cache(10);
-    let _ = cache.ask(address(80), Instant::now());
-    cache.apply(address(80), OUTSIDE);
+    let _ = cache.ask(asked(80), Instant::now());
+    cache.apply(&asked(80), OUTSIDE);
     let mapped: SocketAddr = "[::ffff:10.0.0.1]:80".parse().unwrap();
     assert!(cache.resolve(mapped).await.is_ok());
     assert_eq!(cache.list().len(), 1);

@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod channel;
 pub mod destinations;
+mod slot;
 pub mod stream;
 pub mod translate;
 

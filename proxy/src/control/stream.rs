@@ -189,8 +189,8 @@ impl Subscriber {
         let taken = match content {
             Some(control_message::Message::Inbound(policy)) => self.take_policy(&version, &policy),
             Some(control_message::Message::Destination(wire)) => {
-                translate::destination(wire).map(|(address, what)| {
-                    self.destinations.apply(address, what);
+                translate::destination(wire).map(|(asked, what)| {
+                    self.destinations.apply(&asked, what);
                 })
             }
             Some(control_message::Message::Bundles(wire)) => {

@@ -1,10 +1,11 @@
 //! From the wire to our types. What is not exactly right rejects the update: the last good one stays.
 
-use crate::state::{Destination, Endpoint, ServiceTarget, Tainted};
+use super::destinations::Asked;
+use crate::state::{Destination, Endpoint, Lookup, ServiceTarget, Tainted};
 use postern_api::v1;
-use postern_config::{InboundSpec, Snapshot, snapshot::Protocol};
+use postern_config::{InboundSpec, Snapshot, matchers::AddressBlock, snapshot::Protocol};
 use postern_identity::{Bundle, KeyId, SpiffeId, TrustBundles, TrustDomain};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// The longest reason of a nack, in bytes.
 const REASON_KEPT: usize = 8 * 1024;
@@ -26,22 +27,39 @@ pub fn inbound(policy: &v1::InboundPolicy) -> Result<Snapshot, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn destination(wire: v1::Destination) -> Result<(SocketAddr, Destination), String> {
-    let address = socket_address(&wire.address)?;
+pub fn destination(wire: v1::Destination) -> Result<(Asked, Destination), String> {
+    let address = Asked::parse(&wire.address)?;
     let destination = match wire.kind {
-        Some(v1::destination::Kind::Service(service)) => Destination::Service(ServiceTarget {
-            port: port(service.port)?,
-            protocol: protocol(service.protocol)?,
-            endpoints: service.endpoints.into_iter().map(endpoint).collect::<Result<_, _>>()?,
-            namespace: service.namespace,
-            name: service.name,
-            host: service.host,
-        }),
+        Some(v1::destination::Kind::Service(wire)) => Destination::Service(service(wire)?),
         Some(v1::destination::Kind::Workload(workload)) => Destination::Workload(endpoint(workload)?),
-        Some(v1::destination::Kind::Outside(outside)) => Destination::Outside { blocked: outside.blocked },
+        Some(v1::destination::Kind::Outside(outside)) => {
+            Destination::Outside { blocked: outside.blocked, by_name: outside.by_name }
+        }
         None => return Err(format!("destination {address} is of a kind that this sidecar does not know")),
     };
     Ok((address, destination))
+}
+
+fn service(wire: v1::Service) -> Result<ServiceTarget, String> {
+    let lookup = |wire: v1::Lookup| Ok::<_, String>(Lookup { port: port(wire.port)?, name: wire.name });
+    let block = |text: &String| AddressBlock::parse(text);
+    Ok(ServiceTarget {
+        port: port(wire.port)?,
+        protocol: protocol(wire.protocol)?,
+        endpoints: wire.endpoints.into_iter().map(endpoint).collect::<Result<_, _>>()?,
+        lookups: wire.lookups.into_iter().map(lookup).collect::<Result<_, _>>()?,
+        looked_up: 0,
+        original_within: wire.original_within.iter().map(block).collect::<Result<_, _>>()?,
+        traffic: match wire.traffic.as_slice() {
+            [] => Default::default(),
+            text => serde_json::from_slice(text)
+                .map(Arc::new)
+                .map_err(|cause| format!("the traffic policy of {} is not known here: {cause}", wire.host))?,
+        },
+        namespace: wire.namespace,
+        name: wire.name,
+        host: wire.host,
+    })
 }
 
 /// Reads an update of trust: all bundles, and the authorities that are about to go.
@@ -100,7 +118,7 @@ fn endpoint(wire: v1::Endpoint) -> Result<Endpoint, String> {
     })
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map(canonical).map_err(|_| format!("`{text}` is not `ip:port`"))
 }
 
@@ -140,7 +158,7 @@ mod tests {
     fn an_endpoint_with_an_unreadable_identity_rejects_the_update_and_never_becomes_plain() {
         let (address, destination) =
             destination(wire("spiffe://td/ns/shop/sa/web", "10.0.0.9:8080")).unwrap();
-        assert_eq!(address, "10.0.0.9:80".parse().unwrap());
+        assert_eq!(address, Asked::Address("10.0.0.9:80".parse().unwrap()));
         let Destination::Workload(endpoint) = destination else { panic!("{destination:?}") };
         assert_eq!(endpoint.identity.unwrap().as_str(), "spiffe://td/ns/shop/sa/web");
         for identity in ["spiffe:/td/x", "td/ns/shop/sa/web", "spiffe://TD/ns/shop/sa/web", " "] {

@@ -22,6 +22,7 @@ pub struct Exchange {
     received: Cell<u64>,
     uploaded: Cell<bool>,
     broken: Cell<Option<Broken>>,
+    repeats: Cell<u32>,
 }
 
 /// How the client's half of an exchange failed.
@@ -59,6 +60,14 @@ impl Exchange {
             Broken::Late => ProxyError::DownstreamTimeout,
             Broken::Malformed => ProxyError::BadRequest("the body is not well framed"),
         })
+    }
+    /// Counts that the request was sent again after it was lost.
+    pub fn repeated(&self) {
+        self.repeats.set(self.repeats.get().saturating_add(1));
+    }
+    /// How often it was sent again.
+    pub fn repeats(&self) -> u32 {
+        self.repeats.get()
     }
     /// Body bytes from downstream so far.
     pub fn received(&self) -> u64 {

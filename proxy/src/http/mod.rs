@@ -1,6 +1,7 @@
 //! HTTP as both journeys need it: one safe reading of a request, clean headers, the server, the pool, bodies, replies, upgrades.
 
 pub mod body;
+pub mod budget;
 pub mod canonical;
 pub mod deadline;
 pub mod flood;
@@ -8,6 +9,7 @@ pub mod framing;
 pub mod headers;
 pub mod interim;
 pub mod pool;
+pub mod repeat;
 pub mod reply;
 pub mod serve;
 pub mod upgrade;

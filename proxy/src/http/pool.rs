@@ -5,8 +5,10 @@
 
 use super::{
     body::{Exchange, Upload},
+    budget::Budget,
     flood::{Bounds, Paced},
     interim::{Bounded, Sender},
+    repeat,
 };
 use crate::{
     error::ProxyError,
@@ -14,9 +16,9 @@ use crate::{
     state::Credentials,
     tls::{Stream, open::Watch},
 };
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use hyper::{
-    body::{Body as _, Incoming},
+    body::Incoming,
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,7 +31,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// What makes two connections interchangeable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -64,15 +66,26 @@ impl Idle {
     }
 }
 
+/// What holds for connections to one destination beside their key; they stay apart only by the key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// How long one is kept without use, when that is not the usual.
+    pub idle: Option<Duration>,
+    /// How many requests one carries at most.
+    pub requests: Option<u32>,
+}
+
 /// The pool of one worker.
 pub struct Pool {
     idle: Idle,
     slots: RefCell<HashMap<Key, Slot>>,
-    loads: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
+    /// What this worker may repeat.
+    pub budget: Budget,
 }
 
 #[derive(Default)]
 struct Slot {
+    terms: Terms,
     http1: Vec<IdleConnection>,
     http2: Vec<SharedConnection>,
     // One dial at a time for HTTP/2, so that a burst shares one connection.
@@ -84,6 +97,7 @@ struct IdleConnection {
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
     since: Instant,
+    carried: u32,
 }
 
 struct SharedConnection {
@@ -92,14 +106,16 @@ struct SharedConnection {
     watch: Watch,
     streams: Rc<Cell<usize>>,
     since: Instant,
+    carried: u32,
 }
 
-/// Something under way to an address; ends when dropped.
+/// Something under way; ends when dropped.
 #[derive(Debug)]
 pub struct InFlight(Rc<Cell<usize>>);
 
 impl InFlight {
-    fn enter(counter: &Rc<Cell<usize>>) -> Self {
+    /// Counts one more.
+    pub fn enter(counter: &Rc<Cell<usize>>) -> Self {
         counter.set(counter.get() + 1);
         Self(counter.clone())
     }
@@ -117,7 +133,8 @@ pub struct Lease {
     watch: Watch,
     home: Option<Home>,
     _stream: Option<InFlight>,
-    _load: Option<InFlight>,
+    under_way: [Option<InFlight>; 2],
+    connection: Option<OwnedSemaphorePermit>,
 }
 
 struct Home {
@@ -126,9 +143,15 @@ struct Home {
     sender: Sender,
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
+    carried: u32,
 }
 
 impl Lease {
+    /// Keeps what counts the exchange until its end: its request, its endpoint, and its share of the connections.
+    pub fn count(&mut self, under_way: [Option<InFlight>; 2], connection: Option<OwnedSemaphorePermit>) {
+        (self.under_way, self.connection) = (under_way, connection);
+    }
+
     /// The standing of the connection.
     pub fn watch(&self) -> &Watch {
         &self.watch
@@ -145,41 +168,32 @@ impl Lease {
     }
 }
 
-/// Why there is no answer, and the request when it is certain that nobody has seen it.
+/// Why there is no answer, and the request when it may be sent again.
 pub struct Failure {
     /// What happened.
     pub error: ProxyError,
-    /// Never sent: may go elsewhere.
-    pub unsent: Option<Box<Request<Upload>>>,
+    /// Nobody has processed it, or processing it twice does nothing that once does not.
+    pub again: Option<Box<Request<Upload>>>,
 }
 
 enum Connection {
-    Http1(Sender, Watch),
+    Http1(Sender, Watch, u32),
     Http2(http2::SendRequest<Upload>, InFlight, Watch),
 }
 
 impl Pool {
     /// An empty pool.
     pub fn new(idle: Idle) -> Rc<Self> {
-        Rc::new(Self { idle, slots: RefCell::default(), loads: RefCell::default() })
-    }
-
-    /// Requests and connections under way to an address, of this worker.
-    pub fn load(&self, address: &SocketAddr) -> usize {
-        self.loads.borrow().get(address).map_or(0, |count| count.get())
-    }
-
-    /// Counts something under way to an address.
-    pub fn enter(&self, address: SocketAddr) -> InFlight {
-        InFlight::enter(self.loads.borrow_mut().entry(address).or_default())
+        Rc::new(Self { idle, slots: RefCell::default(), budget: Budget::default() })
     }
 
     /// Sends a request on a kept connection or a new one that `dial` opens. A request that a kept connection lost unseen goes
-    /// once more on a new one; so does an idempotent one without a body when the connection closed without any answer, since a
-    /// server may close an idle connection in the very moment of its reuse.
+    /// once more on a new one; so does, within the budget, an idempotent one without a body when the connection closed without
+    /// any answer, since a server may close an idle connection in the very moment of its reuse.
     pub async fn send<D, F>(
         self: &Rc<Self>,
         key: &Key,
+        terms: Terms,
         credentials: Option<&Arc<Credentials>>,
         mut request: Request<Upload>,
         exchange: &Exchange,
@@ -189,16 +203,15 @@ impl Pool {
         D: Fn() -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
-        let load = self.enter(key.address);
         let mut reuse = true;
         loop {
-            let (connection, reused) = match self.connection(key, credentials, reuse, &dial).await {
+            let (connection, reused) = match self.connection(key, terms, credentials, reuse, &dial).await {
                 Ok(connection) => connection,
-                Err(error) => return Err(Failure { error, unsent: Some(Box::new(request)) }),
+                Err(error) => return Err(Failure { error, again: Some(Box::new(request)) }),
             };
-            let spare = if reused { copy_of(&request) } else { None };
+            let spare = repeat::copy_of(&request);
             let (sent, lease) = match connection {
-                Connection::Http1(mut sender, watch) => {
+                Connection::Http1(mut sender, watch, carried) => {
                     let sent = sender.try_send_request(request).await;
                     let home = Home {
                         pool: Rc::downgrade(self),
@@ -206,8 +219,10 @@ impl Pool {
                         sender,
                         made_with: credentials.cloned(),
                         watch: watch.clone(),
+                        carried: carried + 1,
                     };
-                    (sent, Lease { watch, home: Some(home), ..Lease::default() })
+                    let home = terms.requests.is_none_or(|most| carried + 1 < most).then_some(home);
+                    (sent, Lease { watch, home, ..Lease::default() })
                 }
                 Connection::Http2(mut sender, stream, watch) => (
                     sender.try_send_request(request).await,
@@ -215,22 +230,26 @@ impl Pool {
                 ),
             };
             let mut error = match sent {
-                Ok(response) => return Ok((response, Lease { _load: Some(load), ..lease })),
+                Ok(response) => return Ok((response, lease)),
                 Err(error) => error,
             };
             let unsent = error.take_message();
             let error = error.into_error();
-            request = match (unsent, spare) {
-                (Some(unsent), _) if reused => unsent,
-                (None, Some(spare)) if closed_without_answer(&error) => spare,
-                (unsent, _) => {
+            let again = repeat::again(&error, unsent, spare);
+            match again {
+                Some(repeat::Again::Unsent(unsent)) if reused => request = unsent,
+                Some(repeat::Again::Repeat(spare)) if reused && self.budget.withdraw() => {
+                    exchange.repeated();
+                    request = spare;
+                }
+                again => {
                     let error = match lease.watch.refusal() {
                         Some(refusal) => ProxyError::UpstreamDistrusted(refusal),
-                        None => blame(&error, exchange),
+                        None => repeat::blame(&error, exchange),
                     };
-                    return Err(Failure { error, unsent: unsent.map(Box::new) });
+                    return Err(Failure { error, again: again.map(|again| Box::new(again.request())) });
                 }
-            };
+            }
             reuse = false;
         }
     }
@@ -238,6 +257,7 @@ impl Pool {
     async fn connection<D, F>(
         self: &Rc<Self>,
         key: &Key,
+        terms: Terms,
         credentials: Option<&Arc<Credentials>>,
         reuse: bool,
         dial: &D,
@@ -246,13 +266,13 @@ impl Pool {
         D: Fn() -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
-        if reuse && let Some(kept) = self.kept(key, credentials) {
+        if reuse && let Some(kept) = self.kept(key, terms, credentials) {
             return Ok((kept, true));
         }
         if !key.http2 {
             let (stream, watch) = dial().await?;
             let sender = handshake_http1(stream, key.address, watch.clone()).await?;
-            return Ok((Connection::Http1(sender, watch), false));
+            return Ok((Connection::Http1(sender, watch, 0), false));
         }
         let dialling = self.slots.borrow_mut().entry(key.clone()).or_default().dialling.clone();
         let _turn = match dialling.try_lock() {
@@ -260,7 +280,7 @@ impl Pool {
             // Somebody dials already. Wait for that one; when it failed, all who waited dial at once and not one by one.
             Err(_) => {
                 drop(dialling.lock().await);
-                if reuse && let Some(kept) = self.kept(key, credentials) {
+                if reuse && let Some(kept) = self.kept(key, terms, credentials) {
                     return Ok((kept, true));
                 }
                 None
@@ -276,14 +296,16 @@ impl Pool {
             watch: watch.clone(),
             streams,
             since: Instant::now(),
+            carried: 1,
         };
         self.slots.borrow_mut().entry(key.clone()).or_default().http2.push(shared);
         Ok((Connection::Http2(sender, stream, watch), false))
     }
 
-    fn kept(&self, key: &Key, credentials: Option<&Arc<Credentials>>) -> Option<Connection> {
+    fn kept(&self, key: &Key, terms: Terms, credentials: Option<&Arc<Credentials>>) -> Option<Connection> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(key)?;
+        slot.terms = terms;
         let now = Instant::now();
         let wall = SystemTime::now();
         if key.http2 {
@@ -292,16 +314,19 @@ impl Pool {
                 same(&shared.made_with, credentials)
                     && shared.streams.get() < MOST_STREAMS
                     && shared.watch.takes_more(wall)
+                    && terms.requests.is_none_or(|most| shared.carried < most)
             })?;
             shared.since = now;
+            shared.carried = shared.carried.saturating_add(1);
             let (sender, stream) = (shared.sender.clone(), InFlight::enter(&shared.streams));
             return Some(Connection::Http2(sender, stream, shared.watch.clone()));
         }
         while let Some(idle) = slot.http1.pop() {
-            let fresh = now - idle.since < self.idle.of(key.identity.is_some());
+            let patience = terms.idle.unwrap_or(self.idle.of(key.identity.is_some()));
+            let fresh = now - idle.since < patience;
             let good = same(&idle.made_with, credentials) && idle.watch.takes_more(wall);
             if fresh && good && !idle.sender.is_closed() {
-                return Some(Connection::Http1(idle.sender, idle.watch));
+                return Some(Connection::Http1(idle.sender, idle.watch, idle.carried));
             }
         }
         None
@@ -318,6 +343,7 @@ impl Pool {
             made_with: home.made_with,
             watch: home.watch,
             since: Instant::now(),
+            carried: home.carried,
         });
     }
 
@@ -325,7 +351,7 @@ impl Pool {
     pub fn sweep(&self, current: Option<&Arc<Credentials>>) {
         let now = Instant::now();
         self.slots.borrow_mut().retain(|key, slot| {
-            let patience = self.idle.of(key.identity.is_some());
+            let patience = slot.terms.idle.unwrap_or(self.idle.of(key.identity.is_some()));
             let current = if key.identity.is_some() { current } else { None };
             slot.http1.retain(|idle| {
                 now - idle.since < patience && !idle.sender.is_closed() && same(&idle.made_with, current)
@@ -337,7 +363,6 @@ impl Pool {
             });
             !slot.http1.is_empty() || !slot.http2.is_empty() || Rc::strong_count(&slot.dialling) > 1
         });
-        self.loads.borrow_mut().retain(|_, count| count.get() > 0 || Rc::strong_count(count) > 1);
     }
 
     /// Closes all that nobody uses.
@@ -399,8 +424,10 @@ async fn handshake_http2(
         .timer(TokioTimer::new())
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(20))
+        // A dead peer is found within 25 s, also before the next request would find it.
+        .keep_alive_interval(Duration::from_secs(15))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
         .max_header_list_size(64 * 1024)
         .handshake(TokioIo::new(io))
         .await
@@ -431,48 +458,5 @@ where
                 _ = watch.ended() => {}
             }
         }));
-    }
-}
-
-/// A copy to send again, when that could never do something twice: an idempotent method without a body.
-fn copy_of(request: &Request<Upload>) -> Option<Request<Upload>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
-        || !request.body().is_end_stream()
-        || request.headers().contains_key(http::header::UPGRADE)
-    {
-        return None;
-    }
-    let mut copy = Request::new(request.body().again()?);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-fn closed_without_answer(error: &hyper::Error) -> bool {
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
-}
-
-fn is_reset(error: &hyper::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    super::io_kind(error)
-        .is_some_and(|kind| matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
-}
-
-fn blame(error: &hyper::Error, exchange: &Exchange) -> ProxyError {
-    if let Some(broken) = exchange.broken() {
-        broken
-    } else if error.is_parse() || super::io_kind(error) == Some(std::io::ErrorKind::InvalidData) {
-        ProxyError::UpstreamProtocol(describe(error))
-    } else {
-        ProxyError::UpstreamReset(describe(error))
-    }
-}
-
-fn describe(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

@@ -8,7 +8,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CON
 /// The answer for `error`: problem+json (RFC 9457), or a trailers-only gRPC status. `decision` is the id of a remembered denial.
 pub fn failure(error: &ProxyError, decision: Option<&str>, grpc: bool) -> Response<Body> {
     let row = error.row();
-    if grpc { grpc_failure(row, decision) } else { problem(row, decision) }
+    let mut response = if grpc { grpc_failure(row, decision) } else { problem(row, decision) };
+    if matches!(error, ProxyError::CircuitOpen(_)) {
+        // As Envoy says it, so that callers tell "too much" from "broken".
+        response.headers_mut().insert("x-envoy-overloaded", HeaderValue::from_static("true"));
+    }
+    response
 }
 
 fn problem(row: &Row, decision: Option<&str>) -> Response<Body> {

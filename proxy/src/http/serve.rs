@@ -53,6 +53,8 @@ pub struct Deadlines {
     pub stalled: Duration,
     /// HTTP/2 frames a second that carry nothing.
     pub frames: u32,
+    /// On the way down idle connections last as long as the listener.
+    pub side: drain::Side,
 }
 
 /// How a connection ended that did not end well.
@@ -93,13 +95,14 @@ where
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
     let seen = Rc::new(Seen::default());
-    let progress = Rc::new(Progress::default());
-    let (mark, standing, offers) = (seen.clone(), watch.clone(), progress.clone());
+    let (progress, leaving) = (Rc::new(Progress::default()), Rc::new(Cell::new(false)));
+    let (mark, standing, offers, leaves) = (seen.clone(), watch.clone(), progress.clone(), leaving.clone());
     let service = service_fn(move |request| {
         mark.now();
         let asks_tunnel = !is_http2 && asks_tunnel(&request);
+        let (standing, progress, leaves) = (standing.clone(), offers.clone(), leaves.clone());
         // On the heap once, since hyper moves it around: the story of a request is long.
-        let (answer, standing, progress) = (Box::pin(respond(request)), standing.clone(), offers.clone());
+        let answer = Box::pin(respond(request));
         async move {
             let mut response = answer.await?;
             if is_http2 {
@@ -108,7 +111,7 @@ where
             // A connection that is closed while it is idle may lose a request that is on its way.
             let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
             // Octets behind a refused upgrade were not read by the framing reader: nobody may take them for a request.
-            if !goes_on && (asks_tunnel || !standing.takes_more(SystemTime::now())) {
+            if !goes_on && (asks_tunnel || leaves.get() || !standing.takes_more(SystemTime::now())) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
@@ -117,7 +120,7 @@ where
     let result = if is_http2 {
         serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service).await
     } else {
-        serve_http1(stream, deadlines, drain, watch, service).await
+        serve_http1(stream, deadlines, drain, watch, &leaving, service).await
     };
     match result {
         Ok(()) => Ok(()),
@@ -189,6 +192,7 @@ async fn serve_http1<S>(
     deadlines: Deadlines,
     drain: &drain::Watch,
     watch: &Watch,
+    leaving: &Cell<bool>,
     service: S,
 ) -> Result<(), End>
 where
@@ -216,7 +220,13 @@ where
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut stop = when_woken(async {
-        tokio::select! { () = drain.started() => {}, () = watch.ending() => {} }
+        // A connection that is closed while it is idle may lose a request that is on its way: the next answer closes it.
+        let going = async {
+            drain.started().await;
+            leaving.set(true);
+            drain.closed(deadlines.side).await;
+        };
+        tokio::select! { () = going => {}, () = watch.ending() => {} }
     });
     tokio::select! {
         ended = connection.as_mut() => return ended.map_err(End::Protocol),
@@ -263,11 +273,19 @@ where
         .keep_alive_timeout(Duration::from_secs(20))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
+    // Accepted on the way down: its first request is served all the same.
+    let is_late = drain.is_draining();
+    let leaving = async {
+        drain.started().await;
+        if is_late {
+            seen.first().await;
+        }
+    };
     let mut late = pin!(tokio::time::sleep_until(deadlines.first));
     let mut waiting = true;
     let mut stop = when_woken(async {
         tokio::select! {
-            () = drain.started() => {}
+            () = leaving => {}
             () = watch.ending() => {}
             // Before the first request hyper would close at once, and lose it.
             () = async { watch.left().await; seen.first().await } => {}

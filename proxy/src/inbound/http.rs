@@ -9,7 +9,7 @@ use crate::{
         canonical::{Target, canonical},
         headers::{self, Wish},
         is_grpc,
-        pool::Key,
+        pool::{Key, Terms},
         protocol_name,
         serve::Close,
     },
@@ -179,7 +179,9 @@ impl Connection {
             let stream = connect_app(app, settings).await?;
             Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
         };
-        match self.worker.pool.send(&key, None, request, &exchange, dial).await {
+        self.worker.pool.budget.deposit();
+        let terms = Terms::default();
+        match self.worker.pool.send(&key, terms, None, request, &exchange, dial).await {
             Ok((response, lease)) => {
                 let asked = Asked {
                     wish,

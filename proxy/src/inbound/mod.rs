@@ -5,6 +5,7 @@ mod http;
 mod tcp;
 
 use crate::{
+    drain::Side,
     error::ProxyError,
     net::{Accepted, Arrival, Listener, reset_on_close},
     telemetry::Direction,
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 /// (it spawns with `spawn_local`); each worker calls it with its own listener. Never fails: what goes wrong
 /// with a connection is in its record.
 pub async fn serve(listener: Listener, shared: Arc<Shared>) {
-    Worker::new(shared).accept_all(listener, connection).await;
+    Worker::new(shared, Side::Inbound).accept_all(listener, connection).await;
 }
 
 async fn connection(worker: Rc<Worker>, accepted: Accepted) {

@@ -2,13 +2,12 @@
 
 use super::Folder;
 use crate::{
-    control::{Destinations, translate},
-    state::{Destination, Endpoint},
+    control::{Destinations, destinations::Asked, translate},
+    state::{Destination, Endpoint, ServiceTarget},
 };
 use postern_api::v1::{self, destination::Kind};
 use postern_config::snapshot::Protocol;
 use prost::Message as _;
-use std::net::SocketAddr;
 
 pub(super) const FILE: &str = "destinations.bin";
 
@@ -18,14 +17,14 @@ pub(super) fn encode(destinations: &Destinations) -> Vec<u8> {
     for (address, destination) in destinations.list() {
         if let Some(destination) = destination {
             // Encoding into a vector has no way to fail.
-            let _ = wire(address, &destination).encode_length_delimited(&mut bytes);
+            let _ = wire(&address, &destination).encode_length_delimited(&mut bytes);
         }
     }
     bytes
 }
 
 /// The destinations of before a restart, up to the first that cannot be read.
-pub(super) fn recall(folder: &Folder) -> Vec<(SocketAddr, Destination)> {
+pub(super) fn recall(folder: &Folder) -> Vec<(Asked, Destination)> {
     let Some(bytes) = folder.read(FILE) else { return Vec::new() };
     let mut rest = bytes.as_slice();
     let mut all = Vec::new();
@@ -42,7 +41,7 @@ pub(super) fn recall(folder: &Folder) -> Vec<(SocketAddr, Destination)> {
     all
 }
 
-fn wire(address: SocketAddr, destination: &Destination) -> v1::Destination {
+fn wire(address: &Asked, destination: &Destination) -> v1::Destination {
     let kind = match destination {
         Destination::Service(service) => Kind::Service(v1::Service {
             namespace: service.namespace.clone(),
@@ -50,12 +49,27 @@ fn wire(address: SocketAddr, destination: &Destination) -> v1::Destination {
             host: service.host.clone(),
             port: service.port.into(),
             protocol: protocol(service.protocol),
-            endpoints: service.endpoints.iter().map(endpoint).collect(),
+            // What was looked up is looked up again.
+            endpoints: documented(service).map(endpoint).collect(),
+            lookups: service
+                .lookups
+                .iter()
+                .map(|lookup| v1::Lookup { name: lookup.name.clone(), port: lookup.port.into() })
+                .collect(),
+            original_within: service.original_within.iter().map(ToString::to_string).collect(),
+            // Numbers and words have no way to fail.
+            traffic: serde_json::to_vec(&*service.traffic).unwrap_or_default(),
         }),
         Destination::Workload(workload) => Kind::Workload(endpoint(workload)),
-        Destination::Outside { blocked } => Kind::Outside(v1::Outside { blocked: *blocked }),
+        Destination::Outside { blocked, by_name } => {
+            Kind::Outside(v1::Outside { blocked: *blocked, by_name: *by_name })
+        }
     };
     v1::Destination { address: address.to_string(), kind: Some(kind) }
+}
+
+fn documented(service: &ServiceTarget) -> impl Iterator<Item = &Endpoint> {
+    service.endpoints.iter().take(service.endpoints.len().saturating_sub(service.looked_up))
 }
 
 fn endpoint(endpoint: &Endpoint) -> v1::Endpoint {

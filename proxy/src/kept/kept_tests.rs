@@ -1,6 +1,7 @@
 //! What is kept, what is left aside, and that nobody else may read it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
+use crate::control::destinations::Asked;
 use crate::{
     control::destinations::Bounds,
     state::{Credentials, Destination},
@@ -128,9 +129,9 @@ fn destinations_come_back_as_they_were() {
     let (_place, folder) = open();
     identity::keep(&folder, &credentials(3600));
     let (_, destinations) = recalled(&folder);
-    let address = "10.96.0.1:80".parse().unwrap();
-    let known = Destination::Outside { blocked: true };
-    destinations.recall(address, known.clone());
+    let address = Asked::parse("//api.example.com:443").unwrap();
+    let known = Destination::Outside { blocked: true, by_name: false };
+    destinations.recall(address.clone(), known.clone());
     folder.keep(destinations::FILE, &destinations::encode(&destinations));
     let (_, back) = recalled(&folder);
     assert_eq!(

@@ -20,6 +20,8 @@ pub enum Ended {
     Upstream(io::Error),
     /// One side had closed and the other stayed silent for too long.
     HalfClosedTooLong,
+    /// Both sides were silent for too long.
+    Idle,
 }
 
 /// Bytes carried so far.
@@ -32,11 +34,12 @@ pub struct Counts {
 }
 
 /// Carries bytes between two streams until both have ended. The end of one side is passed on at once (half-close); from
-/// then on the other may be silent for `half_closed` at most. `counts` is current at any time, also when this is dropped.
+/// then on the other may be silent for `half_closed` at most, and before that both for `idle`. `counts` is current at any time, also when this is dropped.
 pub async fn both_ways<D, U>(
     downstream: &mut D,
     upstream: &mut U,
     half_closed: Duration,
+    idle: Option<Duration>,
     counts: &mut Counts,
 ) -> Ended
 where
@@ -45,7 +48,7 @@ where
 {
     let mut up = Pump::default();
     let mut down = Pump::default();
-    let mut patience = pin!(tokio::time::sleep(half_closed));
+    let mut patience = pin!(tokio::time::sleep(idle.unwrap_or(half_closed)));
     let mut counting = false;
     poll_fn(|cx| {
         let before = (up.carried, down.carried);
@@ -60,7 +63,13 @@ where
                 return Poll::Ready(Ended::Upstream(error));
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ended::Cleanly),
-            (Poll::Pending, Poll::Pending) => return Poll::Pending,
+            (Poll::Pending, Poll::Pending) => {
+                let Some(idle) = idle else { return Poll::Pending };
+                if before != (up.carried, down.carried) {
+                    patience.as_mut().reset(tokio::time::Instant::now() + idle);
+                }
+                return patience.as_mut().poll(cx).map(|()| Ended::Idle);
+            }
             (Poll::Ready(Ok(())), Poll::Pending) | (Poll::Pending, Poll::Ready(Ok(()))) => {}
         }
         if !counting || before != (up.carried, down.carried) {
@@ -184,8 +193,11 @@ mod tests {
             app.write_all(&question[..500]).await.unwrap();
             drop(app);
         };
-        let (ended, answer, ()) =
-            tokio::join!(both_ways(&mut near, &mut far, Duration::from_secs(60), &mut counts), talk, echo);
+        let (ended, answer, ()) = tokio::join!(
+            both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut counts),
+            talk,
+            echo
+        );
         assert!(matches!(ended, Ended::Cleanly));
         assert_eq!(answer.len(), 500);
         assert_eq!(counts, Counts { received: 1000, sent: 500 });
@@ -197,8 +209,26 @@ mod tests {
         let (mut far, _app) = duplex(64);
         client.shutdown().await.unwrap();
         let before = tokio::time::Instant::now();
-        let ended = both_ways(&mut near, &mut far, Duration::from_secs(60), &mut Counts::default()).await;
+        let ended =
+            both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut Counts::default()).await;
         assert!(matches!(ended, Ended::HalfClosedTooLong));
         assert_eq!(before.elapsed(), Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_conversation_ends_after_its_idle_time_and_a_byte_begins_it_anew() {
+        let (mut client, mut near) = duplex(64);
+        let (mut far, _app) = duplex(64);
+        let before = tokio::time::Instant::now();
+        let (half_closed, idle) = (Duration::from_secs(60), Some(Duration::from_secs(10)));
+        let mut counts = Counts::default();
+        let (ended, _client) =
+            tokio::join!(both_ways(&mut near, &mut far, half_closed, idle, &mut counts), async {
+                tokio::time::sleep(Duration::from_secs(7)).await;
+                client.write_all(b"x").await.unwrap();
+                client
+            });
+        assert!(matches!(ended, Ended::Idle), "{ended:?}");
+        assert_eq!(before.elapsed(), Duration::from_secs(17));
     }
 }

@@ -3,6 +3,7 @@
 pub mod copy;
 pub mod dial;
 mod listener;
+pub mod lookup;
 pub mod prefixed;
 pub mod sniff;
 
@@ -23,6 +24,40 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_retries(6);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))
+}
+
+/// When a silent peer is asked whether it is still there, and how often before it counts as dead.
+pub fn set_keepalive(
+    stream: &TcpStream,
+    time: Option<Duration>,
+    interval: Option<Duration>,
+    probes: Option<u32>,
+) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(time.unwrap_or(Duration::from_secs(60)))
+        .with_interval(interval.unwrap_or(Duration::from_secs(10)))
+        .with_retries(probes.unwrap_or(6));
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Whether somebody listens there: then it cannot be bound. Nobody is called, so nobody notices. What cannot be told counts as
+/// taken, but an address family that this machine does not have.
+pub fn is_taken(address: std::net::SocketAddr) -> bool {
+    let probe = || {
+        let socket =
+            socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Connections of before that are still ending do not count.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    let is_absent = |error: &io::Error| {
+        let code = error.raw_os_error();
+        code == Some(nix::libc::EAFNOSUPPORT) || code == Some(nix::libc::EADDRNOTAVAIL)
+    };
+    probe().is_err_and(|error| !is_absent(&error))
 }
 
 /// Makes the coming close a reset (RST): the other side sees an error, never a clean end.

@@ -2,7 +2,8 @@
 
 use super::{
     note_endpoint,
-    reach::{self, MOST_TRIES, Route},
+    outside::{Names, note_service},
+    reach::{self, Route},
 };
 use crate::{
     error::ProxyError,
@@ -12,45 +13,75 @@ use crate::{
         canonical::canonical,
         headers::{self, Wish},
         is_grpc,
-        pool::{Key, Lease},
+        pool::{Failure, Key, Lease, Terms},
         protocol_name,
         serve::Close,
     },
     net::Prefixed,
     state::{Destination, Endpoint},
-    telemetry::Record,
+    telemetry::{Record, Repeat},
     tls::{Carries, Stream},
     traffic::{
         Worker, balance,
+        breaker::Share,
         forward::{self, Asked},
         requests,
+        upstream::{Outcome, Upstream},
     },
 };
 use ::http::{Request, Response, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use postern_config::path::Normalization;
-use std::{cell::RefCell, rc::Rc};
-use tokio::time::Instant;
+use postern_config::{documents::destination_rule::Traffic, path::Normalization};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// One connection and all its requests.
 struct Connection {
     worker: Rc<Worker>,
     route: Route,
+    // Where each request says by its Host whom it is for.
+    names: Option<Names>,
+    // What the last request found out, since most find the same.
+    known: RefCell<Option<(Arc<Destination>, Rc<Upstream>)>>,
     http2: bool,
 }
 
-/// Serves one connection of the app.
+/// One request, on whichever endpoint it is tried.
+struct Call<'c> {
+    upstream: &'c Upstream,
+    traffic: &'c Traffic,
+    sni: Rc<str>,
+    http2: bool,
+    exchange: &'c Exchange,
+}
+
+/// Serves one connection of the app; `by_name`: its requests say whom they are for, and the address does not.
 pub async fn serve(
     worker: Rc<Worker>,
     route: Route,
+    by_name: bool,
     stream: Prefixed<Stream>,
     http2: bool,
     deadline: Instant,
     record: Record,
 ) {
-    let connection = Rc::new(Connection { worker: worker.clone(), route, http2 });
+    let names = by_name.then(Names::default);
+    let connection =
+        Rc::new(Connection { worker: worker.clone(), route, names, known: RefCell::default(), http2 });
     let respond = move |request, record| connection.clone().request(request, record);
     requests::serve(&worker, stream, http2, deadline, record, respond).await;
+}
+
+/// An answer, and what it holds.
+struct Attempt {
+    response: Response<Incoming>,
+    lease: Lease,
+    turn: Option<OwnedSemaphorePermit>,
+    sent: Instant,
 }
 
 impl Connection {
@@ -76,9 +107,12 @@ impl Connection {
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
-        let destination = self.route.handle.current();
-        if let Err(error) = Route::endpoints(&destination, self.route.original) {
-            return Ok(self.refuse(&error, &parts, incoming, record, grpc).await);
+        let destination = match self.destination(target.host()).await {
+            Ok(destination) => destination,
+            Err(error) => return Ok(self.refuse(&error, &parts, incoming, record, grpc).await),
+        };
+        if self.names.is_some() {
+            note_service(&mut record, &destination);
         }
         headers::ensure_request_id(&mut parts.headers);
         if let Some(traceparent) = record.traceparent() {
@@ -87,12 +121,14 @@ impl Connection {
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let (upload, exchange) = Upload::new(incoming);
-        let request = match forward::upstream_request(parts, target, upload, self.http2, wish) {
+        // A WebSocket needs HTTP/1.1.
+        let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
+        let request = match forward::upstream_request(parts, target, upload, http2, wish) {
             Ok(request) => request,
             Err(error) => return Ok(forward::refuse(&error, record, grpc)),
         };
         record.upstream_started();
-        match self.send(&destination, request, &exchange, &mut record).await {
+        match self.send(&destination, request, http2, &exchange, &mut record).await {
             Ok((response, lease)) => {
                 let half_closed = self.worker.shared.settings.limits.half_closed;
                 let tunnels = self.worker.tunnels.clone();
@@ -120,66 +156,139 @@ impl Connection {
         }
     }
 
-    /// Tries endpoints one after the other, as long as it is certain that none has seen the request.
+    /// Where a request goes; an error when it can go nowhere.
+    async fn destination(&self, authority: &str) -> Result<Arc<Destination>, ProxyError> {
+        let destination = match &self.names {
+            Some(names) => names.destination(&self.worker, authority, &self.route).await?,
+            None => self.route.handle.current(),
+        };
+        Route::endpoints(&destination, self.route.original)?;
+        Ok(destination)
+    }
+
+    fn upstream(&self, destination: &Arc<Destination>) -> Rc<Upstream> {
+        if let Some((last, upstream)) = &*self.known.borrow()
+            && Arc::ptr_eq(last, destination)
+        {
+            return upstream.clone();
+        }
+        let upstream = self.worker.upstreams.of(destination);
+        *self.known.borrow_mut() = Some((destination.clone(), upstream.clone()));
+        upstream
+    }
+
+    /// Tries endpoints one after the other, as long as it is certain that trying once more does nothing twice.
     async fn send(
         &self,
-        destination: &Destination,
+        destination: &Arc<Destination>,
         mut request: Request<Upload>,
+        http2: bool,
         exchange: &Exchange,
         record: &mut Record,
     ) -> Result<(Response<Incoming>, Lease), ProxyError> {
-        let pool = &self.worker.pool;
+        let worker = &self.worker;
         let (endpoints, name) = Route::endpoints(destination, self.route.original)?;
-        let sni = name.sni();
-        let mut tried = Vec::new();
+        let (upstream, traffic) = (self.upstream(destination), destination.traffic());
+        let metrics = worker.shared.telemetry.metrics().upstreams();
+        let share = Share(worker.shared.settings.workers);
+        let under_way = upstream.breaker.request(traffic.max_requests, share).inspect_err(|_| {
+            metrics.circuit_open(&upstream.name, "http2MaxRequests");
+        })?;
+        worker.pool.budget.deposit();
+        let call = Call { upstream: &upstream, traffic, sni: name.sni(), http2, exchange };
+        let began = Instant::now();
+        let (mut tried, mut tries, mut again) = (Vec::new(), 0, None);
         loop {
-            let endpoint = balance::pick(endpoints, &tried, |address| pool.load(address), balance::random)
-                .ok_or_else(|| ProxyError::NoEndpoint(self.route.original.to_string()))?;
+            let now = Instant::now();
+            let Some((endpoint, state)) =
+                balance::pick(&upstream, endpoints, &tried, traffic, now, balance::random)
+            else {
+                return Err(ProxyError::NoEndpoint(self.route.original.to_string()));
+            };
             note_endpoint(record, endpoint);
-            match self.send_to(endpoint, &sni, request, exchange, record).await {
-                Ok(answer) => return Ok(answer),
-                Err((error, unsent)) => {
-                    tried.push(endpoint.dial);
-                    let another = tried.len() < MOST_TRIES
-                        && error.is_retryable()
-                        && endpoints.iter().any(|endpoint| !tried.contains(&endpoint.dial));
-                    request = match unsent {
-                        Some(unsent) if another => *unsent,
-                        _ => return Err(error),
-                    };
+            let load = state.enter();
+            let attempt = self.attempt(&call, endpoint, request, record).await;
+            drop(again.take());
+            let now = Instant::now();
+            let failure = match attempt {
+                Ok(Attempt { response, mut lease, turn, sent }) => {
+                    let outcome = Outcome::Answered(response.status().as_u16(), now - sent);
+                    upstream.learn(endpoint.dial, &state, outcome, endpoints.len(), traffic, now);
+                    lease.count([Some(under_way), Some(load)], turn);
+                    return Ok((response, lease));
+                }
+                Err(failure) => failure,
+            };
+            match &failure.error {
+                ProxyError::CircuitOpen(limit) => metrics.circuit_open(&upstream.name, limit),
+                error => {
+                    if let Some(outcome) = Outcome::of(error) {
+                        upstream.learn(endpoint.dial, &state, outcome, endpoints.len(), traffic, now);
+                    }
                 }
             }
+            let Some(unprocessed) = failure.again else { return Err(failure.error) };
+            (tries, request) = (tries + 1, *unprocessed);
+            tried.push(endpoint.dial);
+            if endpoints.iter().all(|endpoint| tried.contains(&endpoint.dial)) {
+                // Who could not be reached a moment ago cannot be reached now; who lost a connection may take another.
+                if failure.error.is_retryable() {
+                    return Err(failure.error);
+                }
+                tried.clear();
+            }
+            again = match reach::another_try(worker, &upstream, traffic, tries, began) {
+                Some(repeat) => Some(repeat),
+                None => return Err(failure.error),
+            };
         }
     }
 
-    async fn send_to(
+    async fn attempt(
         &self,
+        call: &Call<'_>,
         endpoint: &Endpoint,
-        sni: &Rc<str>,
         request: Request<Upload>,
-        exchange: &Exchange,
         record: &mut Record,
-    ) -> Result<(Response<Incoming>, Lease), (ProxyError, Option<Box<Request<Upload>>>)> {
-        let credentials = match reach::credentials_for(&self.worker, endpoint) {
-            Ok(credentials) => credentials,
-            Err(error) => return Err((error, None)),
+    ) -> Result<Attempt, Failure> {
+        let (worker, traffic) = (&self.worker, call.traffic);
+        let refused = |error| Failure { error, again: None };
+        let credentials = reach::credentials_for(worker, endpoint).map_err(refused)?;
+        // HTTP/2 shares its connections: there the number of requests is the limit.
+        let turn = if call.http2 {
+            None
+        } else {
+            let patience = traffic.connect_timeout.unwrap_or(worker.shared.settings.limits.connect);
+            let share = Share(worker.shared.settings.workers);
+            let (most, pending) = (traffic.max_connections, traffic.max_pending);
+            call.upstream.breaker.connection_in_turn(most, pending, share, patience).await.map_err(refused)?
         };
         let key = Key {
             address: endpoint.dial,
             identity: endpoint.identity.clone(),
-            sni: endpoint.identity.is_some().then(|| sni.clone()),
-            http2: self.http2,
+            sni: endpoint.identity.is_some().then(|| call.sni.clone()),
+            http2: call.http2,
         };
-        let carries = if self.http2 { Carries::Http2 } else { Carries::Http1 };
-        let met = RefCell::new(None);
+        let terms = Terms { idle: traffic.http_idle, requests: traffic.requests_per_connection };
+        let carries = if call.http2 { Carries::Http2 } else { Carries::Http1 };
+        let (met, sent) = (RefCell::new(None), Cell::new(Instant::now()));
         let dial = || async {
-            let opened = reach::open(&self.worker, endpoint, credentials.as_deref(), sni, carries).await?;
+            let opened =
+                reach::open(worker, endpoint, credentials.as_deref(), &call.sni, carries, traffic).await?;
             *met.borrow_mut() = opened.met;
+            // The time that the handshake takes is no latency of the service.
+            sent.set(Instant::now());
             Ok((opened.stream, opened.watch))
         };
-        let sent = self.worker.pool.send(&key, credentials.as_ref(), request, exchange, dial).await;
+        let before = call.exchange.repeats();
+        let answer = worker.pool.send(&key, terms, credentials.as_ref(), request, call.exchange, dial).await;
         reach::note_peer(record, met.borrow().as_ref());
-        sent.map_err(|failure| (failure.error, failure.unsent))
+        let repeats = call.exchange.repeats() - before;
+        if repeats > 0 {
+            let metrics = worker.shared.telemetry.metrics().upstreams();
+            metrics.repeated(&call.upstream.name, Repeat::Sent, repeats);
+        }
+        answer.map(|(response, lease)| Attempt { response, lease, turn, sent: sent.get() })
     }
 
     async fn refuse(

@@ -1,10 +1,12 @@
 //! The outbound journey: from our app to the network, read top to bottom.
 
 mod http;
+mod outside;
 mod reach;
 mod tcp;
 
 use crate::{
+    drain::Side,
     error::ProxyError,
     net::{Accepted, Listener, Prefixed, reset_on_close, sniff, sniff::Application},
     state::Destination,
@@ -18,7 +20,7 @@ use tokio::time::Instant;
 
 /// Serves one outbound listener until the drain is over. Same conditions as [`crate::inbound::serve`].
 pub async fn serve(listener: Listener, shared: Arc<Shared>) {
-    Worker::new(shared).accept_all(listener, connection).await;
+    Worker::new(shared, Side::Outbound).accept_all(listener, connection).await;
 }
 
 async fn connection(worker: Rc<Worker>, accepted: Accepted) {
@@ -44,6 +46,13 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
             return record.set_error(&error);
         }
     };
+    let handle = match outside::dialled(handle, accepted.destination) {
+        Ok(handle) => handle,
+        Err(error) => {
+            reset_on_close(&accepted.stream);
+            return record.set_error(&error);
+        }
+    };
     let route = reach::Route { original: accepted.destination, handle };
     let protocol = match &*route.handle.current() {
         Destination::Service(service) => {
@@ -51,8 +60,12 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
             service.protocol
         }
         Destination::Workload(endpoint) => endpoint.protocol,
-        Destination::Outside { blocked: false } => Protocol::Tcp,
-        Destination::Outside { blocked: true } => Protocol::Auto,
+        // Who is called says the call itself.
+        Destination::Outside { by_name: true, .. } => {
+            return outside::connection(worker, route, accepted.stream, record).await;
+        }
+        Destination::Outside { blocked: false, .. } => Protocol::Tcp,
+        Destination::Outside { blocked: true, .. } => Protocol::Auto,
     };
 
     // In which language the app speaks. It is our own workload, so it may take its time where the protocol is declared.
@@ -64,10 +77,10 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     };
     match speech {
         (Application::Http1, stream) => {
-            http::serve(worker, route, stream, false, Instant::now() + patience, record).await
+            http::serve(worker, route, false, stream, false, Instant::now() + patience, record).await
         }
         (Application::Http2, stream) => {
-            http::serve(worker, route, stream, true, Instant::now() + patience, record).await
+            http::serve(worker, route, false, stream, true, Instant::now() + patience, record).await
         }
         (_, stream) => tcp::carry(&worker, &route, stream, &mut record).await,
     }

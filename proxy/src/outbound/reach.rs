@@ -2,14 +2,17 @@
 
 use crate::{
     error::ProxyError,
-    net::{Prefixed, dial},
+    http::pool::InFlight,
+    net::{Prefixed, dial, set_keepalive},
     state::{Credentials, Destination, DestinationHandle, Endpoint},
-    telemetry::Record,
+    telemetry::{Record, Repeat},
     tls::{Carries, Stream, TlsFacts, open::Watch},
-    traffic::Worker,
+    traffic::{Worker, breaker::Share, upstream::Upstream},
 };
+use postern_config::documents::destination_rule::Traffic;
 use postern_identity::Peer;
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// Where one outbound connection wants to go.
 pub struct Route {
@@ -19,8 +22,10 @@ pub struct Route {
     pub handle: DestinationHandle,
 }
 
-/// Attempts on different endpoints, as long as nothing was sent.
+/// Attempts of one call, the first included.
 pub const MOST_TRIES: usize = 3;
+/// After so long no other attempt is begun: the caller waits.
+pub const TRY_WITHIN: Duration = Duration::from_secs(10);
 
 impl Route {
     /// The endpoints of this moment, with the name they go by. The error says why there are none.
@@ -40,8 +45,8 @@ impl Route {
                 let name = Name { host: pod, namespace: Some(namespace), port: endpoint.port };
                 Ok((std::slice::from_ref(endpoint), name))
             }
-            Destination::Outside { blocked: true } => Err(ProxyError::Blocked(original)),
-            Destination::Outside { blocked: false } => {
+            Destination::Outside { blocked: true, .. } => Err(ProxyError::Blocked(original)),
+            Destination::Outside { blocked: false, .. } => {
                 // It was a service or workload when the connection began, and is not any more.
                 Err(ProxyError::NoEndpoint(original.to_string()))
             }
@@ -100,9 +105,10 @@ pub async fn open(
     credentials: Option<&Credentials>,
     sni: &str,
     carries: Carries,
+    traffic: &Traffic,
 ) -> Result<Reached, ProxyError> {
     let address = endpoint.dial;
-    let stream = plain(worker, address).await?;
+    let stream = plain(worker, address, traffic).await?;
     let Some(expected) = &endpoint.identity else {
         return Ok(Reached::plain(stream));
     };
@@ -124,11 +130,45 @@ pub async fn open(
 }
 
 /// Connects to an address, as it is.
-pub async fn plain(worker: &Worker, address: SocketAddr) -> Result<tokio::net::TcpStream, ProxyError> {
+pub async fn plain(
+    worker: &Worker,
+    address: SocketAddr,
+    traffic: &Traffic,
+) -> Result<tokio::net::TcpStream, ProxyError> {
     let settings = &worker.shared.settings;
-    dial::connect(address, settings.mark, None, settings.limits.connect)
-        .await
-        .map_err(|cause| ProxyError::Connect { address, cause })
+    let patience = traffic.connect_timeout.unwrap_or(settings.limits.connect);
+    let failed = |cause| ProxyError::Connect { address, cause };
+    let stream = dial::connect(address, settings.mark, None, patience).await.map_err(failed)?;
+    if let Some(keepalive) = &traffic.keepalive {
+        set_keepalive(&stream, keepalive.time, keepalive.interval, keepalive.probes).map_err(failed)?;
+    }
+    Ok(stream)
+}
+
+/// Whether a call may be tried once more, after `tries` since `began`: it costs from the budget, and is one of `maxRetries`.
+/// The answer counts as under way while it lives.
+pub fn another_try(
+    worker: &Worker,
+    upstream: &Upstream,
+    traffic: &Traffic,
+    tries: usize,
+    began: Instant,
+) -> Option<InFlight> {
+    if tries >= MOST_TRIES || began.elapsed() >= TRY_WITHIN {
+        return None;
+    }
+    let metrics = worker.shared.telemetry.metrics().upstreams();
+    let share = Share(worker.shared.settings.workers);
+    let Some(repeat) = upstream.breaker.repeat(traffic.max_retries, share) else {
+        metrics.repeated(&upstream.name, Repeat::OverLimit, 1);
+        return None;
+    };
+    if !worker.pool.budget.withdraw() {
+        metrics.repeated(&upstream.name, Repeat::OverBudget, 1);
+        return None;
+    }
+    metrics.repeated(&upstream.name, Repeat::Sent, 1);
+    Some(repeat)
 }
 
 /// Notes who answered.

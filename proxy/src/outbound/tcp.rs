@@ -2,7 +2,7 @@
 
 use super::{
     note_endpoint,
-    reach::{self, MOST_TRIES, Reached, Route},
+    reach::{self, Reached, Route},
 };
 use crate::{
     error::ProxyError,
@@ -14,8 +14,10 @@ use crate::{
     state::Destination,
     telemetry::Record,
     tls::{Carries, Stream},
-    traffic::{Worker, balance},
+    traffic::{Worker, balance, breaker::Share, upstream::Outcome},
 };
+use std::sync::Arc;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Carries one connection.
 pub async fn carry(worker: &Worker, route: &Route, mut stream: Prefixed<Stream>, record: &mut Record) {
@@ -32,13 +34,15 @@ async fn connect_and_carry(
     stream: &mut Prefixed<Stream>,
     record: &mut Record,
 ) -> Result<(), ProxyError> {
+    let destination = route.handle.current();
     record.upstream_started();
-    let connected = connect(worker, route, record).await;
+    let connected = connect(worker, route, &destination, record).await;
     record.upstream_answered();
-    let (Reached { stream: mut upstream, watch, .. }, _load) = connected?;
+    let (Reached { stream: mut upstream, watch, .. }, _under_way) = connected?;
     let mut counts = Counts::default();
+    let (half_closed, idle) = (worker.shared.settings.limits.half_closed, destination.traffic().tcp_idle);
     let ended = tokio::select! {
-        ended = both_ways(stream, &mut upstream, worker.shared.settings.limits.half_closed, &mut counts) => ended_as(ended),
+        ended = both_ways(stream, &mut upstream, half_closed, idle, &mut counts) => ended_as(ended),
         refusal = watch.ended() => {
             upstream.reset_on_close();
             Some(ProxyError::UpstreamDistrusted(refusal))
@@ -53,36 +57,62 @@ async fn connect_and_carry(
     ended.map_or(Ok(()), Err)
 }
 
+/// What counts a connection while it lives: at its endpoint, and among those of its service.
+type UnderWay = (Option<InFlight>, Option<OwnedSemaphorePermit>);
+
 async fn connect(
     worker: &Worker,
     route: &Route,
+    destination: &Arc<Destination>,
     record: &mut Record,
-) -> Result<(Reached, InFlight), ProxyError> {
-    let destination = route.handle.current();
-    if *destination == (Destination::Outside { blocked: false }) {
+) -> Result<(Reached, UnderWay), ProxyError> {
+    let traffic = destination.traffic();
+    if matches!(**destination, Destination::Outside { blocked: false, .. }) {
         record.set_upstream(route.original, None);
-        let stream = reach::plain(worker, route.original).await?;
-        return Ok((Reached::plain(stream), worker.pool.enter(route.original)));
+        let stream = reach::plain(worker, route.original, traffic).await?;
+        return Ok((Reached::plain(stream), (None, None)));
     }
-    let (endpoints, name) = Route::endpoints(&destination, route.original)?;
-    let sni = name.sni();
-    let mut tried = Vec::new();
-    let mut last = None;
-    while tried.len() < MOST_TRIES
-        && let Some(endpoint) =
-            balance::pick(endpoints, &tried, |address| worker.pool.load(address), balance::random)
-    {
+    let (endpoints, name) = Route::endpoints(destination, route.original)?;
+    let (sni, upstream) = (name.sni(), worker.upstreams.of(destination));
+    let metrics = worker.shared.telemetry.metrics().upstreams();
+    let share = Share(worker.shared.settings.workers);
+    let turn = upstream.breaker.connection(traffic.max_connections, share).inspect_err(|_| {
+        metrics.circuit_open(&upstream.name, "maxConnections");
+    })?;
+    worker.pool.budget.deposit();
+    let began = Instant::now();
+    let (mut tried, mut again) = (Vec::new(), None);
+    loop {
+        let now = Instant::now();
+        let Some((endpoint, state)) =
+            balance::pick(&upstream, endpoints, &tried, traffic, now, balance::random)
+        else {
+            return Err(ProxyError::NoEndpoint(route.original.to_string()));
+        };
         note_endpoint(record, endpoint);
         let credentials = reach::credentials_for(worker, endpoint)?;
-        let load = worker.pool.enter(endpoint.dial);
-        match reach::open(worker, endpoint, credentials.as_deref(), &sni, Carries::Tcp).await {
+        let load = state.enter();
+        let opened = reach::open(worker, endpoint, credentials.as_deref(), &sni, Carries::Tcp, traffic).await;
+        drop(again.take());
+        let error = match opened {
             Ok(reached) => {
+                let now = Instant::now();
+                upstream.learn(endpoint.dial, &state, Outcome::Connected, endpoints.len(), traffic, now);
                 reach::note_peer(record, reached.met.as_ref());
-                return Ok((reached, load));
+                return Ok((reached, (Some(load), turn)));
             }
-            Err(error) => last = Some(error),
+            Err(error) => error,
+        };
+        if let Some(outcome) = Outcome::of(&error) {
+            upstream.learn(endpoint.dial, &state, outcome, endpoints.len(), traffic, Instant::now());
         }
         tried.push(endpoint.dial);
+        if endpoints.iter().all(|endpoint| tried.contains(&endpoint.dial)) {
+            return Err(error);
+        }
+        again = match reach::another_try(worker, &upstream, traffic, tried.len(), began) {
+            Some(repeat) => Some(repeat),
+            None => return Err(error),
+        };
     }
-    Err(last.unwrap_or_else(|| ProxyError::NoEndpoint(route.original.to_string())))
 }

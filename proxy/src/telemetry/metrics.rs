@@ -3,7 +3,7 @@
 //! Labels come from configuration and from verified identities, never from a request, and the number of series is
 //! bounded: what comes after the bound is counted under `other`.
 
-use super::{Direction, Entry, entry::Would};
+use super::{Direction, Entry, entry::Would, upstream_metrics::UpstreamMetrics};
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -142,6 +142,7 @@ pub struct Metrics {
     panics: Counter,
     shed: Family<LimitLabels, Counter>,
     accept_failures: Counter,
+    upstreams: UpstreamMetrics,
 }
 
 impl Default for Metrics {
@@ -181,6 +182,7 @@ impl Default for Metrics {
             panics: Counter::default(),
             shed: Family::default(),
             accept_failures: Counter::default(),
+            upstreams: UpstreamMetrics::default(),
         };
         metrics.register();
         metrics
@@ -310,6 +312,15 @@ impl Metrics {
         self.connections_open.get_or_create(&ReporterLabels { reporter: direction.reporter() }).dec();
     }
 
+    /// Connections that are open now, of both directions.
+    pub fn connections_open(&self) -> i64 {
+        let open = |direction: Direction| {
+            let labels = ReporterLabels { reporter: direction.reporter() };
+            self.connections_open.get_or_create(&labels).get()
+        };
+        open(Direction::Inbound) + open(Direction::Outbound)
+    }
+
     /// A certificate was obtained, or obtaining one failed.
     pub fn certificate_renewed(&self, is_success: bool) {
         let result = if is_success { "success" } else { "failure" };
@@ -398,6 +409,11 @@ impl Metrics {
         self.accept_failures.inc();
     }
 
+    /// What is done about services that fail.
+    pub fn upstreams(&self) -> &UpstreamMetrics {
+        &self.upstreams
+    }
+
     /// OpenMetrics text. `now` gives the age of what we know.
     pub fn encode(&self, now: SystemTime) -> String {
         let heard = self.heard_unix_millis.load(Ordering::Relaxed);
@@ -413,6 +429,7 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
+        self.upstreams.register(registry);
         registry.register(
             "istio_requests",
             "Requests, and connections that carried none",

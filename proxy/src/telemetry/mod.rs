@@ -5,16 +5,20 @@
 
 pub mod access_log;
 pub mod denials;
+pub mod ejections;
 pub mod entry;
 pub mod metrics;
 pub mod record;
 pub mod trace;
 pub mod trace_context;
+pub mod upstream_metrics;
 
 pub use denials::{Denial, Denials};
+pub use ejections::{Ejection, Ejections};
 pub use entry::{Direction, Entry};
 pub use metrics::Metrics;
 pub use record::Record;
+pub use upstream_metrics::Repeat;
 
 use crate::bootstrap::AccessLogSink;
 use arc_swap::ArcSwap;
@@ -29,6 +33,7 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Arc<Metrics>,
     denials: Denials,
+    ejections: Ejections,
     log: Option<access_log::Queue>,
     spans: Option<trace::Queue>,
     service: Arc<ArcSwap<String>>,
@@ -77,7 +82,17 @@ impl Telemetry {
             }
             None => None,
         };
-        Ok((Self(Arc::new(Inner { metrics, denials: Denials::default(), log, spans, service })), writers))
+        Ok((
+            Self(Arc::new(Inner {
+                metrics,
+                denials: Denials::default(),
+                ejections: Ejections::default(),
+                log,
+                spans,
+                service,
+            })),
+            writers,
+        ))
     }
 
     /// Metrics and denials only; nothing is written anywhere. Needs no runtime.
@@ -85,6 +100,7 @@ impl Telemetry {
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::default()),
             denials: Denials::default(),
+            ejections: Ejections::default(),
             log: None,
             spans: None,
             service: Arc::default(),
@@ -109,6 +125,11 @@ impl Telemetry {
     /// The denials we remember.
     pub fn denials(&self) -> &Denials {
         &self.0.denials
+    }
+
+    /// The endpoints that are ejected now.
+    pub fn ejections(&self) -> &Ejections {
+        &self.0.ejections
     }
 
     /// Names the workload in spans, once policy has told us who we are.

@@ -1,28 +1,59 @@
-//! Which endpoint: power of two choices by what is in flight.
-//!
-//! Two random candidates, the less loaded one wins: nearly as even as asking all, without a herd on the emptiest
-//! (Mitzenmacher 2001; Envoy's LEAST_REQUEST does the same).
+//! Which endpoint: the better of two random ones, by peak latency and what is in flight (peak EWMA; Mitzenmacher 2001, Finagle),
+//! and never one that is ejected. The cost does not grow with the number of endpoints; only when both are ejected or were tried
+//! all are looked at.
 
+use super::upstream::{EndpointState, Upstream};
 use crate::state::Endpoint;
-use std::net::SocketAddr;
+use postern_config::documents::destination_rule::{Balance, Traffic};
+use std::{net::SocketAddr, rc::Rc};
+use tokio::time::Instant;
 
 /// Picks an endpoint that was not tried yet; `None` when there is none. `random(n)` is uniform below `n`.
 pub fn pick<'e>(
+    upstream: &Upstream,
     endpoints: &'e [Endpoint],
     tried: &[SocketAddr],
-    load: impl Fn(&SocketAddr) -> usize,
+    traffic: &Traffic,
+    now: Instant,
     mut random: impl FnMut(usize) -> usize,
-) -> Option<&'e Endpoint> {
-    let untried = || endpoints.iter().filter(|endpoint| !tried.contains(&endpoint.dial));
-    let count = untried().count();
-    if count <= 1 {
-        return untried().next();
+) -> Option<(&'e Endpoint, Rc<EndpointState>)> {
+    let count = endpoints.len();
+    let at = |number: usize| {
+        let endpoint = endpoints.get(number)?;
+        Some((endpoint, upstream.endpoint(endpoint.dial)))
+    };
+    let heeds = upstream.heeds_ejections(count, traffic, now);
+    let good = |candidate: &(&Endpoint, Rc<EndpointState>)| {
+        let is_out = heeds && candidate.1.is_ejected(now);
+        !is_out && !tried.contains(&candidate.0.dial)
+    };
+    let better = |a: (&'e Endpoint, Rc<EndpointState>), b: (&'e Endpoint, Rc<EndpointState>)| {
+        if b.1.is_cheaper_than(&a.1, now) { b } else { a }
+    };
+    let (first, second) = match (traffic.balance, count) {
+        (_, 0) => return None,
+        (_, 1) => (at(0), None),
+        (Balance::LeastRequest, _) => {
+            let first = random(count);
+            // Shifted, so that both differ.
+            (at(first), at((first + 1 + random(count - 1)) % count))
+        }
+        (Balance::Random, _) => (at(random(count)), None),
+        (Balance::RoundRobin, _) => (at(upstream.next_turn() % count), None),
+    };
+    match (first.filter(&good), second.filter(&good)) {
+        (Some(first), Some(second)) => return Some(better(first, second)),
+        (Some(only), None) | (None, Some(only)) => return Some(only),
+        (None, None) => {}
     }
-    let first = random(count);
-    // Shifted, so that both differ.
-    let second = (first + 1 + random(count - 1)) % count;
-    let (first, second) = (untried().nth(first)?, untried().nth(second)?);
-    Some(if load(&second.dial) < load(&first.dial) { second } else { first })
+    // From a random place on, so that the load of those that are out spreads over all others.
+    let start = random(count);
+    let mut rest = (0..count).filter_map(|step| at((start + step) % count)).filter(good);
+    let first = rest.next()?;
+    Some(match (traffic.balance, rest.next()) {
+        (Balance::LeastRequest, Some(second)) => better(first, second),
+        _ => first,
+    })
 }
 
 /// Uniform below `n`.
@@ -31,55 +62,5 @@ pub fn random(n: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-    use super::*;
-    use postern_config::snapshot::Protocol;
-
-    fn endpoints(count: u16) -> Vec<Endpoint> {
-        (1..=count)
-            .map(|port| Endpoint {
-                workload: format!("ns/pod-{port}"),
-                dial: ([10, 0, 0, 1], port).into(),
-                port,
-                identity: None,
-                protocol: Protocol::Http,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn the_less_loaded_of_two_different_ones_wins() {
-        let endpoints = endpoints(4);
-        for first in 0..4 {
-            for second in 0..3 {
-                let mut draws = [first, second].into_iter();
-                let chosen =
-                    pick(&endpoints, &[], |address| address.port() as usize, |_| draws.next().unwrap())
-                        .unwrap();
-                let other = (first + 1 + second) % 4;
-                assert_ne!(first, other);
-                assert_eq!(usize::from(chosen.port), first.min(other) + 1);
-            }
-        }
-    }
-
-    #[test]
-    fn what_was_tried_is_not_tried_again() {
-        let endpoints = endpoints(2);
-        let tried = [endpoints[0].dial];
-        assert_eq!(pick(&endpoints, &tried, |_| 0, |_| 0), Some(&endpoints[1]));
-        assert_eq!(pick(&endpoints, &[endpoints[0].dial, endpoints[1].dial], |_| 0, |_| 0), None);
-        assert_eq!(pick(&[], &[], |_| 0, |_| 0), None);
-    }
-
-    #[test]
-    fn an_idle_mesh_is_used_evenly() {
-        let endpoints = endpoints(3);
-        let mut seen = [0_usize; 3];
-        for _ in 0..3000 {
-            seen[usize::from(pick(&endpoints, &[], |_| 0, random).unwrap().port) - 1] += 1;
-        }
-        assert!(seen.iter().all(|count| *count > 700), "{seen:?}");
-    }
-}
+#[path = "balance_tests.rs"]
+mod tests;

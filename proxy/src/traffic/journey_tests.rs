@@ -171,7 +171,7 @@ fn shared(
         spawn_local(async move {
             loop {
                 if let Wish::Subscribe(address) = destinations.wish().await {
-                    destinations.apply(address, to.clone());
+                    destinations.apply(&address, to.clone());
                 }
             }
         });
@@ -244,6 +244,7 @@ async fn pair_with(
         port: 80,
         protocol,
         endpoints: vec![endpoint],
+        ..ServiceTarget::default()
     };
     let listener = Listener::bind(any, Arrival::Fixed("10.96.0.1:80".parse().unwrap())).unwrap();
     let outbound = listener.local_addr().unwrap();

@@ -45,6 +45,7 @@ pub async fn serve<F, R>(
         body: limits.body,
         stalled: limits.stalled,
         frames: limits.frames,
+        side: worker.side,
     };
     let record = Rc::new(RefCell::new(record));
     let requests = record.clone();

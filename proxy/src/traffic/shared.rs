@@ -30,6 +30,8 @@ pub struct Settings {
     pub app_source: Vec<IpAddr>,
     /// Our own listening ports on local addresses: a connection whose original destination is one of them is a loop.
     pub own_ports: Vec<u16>,
+    /// Workers that share the limits of a DestinationRule.
+    pub workers: usize,
     /// Bounds on what anyone may make us hold or wait for.
     pub limits: Limits,
 }

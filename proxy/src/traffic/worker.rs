@@ -1,10 +1,11 @@
 //! One worker: its accept loop and its pool. Everything here stays on one thread.
 
 use super::{
-    Shared,
+    Shared, Upstreams,
     governor::{Level, Sources},
 };
 use crate::{
+    drain::Side,
     error::ProxyError,
     http::pool::Pool,
     net::{Accepted, Listener},
@@ -26,8 +27,12 @@ use tokio_util::task::TaskTracker;
 pub struct Worker {
     /// The surroundings.
     pub shared: Arc<Shared>,
+    /// Whose calls it serves.
+    pub side: Side,
     /// Connections for reuse.
     pub pool: Rc<Pool>,
+    /// The services that it calls.
+    pub upstreams: Upstreams,
     /// Mutual-TLS connections, judged again when trust changes and time passes.
     pub open: Rc<Open>,
     /// Connections by the address they come from.
@@ -102,14 +107,16 @@ fn move_on(open: &Open, store: &Store) {
 
 impl Worker {
     /// A worker with an empty pool, swept from now on.
-    pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+    pub fn new(shared: Arc<Shared>, side: Side) -> Rc<Self> {
         let pool = Pool::new(shared.settings.limits.idle);
         pool.keep_swept(shared.store.clone());
         let open = Rc::new(Open::default());
         let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
         drop(tokio::task::spawn_local(judging));
         drop(tokio::task::spawn_local(keep_slim(Rc::downgrade(&pool), shared.governor.levels())));
-        Rc::new(Self { shared, pool, open, sources: Rc::default(), tunnels: TaskTracker::new() })
+        let upstreams = Upstreams::new(shared.telemetry.clone());
+        let (sources, tunnels) = (Rc::default(), TaskTracker::new());
+        Rc::new(Self { shared, side, pool, upstreams, open, sources, tunnels })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
@@ -133,7 +140,7 @@ impl Worker {
         Ok(watch)
     }
 
-    /// Accepts until the drain starts, then waits for what is in flight until the drain is over. A panic ends one connection.
+    /// Accepts until the drain closes this side, then waits for what is in flight until the drain is over. A panic ends one connection.
     pub async fn accept_all<J, F>(self: Rc<Self>, listener: Listener, journey: J)
     where
         J: Fn(Rc<Self>, Accepted) -> F,
@@ -146,6 +153,8 @@ impl Worker {
         let (drain, governor) = (&self.shared.drain, &self.shared.governor);
         let mut connections = JoinSet::new();
         let mut levels = governor.levels();
+        let closed = drain.closed(self.side);
+        tokio::pin!(closed);
         loop {
             let room = match connections.len() < self.shared.settings.limits.connections {
                 true => governor.has_room(),
@@ -154,7 +163,7 @@ impl Worker {
             tokio::select! {
                 // In this order, so that what was refused a moment ago is not accepted now.
                 biased;
-                () = drain.started() => break,
+                () = &mut closed => break,
                 Ok(()) = levels.changed() => {}
                 Some(ended) = connections.join_next() => self.report(ended),
                 accepted = acceptor.accept(), if room.is_ok() => {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 pub mod istio;
 pub mod kubernetes;
 pub mod mesh_config;
+pub mod networking;
 pub mod policy_test;
 pub mod spiffe;
 

@@ -7,6 +7,7 @@ use crate::problem;
 
 pub mod istio;
 pub mod kubernetes;
+pub mod networking;
 pub mod postern;
 pub mod spiffe;
 

@@ -1,0 +1,326 @@
+//! An app that fails on command and counts what it saw, HTTP/1.1 and HTTP/2, down to single frames.
+//!
+//! It reads requests itself: no server library can be told to break a connection at an exact point.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinHandle,
+};
+
+/// What the app does with the next requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Answers 200.
+    None,
+    /// Nobody listens.
+    Refuse,
+    /// Answers with this status.
+    Status(u16),
+    /// Reads the whole request and resets the connection.
+    ResetAfterRequest,
+    /// Answers as if the connection stayed, and closes it.
+    CloseAfterAnswer,
+    /// Answers after a while.
+    Slow(Duration),
+    /// Answers when it is told to.
+    Hold,
+    /// HTTP/2: RST_STREAM with REFUSED_STREAM.
+    RefuseStream,
+    /// HTTP/2: a GOAWAY whose last stream is below the request, then the end of the connection.
+    GoAwayUnprocessed,
+    /// HTTP/2: a GOAWAY that covers the request, then the end of the connection.
+    GoAwayProcessed,
+}
+
+#[derive(Default)]
+struct Seen {
+    ids: Vec<String>,
+    posts: Vec<String>,
+    versions: Vec<String>,
+    connections: usize,
+    closed: usize,
+    refused: usize,
+}
+
+struct State {
+    fault: Mutex<Fault>,
+    seen: Mutex<Seen>,
+    released: Notify,
+    accepting: Mutex<Option<JoinHandle<()>>>,
+    open: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A running app.
+#[derive(Clone)]
+pub struct Faulty {
+    pub address: SocketAddr,
+    state: Arc<State>,
+}
+
+impl Faulty {
+    /// Listens on `port` of a loopback address of its own.
+    pub async fn start(port: u16) -> Self {
+        let listener = listen(port).await;
+        let address = listener.local_addr().expect("an address");
+        let state = Arc::new(State {
+            fault: Mutex::new(Fault::None),
+            seen: Mutex::default(),
+            released: Notify::new(),
+            accepting: Mutex::default(),
+            open: Mutex::default(),
+        });
+        let app = Self { address, state };
+        app.accept(listener);
+        app
+    }
+
+    /// From now on. `Refuse` closes the listener and every connection.
+    pub fn set(&self, fault: Fault) {
+        *self.state.fault.lock().unwrap() = fault;
+        if fault == Fault::Refuse {
+            self.state.accepting.lock().unwrap().take().expect("it listens").abort();
+            self.state.open.lock().unwrap().drain(..).for_each(|connection| connection.abort());
+        }
+    }
+
+    /// Lets go of all that is held, and answers from now on.
+    pub fn release(&self) {
+        *self.state.fault.lock().unwrap() = Fault::None;
+        self.state.released.notify_waiters();
+    }
+
+    /// The ids of all requests that were processed, in order.
+    pub fn ids(&self) -> Vec<String> {
+        self.state.seen.lock().unwrap().ids.clone()
+    }
+    /// Those of POST requests.
+    pub fn posts(&self) -> Vec<String> {
+        self.state.seen.lock().unwrap().posts.clone()
+    }
+    /// The version of each request.
+    pub fn versions(&self) -> Vec<String> {
+        self.state.seen.lock().unwrap().versions.clone()
+    }
+    /// Connections accepted.
+    pub fn connections(&self) -> usize {
+        self.state.seen.lock().unwrap().connections
+    }
+    /// Connections that it closed after an answer.
+    pub fn closed(&self) -> usize {
+        self.state.seen.lock().unwrap().closed
+    }
+    /// Requests that it said not to have processed.
+    pub fn refused(&self) -> usize {
+        self.state.seen.lock().unwrap().refused
+    }
+    /// Nothing was seen.
+    pub fn forget(&self) {
+        *self.state.seen.lock().unwrap() = Seen::default();
+    }
+
+    fn accept(&self, listener: TcpListener) {
+        let app = self.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                app.state.seen.lock().unwrap().connections += 1;
+                let serving = app.clone();
+                let connection = tokio::spawn(async move {
+                    let _ = serving.connection(stream).await;
+                });
+                app.state.open.lock().unwrap().push(connection);
+            }
+        });
+        *self.state.accepting.lock().unwrap() = Some(accepting);
+    }
+
+    async fn connection(&self, stream: TcpStream) -> io::Result<()> {
+        let mut start = [0; 3];
+        while stream.peek(&mut start).await? < start.len() {
+            tokio::task::yield_now().await;
+        }
+        if &start == b"PRI" { self.http2(stream).await } else { self.http1(stream).await }
+    }
+
+    fn saw(&self, method: &str, id: &str, version: &str) {
+        let mut seen = self.state.seen.lock().unwrap();
+        seen.ids.push(id.to_owned());
+        seen.versions.push(version.to_owned());
+        if method == "POST" {
+            seen.posts.push(id.to_owned());
+        }
+    }
+
+    fn refuse(&self) {
+        self.state.seen.lock().unwrap().refused += 1;
+    }
+
+    /// Waits as the fault says; the status to answer with, or nothing: the connection ends with a reset.
+    async fn status(&self) -> Option<u16> {
+        let released = self.state.released.notified();
+        let fault = *self.state.fault.lock().unwrap();
+        match fault {
+            Fault::Status(status) => Some(status),
+            Fault::ResetAfterRequest => None,
+            Fault::Slow(time) => {
+                tokio::time::sleep(time).await;
+                Some(200)
+            }
+            Fault::Hold => {
+                released.await;
+                Some(200)
+            }
+            _ => Some(200),
+        }
+    }
+
+    async fn http1(&self, mut stream: TcpStream) -> io::Result<()> {
+        let mut read = Vec::new();
+        loop {
+            let end = loop {
+                if let Some(end) = read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                    break end + 4;
+                }
+                if stream.read_buf(&mut read).await? == 0 {
+                    return Ok(());
+                }
+            };
+            let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
+            let field = |name: &str| {
+                head.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).unwrap_or_default()
+            };
+            let length: usize = field("content-length").parse().unwrap_or(0);
+            while read.len() < end + length {
+                if stream.read_buf(&mut read).await? == 0 {
+                    return Ok(());
+                }
+            }
+            let method = head.split(' ').next().unwrap_or_default().to_uppercase();
+            self.saw(&method, field("x-id"), "HTTP/1.1");
+            read.drain(..end + length);
+            let Some(status) = self.status().await else {
+                return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            };
+            let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: 2\r\n\r\nok");
+            stream.write_all(answer.as_bytes()).await?;
+            if *self.state.fault.lock().unwrap() == Fault::CloseAfterAnswer {
+                drop(stream);
+                self.state.seen.lock().unwrap().closed += 1;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Frames by hand where the fault is one of frames; a server library otherwise.
+    async fn http2(&self, mut stream: TcpStream) -> io::Result<()> {
+        let now = || *self.state.fault.lock().unwrap();
+        if !matches!(now(), Fault::RefuseStream | Fault::GoAwayUnprocessed | Fault::GoAwayProcessed) {
+            return self.http2_whole(stream).await;
+        }
+        let mut preface = [0; 24];
+        stream.read_exact(&mut preface).await?;
+        stream.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await?;
+            let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+            let mut payload = vec![0; length];
+            stream.read_exact(&mut payload).await?;
+            let number = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            match head[3] {
+                SETTINGS if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[])).await?,
+                PING if head[4] == 0 => stream.write_all(&frame(PING, 1, 0, &payload)).await?,
+                HEADERS => match now() {
+                    Fault::RefuseStream => {
+                        self.refuse();
+                        stream.write_all(&frame(RST_STREAM, 0, number, &7_u32.to_be_bytes())).await?;
+                    }
+                    Fault::GoAwayUnprocessed => {
+                        self.refuse();
+                        let last = number.saturating_sub(2).to_be_bytes();
+                        stream.write_all(&frame(GOAWAY, 0, 0, &[last, [0; 4]].concat())).await?;
+                        return end(&mut stream).await;
+                    }
+                    _ => {
+                        // Nothing is decoded: a connection has one such request, and its address tells it apart.
+                        let id = format!("{}-{number}", stream.peer_addr()?);
+                        self.saw("POST", &id, "HTTP/2.0");
+                        stream
+                            .write_all(&frame(GOAWAY, 0, 0, &[number.to_be_bytes(), [0; 4]].concat()))
+                            .await?;
+                        return end(&mut stream).await;
+                    }
+                },
+                _ => {}
+            }
+        }
+    }
+
+    async fn http2_whole(&self, stream: TcpStream) -> io::Result<()> {
+        let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| {
+            let app = self.clone();
+            async move { app.answer(&request).await }
+        });
+        let io = hyper_util::rt::TokioIo::new(stream);
+        hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+            .serve_connection(io, service)
+            .await
+            .map_err(io::Error::other)
+    }
+
+    async fn answer(
+        &self,
+        request: &http::Request<hyper::body::Incoming>,
+    ) -> io::Result<http::Response<http_body_util::Full<bytes::Bytes>>> {
+        let id = request.headers().get("x-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+        self.saw(request.method().as_str(), id, &format!("{:?}", request.version()));
+        let Some(status) = self.status().await else { return Err(io::Error::other("told to fail")) };
+        let mut answer = http::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"ok")));
+        *answer.status_mut() = http::StatusCode::from_u16(status).expect("a status");
+        Ok(answer)
+    }
+}
+
+/// A loopback address that nobody else has taken for this port: processes differ by their id, apps by a counter.
+async fn listen(port: u16) -> TcpListener {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    for _ in 0..64 {
+        let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let block = 16 + u8::try_from(std::process::id() % 48).expect("below 48");
+        if let Ok(listener) = TcpListener::bind(SocketAddr::from(([127, block, high, low], port))).await {
+            return listener;
+        }
+    }
+    panic!("64 loopback addresses in a row are taken");
+}
+
+/// Ends in order: what is unread at the close would make it a reset, which takes unread frames of ours with it.
+async fn end(stream: &mut TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    tokio::io::copy(stream, &mut tokio::io::sink()).await.map(|_| ())
+}
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+/// RFC 9113 section 4.1.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
