@@ -49,8 +49,8 @@ spire: setup ## Build a SPIRE server and agent (Go, some minutes, once) and try 
 	  $(CARGO) test -p postern-tests --test spire -- --nocapture
 
 bench: ## Benches, judged against benches/budgets.toml: all of them run, and it fails when one broke a promise
-	@$(CARGO) build --release -q -p postern-benches
-	@status=0; for bench in "decisions $(ARGS)" envoy_rbac issuance handshakes fleet; do \
+	@$(CARGO) build --release -q -p postern-benches -p postern-proxy
+	@status=0; for bench in "decisions $(ARGS)" envoy_rbac issuance handshakes fleet pair; do \
 	  printf '\n== %s\n' "$$bench"; $(TARGET_DIR)/release/$$bench || status=1; done; exit $$status
 
 fuzz: ## Fuzz each target for a minute (needs nightly Rust and cargo-fuzz)

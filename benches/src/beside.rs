@@ -43,7 +43,10 @@ pub fn run_if_sidecar() -> Option<ExitCode> {
     let name = arguments.next();
     let is_sidecar = arguments.next().is_some_and(|first| first == SIDECAR);
     let flags = name.into_iter().chain(arguments);
-    is_sidecar.then(|| postern_proxy::run(SidecarArguments::parse_from(flags).flags))
+    is_sidecar.then(|| {
+        postern_proxy::avoid_huge_pages();
+        postern_proxy::run(SidecarArguments::parse_from(flags).flags)
+    })
 }
 
 /// From the start of a sidecar to its readiness.

@@ -93,6 +93,7 @@ struct MeshArgs {
 }
 
 fn main() -> ExitCode {
+    postern_proxy::avoid_huge_pages();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -25,4 +25,4 @@ pub mod workload_identity;
 
 pub use app::{Sidecar, start};
 pub use bootstrap::{Bootstrap, Flags, Interception};
-pub use run::run;
+pub use run::{avoid_huge_pages, run};

@@ -19,6 +19,7 @@ struct Cli {
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    postern_proxy::avoid_huge_pages();
     match Cli::try_parse() {
         Ok(cli) => postern_proxy::run(cli.flags),
         Err(error) => {

@@ -26,6 +26,7 @@ use postern_identity::SpiffeId;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    hash::{Hash, Hasher},
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
@@ -34,7 +35,7 @@ use std::{
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// What makes two connections interchangeable.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Where it leads.
     pub address: SocketAddr,
@@ -44,6 +45,14 @@ pub struct Key {
     pub sni: Option<Rc<str>>,
     /// HTTP/2, else HTTP/1.1.
     pub http2: bool,
+}
+
+// Who is expected hardly ever differs where the address does not, and each request would hash those texts several times.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.address.hash(state);
+        self.http2.hash(state);
+    }
 }
 
 /// Streams we put on one HTTP/2 connection before we open another (what Envoy and ztunnel allow too).

@@ -101,8 +101,7 @@ where
         mark.now();
         let asks_tunnel = !is_http2 && asks_tunnel(&request);
         let (standing, progress, leaves) = (standing.clone(), offers.clone(), leaves.clone());
-        // On the heap once, since hyper moves it around: the story of a request is long.
-        let answer = Box::pin(respond(request));
+        let answer = respond(request);
         async move {
             let mut response = answer.await?;
             if is_http2 {

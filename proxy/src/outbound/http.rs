@@ -3,7 +3,7 @@
 use super::{
     note_endpoint,
     outside::{Names, note_service},
-    reach::{self, Route},
+    reach::{self, Name, Route},
 };
 use crate::{
     error::ProxyError,
@@ -46,7 +46,7 @@ struct Connection {
     // Where each request says by its Host whom it is for.
     names: Option<Names>,
     // What the last request found out, since most find the same.
-    known: RefCell<Option<(Arc<Destination>, Rc<Upstream>)>>,
+    known: RefCell<Option<(Arc<Destination>, Rc<Upstream>, Rc<str>)>>,
     http2: bool,
 }
 
@@ -166,15 +166,16 @@ impl Connection {
         Ok(destination)
     }
 
-    fn upstream(&self, destination: &Arc<Destination>) -> Rc<Upstream> {
-        if let Some((last, upstream)) = &*self.known.borrow()
+    /// What is known of the service, and the server name that the handshake says.
+    fn upstream(&self, destination: &Arc<Destination>, name: Name<'_>) -> (Rc<Upstream>, Rc<str>) {
+        if let Some((last, upstream, sni)) = &*self.known.borrow()
             && Arc::ptr_eq(last, destination)
         {
-            return upstream.clone();
+            return (upstream.clone(), sni.clone());
         }
-        let upstream = self.worker.upstreams.of(destination);
-        *self.known.borrow_mut() = Some((destination.clone(), upstream.clone()));
-        upstream
+        let (upstream, sni) = (self.worker.upstreams.of(destination), name.sni());
+        *self.known.borrow_mut() = Some((destination.clone(), upstream.clone(), sni.clone()));
+        (upstream, sni)
     }
 
     /// Tries endpoints one after the other, as long as it is certain that trying once more does nothing twice.
@@ -188,14 +189,14 @@ impl Connection {
     ) -> Result<(Response<Incoming>, Lease), ProxyError> {
         let worker = &self.worker;
         let (endpoints, name) = Route::endpoints(destination, self.route.original)?;
-        let (upstream, traffic) = (self.upstream(destination), destination.traffic());
+        let ((upstream, sni), traffic) = (self.upstream(destination, name), destination.traffic());
         let metrics = worker.shared.telemetry.metrics().upstreams();
         let share = Share(worker.shared.settings.workers);
         let under_way = upstream.breaker.request(traffic.max_requests, share).inspect_err(|_| {
             metrics.circuit_open(&upstream.name, "http2MaxRequests");
         })?;
         worker.pool.budget.deposit();
-        let call = Call { upstream: &upstream, traffic, sni: name.sni(), http2, exchange };
+        let call = Call { upstream: &upstream, traffic, sni, http2, exchange };
         let began = Instant::now();
         let (mut tried, mut tries, mut again) = (Vec::new(), 0, None);
         loop {

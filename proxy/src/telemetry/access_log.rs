@@ -202,8 +202,8 @@ impl Lines {
         line.number("grpc_status", entry.grpc_status.map(u64::from));
         line.word("flags", Some(entry.flag));
         line.text("reason", entry.reason.as_deref().map(|reason| cut(reason, super::record::REASON_KEPT)));
-        line.text("source_principal", entry.source_principal.as_deref());
-        line.text("destination_principal", entry.destination_principal.as_deref());
+        line.word("source_principal", entry.source_principal.as_deref());
+        line.word("destination_principal", entry.destination_principal.as_deref());
         line.address("source_address", Some(entry.source_address));
         line.address("destination_address", Some(entry.destination_address));
         line.text("destination_service", entry.destination_service.as_deref());
@@ -257,8 +257,8 @@ impl Line<'_> {
         self.0.extend_from_slice(b"\":");
     }
 
-    /// A text of ours, which needs no escaping.
-    fn word(&mut self, name: &str, value: Option<&'static str>) {
+    /// A text of ours, or a SPIFFE ID: neither has anything to escape.
+    fn word(&mut self, name: &str, value: Option<&str>) {
         let Some(value) = value else { return };
         self.name(name);
         self.0.push(b'"');

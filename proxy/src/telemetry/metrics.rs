@@ -3,15 +3,16 @@
 //! Labels come from configuration and from verified identities, never from a request, and the number of series is
 //! bounded: what comes after the bound is counted under `other`.
 
-use super::{Direction, Entry, entry::Would, upstream_metrics::UpstreamMetrics};
+use super::{
+    Direction, Entry, entry::Would, request_metrics::RequestMetrics, upstream_metrics::UpstreamMetrics,
+};
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 use std::{
-    cell::RefCell,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -19,31 +20,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Series of `istio_requests_total` at most.
-pub const SERIES: usize = 2000;
 /// Series of `postern_dry_run_differences_total` at most.
 pub const DIFFERENCES: usize = 500;
-const OTHER: &str = "other";
-const UNKNOWN: &str = "unknown";
-/// Seconds; the OpenTelemetry advice for request durations.
-const REQUEST_SECONDS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-/// Seconds; a hop adds far less than a millisecond.
-const PROXY_SECONDS: [f64; 11] =
-    [25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 51.2e-3];
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    reporter: &'static str,
-    source_principal: Arc<str>,
-    destination_service: Arc<str>,
-    request_protocol: &'static str,
-    response_code: u16,
-    response_flags: &'static str,
-    connection_security_policy: &'static str,
-    decision: &'static str,
-}
-
+pub(super) const OTHER: &str = "other";
+pub(super) const UNKNOWN: &str = "unknown";
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DifferenceLabels {
     source_principal: Arc<str>,
@@ -51,12 +31,6 @@ struct DifferenceLabels {
     verdict: &'static str,
     policy: Arc<str>,
     rule: Arc<str>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProtocolLabels {
-    reporter: &'static str,
-    request_protocol: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -85,41 +59,16 @@ struct ResultLabels {
     result: &'static str,
 }
 
-/// Where one kind of request is counted.
-#[derive(Clone, Debug)]
-struct Series {
-    count: Counter,
-    seconds: Histogram,
-    proxy_seconds: Histogram,
-}
-
-/// Series that a thread remembers.
-const MOST_RECENT: usize = 8;
-
-thread_local! {
-    /// What this thread has counted last, each with the number of its [`Metrics`].
-    static RECENT: RefCell<Vec<(u64, RequestLabels, Series)>> = const { RefCell::new(Vec::new()) };
-}
-
-type Histograms = Family<ProtocolLabels, Histogram, fn() -> Histogram>;
 type Seconds = Gauge<f64, AtomicU64>;
 
 /// All metrics of one sidecar.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    // Tells one from another in what threads remember.
-    number: u64,
-    // The label for what is not known.
-    unknown: Arc<str>,
+    requests: RequestMetrics,
     // How many there are; held while a new one is made, so that the bound is exact.
-    series: Mutex<usize>,
-    requests: Family<RequestLabels, Counter>,
-    // As `series`, for `differences`.
     difference_series: Mutex<usize>,
     differences: Family<DifferenceLabels, Counter>,
-    request_seconds: Histograms,
-    proxy_seconds: Histograms,
     tcp_received: Family<ReporterLabels, Counter>,
     tcp_sent: Family<ReporterLabels, Counter>,
     connections_opened: Family<ReporterLabels, Counter>,
@@ -147,19 +96,11 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let request_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS));
-        let proxy_seconds: Histograms = Family::new_with_constructor(|| Histogram::new(PROXY_SECONDS));
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let mut metrics = Self {
             registry: Registry::default(),
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            unknown: Arc::from(UNKNOWN),
-            series: Mutex::new(0),
-            requests: Family::default(),
+            requests: RequestMetrics::default(),
             difference_series: Mutex::new(0),
             differences: Family::default(),
-            request_seconds,
-            proxy_seconds,
             tcp_received: Family::default(),
             tcp_sent: Family::default(),
             connections_opened: Family::default(),
@@ -192,86 +133,15 @@ impl Default for Metrics {
 impl Metrics {
     /// Counts a finished request or connection.
     pub fn observe(&self, entry: &Entry) {
-        let reporter = entry.direction.reporter();
-        let labels = RequestLabels {
-            reporter,
-            source_principal: entry.source_principal.clone().unwrap_or_else(|| self.unknown.clone()),
-            destination_service: entry.destination_service.clone().unwrap_or_else(|| self.unknown.clone()),
-            request_protocol: entry.request_protocol(),
-            response_code: entry.status.filter(|status| (100..=599).contains(status)).unwrap_or(0),
-            response_flags: entry.flag,
-            connection_security_policy: security(entry),
-            decision: match &entry.decided {
-                None => "none",
-                Some(decided) if decided.is_allowed => "allow",
-                Some(_) => "deny",
-            },
-        };
-        self.with_series(labels, |series| {
-            series.count.inc();
-            if entry.request.is_some() {
-                series.seconds.observe(entry.duration.as_secs_f64());
-            }
-            series.proxy_seconds.observe(entry.proxy.as_secs_f64());
-        });
+        self.requests.observe(entry);
         if let Some(would) = entry.decided.as_ref().and_then(|decided| decided.would.as_deref()) {
             self.count_difference(entry, would);
         }
         if entry.request.is_none() {
-            let labels = ReporterLabels { reporter };
+            let labels = ReporterLabels { reporter: entry.direction.reporter() };
             self.tcp_received.get_or_create(&labels).inc_by(entry.bytes_received);
             self.tcp_sent.get_or_create(&labels).inc_by(entry.bytes_sent);
         }
-    }
-
-    /// Finds the series of these labels: among those that this thread has used last, where comparing is cheaper than hashing them
-    /// once for each family, or in the families.
-    fn with_series(&self, labels: RequestLabels, count: impl FnOnce(&Series)) {
-        RECENT.with_borrow_mut(|recent| {
-            if let Some(at) =
-                recent.iter().position(|(metrics, known, _)| *metrics == self.number && *known == labels)
-            {
-                // The usual one comes first.
-                recent.swap(0, at);
-            } else {
-                let series = self.series_of(&labels);
-                recent.truncate(MOST_RECENT - 1);
-                recent.insert(0, (self.number, labels, series));
-            }
-            if let Some((.., series)) = recent.first() {
-                count(series);
-            }
-        });
-    }
-
-    fn series_of(&self, labels: &RequestLabels) -> Series {
-        let protocol =
-            ProtocolLabels { reporter: labels.reporter, request_protocol: labels.request_protocol };
-        Series {
-            count: self.counter_of(labels),
-            seconds: self.request_seconds.get_or_create_owned(&protocol),
-            proxy_seconds: self.proxy_seconds.get_or_create_owned(&protocol),
-        }
-    }
-
-    fn counter_of(&self, labels: &RequestLabels) -> Counter {
-        if let Some(counter) = self.requests.get(labels) {
-            return counter.clone();
-        }
-        let mut series = self.series.lock();
-        let is_there = self.requests.get(labels).is_some();
-        if is_there || *series < SERIES {
-            *series += usize::from(!is_there);
-            return self.requests.get_or_create_owned(labels);
-        }
-        let labels = RequestLabels {
-            source_principal: Arc::from(OTHER),
-            destination_service: Arc::from(OTHER),
-            response_code: 0,
-            response_flags: OTHER,
-            ..labels.clone()
-        };
-        self.requests.get_or_create_owned(&labels)
     }
 
     /// A decision that the dry-run policies would have changed: by caller, workload, verdict, and the rule that stands for
@@ -429,26 +299,12 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
+        self.requests.register(registry);
         self.upstreams.register(registry);
-        registry.register(
-            "istio_requests",
-            "Requests, and connections that carried none",
-            self.requests.clone(),
-        );
         registry.register(
             "postern_dry_run_differences",
             "Decisions that dry-run policies would change, were they enforced",
             self.differences.clone(),
-        );
-        registry.register(
-            "postern_request_duration_seconds",
-            "From the request's head to its end",
-            self.request_seconds.clone(),
-        );
-        registry.register(
-            "postern_proxy_seconds",
-            "The part of a request or connection spent in the proxy itself",
-            self.proxy_seconds.clone(),
         );
         registry.register(
             "istio_tcp_received_bytes",
@@ -527,14 +383,6 @@ impl Metrics {
             self.accept_failures.clone(),
         );
     }
-}
-
-fn security(entry: &Entry) -> &'static str {
-    let verified = match entry.direction {
-        Direction::Inbound => entry.source_principal.is_some(),
-        Direction::Outbound => entry.destination_principal.is_some(),
-    };
-    if verified { "mutual_tls" } else { "none" }
 }
 
 fn unix_millis(at: SystemTime) -> i64 {

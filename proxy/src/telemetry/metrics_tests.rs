@@ -1,6 +1,7 @@
 //! What the series are called, and that their number is bounded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
+use crate::telemetry::request_metrics::SERIES;
 use std::time::Duration;
 
 fn entry(principal: &str) -> Entry {

@@ -9,6 +9,7 @@ pub mod ejections;
 pub mod entry;
 pub mod metrics;
 pub mod record;
+pub mod request_metrics;
 pub mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;

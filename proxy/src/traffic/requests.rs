@@ -68,7 +68,8 @@ pub async fn serve<F, R>(
         if let Some(patience) = patience {
             record.set_deadline(patience);
         }
-        Either::Right(in_time(respond(request, record), patience))
+        // On the heap at once, since it would be moved around on its way to hyper's: the story of a request is long.
+        Either::Right(in_time(Box::pin(respond(request, record)), patience))
     };
     if let Err(ended) = serve::serve(stream, http2, deadlines, &worker.shared.drain, &watch, respond).await {
         let mut record = record.borrow_mut();

@@ -253,10 +253,21 @@ impl Stage {
         self.folder.path().join(pod)
     }
 
-    /// This program again, here or in the client's namespace.
-    fn ours(&self, inside: bool) -> Command {
-        let exe = std::env::current_exe().unwrap().display().to_string();
-        let words: Vec<&String> = self.under.iter().chain([&exe]).collect();
+    /// The sidecar's own program where `make bench` has built it, else what this one becomes.
+    fn sidecar(&self, inside: bool) -> Command {
+        let program = std::env::current_exe().unwrap().with_file_name("postern-proxy");
+        if program.exists() {
+            return self.ours(&program, inside);
+        }
+        let mut command = self.ours(&std::env::current_exe().unwrap(), inside);
+        command.arg(beside::SIDECAR);
+        command
+    }
+
+    /// A program of ours, here or in the client's namespace.
+    fn ours(&self, program: &Path, inside: bool) -> Command {
+        let program = program.display().to_string();
+        let words: Vec<&String> = self.under.iter().chain([&program]).collect();
         let mut command = if inside { self.inside() } else { Command::new(words[0]) };
         command.args(&words[usize::from(!inside)..]);
         command
@@ -284,7 +295,6 @@ impl Stage {
                     std::fs::write(&token, self.control.join_token(NAMESPACE, pod, pod)).unwrap();
                     let log = if access_log { access(pod).display().to_string() } else { "off".into() };
                     command
-                        .arg(beside::SIDECAR)
                         .args(["--instance", pod, "--workers", "1", "--access-log", &log])
                         .args(["--control-plane", &self.control.address().to_string()])
                         .args(["--inbound", "0.0.0.0:15006", "--outbound", "0.0.0.0:15001"])
@@ -296,7 +306,7 @@ impl Stage {
                         .env("OTEL_SDK_DISABLED", "true");
                     spawn(&mut command, pod)
                 };
-                (start(self.ours(true), CALLER), start(self.ours(false), SERVER))
+                (start(self.sidecar(true), CALLER), start(self.sidecar(false), SERVER))
             }
             Pair::EnvoyHttp1 | Pair::EnvoyHttp2 | Pair::EnvoyTcp => {
                 let program = envoy.expect("asked for only where there is one");
@@ -343,7 +353,8 @@ impl Stage {
                     }
                     spawn(&mut command, half)
                 };
-                (start(self.ours(true), Half::Client), start(self.ours(false), Half::Server))
+                let exe = std::env::current_exe().unwrap();
+                (start(self.ours(&exe, true), Half::Client), start(self.ours(&exe, false), Half::Server))
             }
         };
         let halves = Halves { client, server };
