@@ -46,8 +46,16 @@ struct Connection {
     // Where each request says by its Host whom it is for.
     names: Option<Names>,
     // What the last request found out, since most find the same.
-    known: RefCell<Option<(Arc<Destination>, Rc<Upstream>, Rc<str>)>>,
+    known: RefCell<Option<Known>>,
     http2: bool,
+}
+
+/// A destination and what was found out about it.
+struct Known {
+    destination: Arc<Destination>,
+    upstream: Rc<Upstream>,
+    /// The server name that the handshake says.
+    sni: Rc<str>,
 }
 
 /// One request, on whichever endpoint it is tried.
@@ -168,14 +176,17 @@ impl Connection {
 
     /// What is known of the service, and the server name that the handshake says.
     fn upstream(&self, destination: &Arc<Destination>, name: Name<'_>) -> (Rc<Upstream>, Rc<str>) {
-        if let Some((last, upstream, sni)) = &*self.known.borrow()
-            && Arc::ptr_eq(last, destination)
-        {
-            return (upstream.clone(), sni.clone());
-        }
-        let (upstream, sni) = (self.worker.upstreams.of(destination), name.sni());
-        *self.known.borrow_mut() = Some((destination.clone(), upstream.clone(), sni.clone()));
-        (upstream, sni)
+        let mut known = self.known.borrow_mut();
+        let found = match known.take() {
+            Some(found) if Arc::ptr_eq(&found.destination, destination) => found,
+            _ => Known {
+                destination: destination.clone(),
+                upstream: self.worker.upstreams.of(destination),
+                sni: name.sni(),
+            },
+        };
+        let Known { upstream, sni, .. } = known.insert(found);
+        (upstream.clone(), sni.clone())
     }
 
     /// Tries endpoints one after the other, as long as it is certain that trying once more does nothing twice.

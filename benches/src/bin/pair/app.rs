@@ -4,7 +4,7 @@ use std::{net::SocketAddr, rc::Rc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    task::LocalSet,
+    task::{JoinSet, LocalSet},
 };
 
 /// Path of the large answer.
@@ -19,21 +19,12 @@ pub fn run(addresses: &[SocketAddr]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answers = Rc::new([USUAL_BYTES, LARGE_BYTES].map(answer));
     LocalSet::new().block_on(&runtime, async {
-        let mut listening = Vec::new();
+        let mut listening = JoinSet::new();
         for address in addresses {
             let listener = TcpListener::bind(address).await.unwrap();
-            let answers = answers.clone();
-            listening.push(tokio::task::spawn_local(async move {
-                loop {
-                    let Ok((stream, _)) = listener.accept().await else { continue };
-                    stream.set_nodelay(true).unwrap();
-                    tokio::task::spawn_local(serve(stream, answers.clone()));
-                }
-            }));
+            listening.spawn_local(accept(listener, answers.clone()));
         }
-        for each in listening {
-            each.await.unwrap();
-        }
+        listening.join_all().await;
     });
 }
 
@@ -42,6 +33,14 @@ fn answer(bytes: usize) -> Vec<u8> {
         .into_bytes();
     text.resize(text.len() + bytes, b'x');
     text
+}
+
+async fn accept(listener: TcpListener, answers: Rc<[Vec<u8>; 2]>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        stream.set_nodelay(true).unwrap();
+        tokio::task::spawn_local(serve(stream, answers.clone()));
+    }
 }
 
 /// One request at a time and without a body, as the generator sends them.

@@ -208,11 +208,7 @@ impl Stage {
                 pair.inbound_port()
             );
         }
-        rules(
-            &mut Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).arg("nft"),
-            "output",
-            &output,
-        );
+        rules(Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).arg("nft"), "output", &output);
         rules(&mut Command::new("nft"), "prerouting", &prerouting);
 
         let addresses = [
