@@ -29,6 +29,8 @@ pub enum Fault {
     Status(u16),
     /// Reads the whole request and resets the connection.
     ResetAfterRequest,
+    /// Resets the connection in the middle of the answer's body.
+    ResetInAnswer,
     /// Answers as if the connection stayed, and closes it.
     CloseAfterAnswer,
     /// Answers after a while.
@@ -211,6 +213,12 @@ impl Faulty {
             let Some(status) = self.status().await else {
                 return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             };
+            if *self.state.fault.lock().unwrap() == Fault::ResetInAnswer {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await?;
+                // Read by the other side before the reset, which would take it away.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            }
             let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: 2\r\n\r\nok");
             stream.write_all(answer.as_bytes()).await?;
             if *self.state.fault.lock().unwrap() == Fault::CloseAfterAnswer {

@@ -247,6 +247,19 @@ async fn a_connection_carries_no_more_requests_than_its_rule_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_first_byte_of_an_answer_nothing_is_tried_again() {
+    let (mesh, apps) = start(2, "").await;
+    apps.iter().for_each(|app| app.set(Fault::ResetInAnswer));
+    for id in 0..10 {
+        let broken = call(&mesh, "GET", id).send().await;
+        assert!(broken.is_err(), "half an answer is no answer: {broken:?}");
+    }
+    assert_no_duplicates(&apps);
+    assert_eq!(apps.iter().map(|app| app.ids().len()).sum::<usize>(), 10);
+    mesh.access_log("front").next_with(&[("flags", json!("UC"))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kept_connection_that_was_closed_meanwhile_costs_no_post() {
     let (mesh, apps) = start(1, "").await;
     apps[0].set(Fault::CloseAfterAnswer);

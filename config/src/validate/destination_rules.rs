@@ -194,6 +194,7 @@ fn durations(report: &mut Report<'_>, node: &Node, names: &[&str]) {
 /// What needs other documents: whether plaintext meets workloads that refuse it.
 pub fn relations(found: &mut Relations<'_>) {
     let documents = found.documents;
+    same_host(found);
     for rule in &documents.destination_rules {
         let plain_ports: Vec<u16> = rule
             .value
@@ -211,6 +212,31 @@ pub fn relations(found: &mut Relations<'_>) {
             );
             let hint = "remove `tls`: sidecars use mutual TLS wherever the other end has it";
             found.warning(problem::PLAIN_TO_STRICT, (&rule.origin, "spec.trafficPolicy"), reason, hint);
+        }
+    }
+}
+
+/// Of several rules for one host in one namespace the oldest counts.
+fn same_host(found: &mut Relations<'_>) {
+    let mut rules: Vec<_> = found.documents.destination_rules.iter().collect();
+    rules.sort_by(|a, b| select::by_age(&a.value.metadata, &b.value.metadata));
+    let mut seen = HashMap::new();
+    for rule in rules {
+        let metadata = &rule.value.metadata;
+        match seen.get(&(&metadata.namespace, &rule.value.host)) {
+            None => {
+                seen.insert((&metadata.namespace, &rule.value.host), metadata);
+            }
+            // A rule that others do not see leaves them the next one.
+            Some(_) if !rule.value.export_to.is_empty() => {}
+            Some(first) => {
+                let reason = format!(
+                    "the rule has no effect: `{}` has the same host `{}` and comes first, by age and then by name",
+                    first.name, rule.value.host
+                );
+                let hint = "put all settings of a host into one rule";
+                found.warning(problem::NO_EFFECT, (&rule.origin, "metadata.name"), reason, hint);
+            }
         }
     }
 }

@@ -91,6 +91,12 @@ impl Upload {
         (Self { incoming, exchange: exchange.clone() }, exchange)
     }
 
+    /// No body.
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Self { incoming: None, exchange: Rc::default() }
+    }
+
     /// Another empty body for the same exchange; `None` when this one is not empty.
     pub fn again(&self) -> Option<Self> {
         if self.incoming.is_some() {

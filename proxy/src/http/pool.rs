@@ -142,9 +142,11 @@ pub struct Lease {
     watch: Watch,
     home: Option<Home>,
     _stream: Option<InFlight>,
-    under_way: [Option<InFlight>; 2],
-    connection: Option<OwnedSemaphorePermit>,
+    counts: Counts,
 }
+
+/// What counts an exchange while it lives: its request, its endpoint, and its share of the connections.
+pub type Counts = ([Option<InFlight>; 2], Option<OwnedSemaphorePermit>);
 
 struct Home {
     pool: Weak<Pool>,
@@ -156,9 +158,14 @@ struct Home {
 }
 
 impl Lease {
-    /// Keeps what counts the exchange until its end: its request, its endpoint, and its share of the connections.
-    pub fn count(&mut self, under_way: [Option<InFlight>; 2], connection: Option<OwnedSemaphorePermit>) {
-        (self.under_way, self.connection) = (under_way, connection);
+    /// Keeps what counts the exchange until its end.
+    pub fn count(&mut self, counts: Counts) {
+        self.counts = counts;
+    }
+
+    /// Gives that to somebody who lasts longer: a tunnel.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
     }
 
     /// The standing of the connection.
@@ -469,3 +476,7 @@ where
         }));
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

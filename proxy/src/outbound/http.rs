@@ -226,7 +226,7 @@ impl Connection {
                 Ok(Attempt { response, mut lease, turn, sent }) => {
                     let outcome = Outcome::Answered(response.status().as_u16(), now - sent);
                     upstream.learn(endpoint.dial, &state, outcome, endpoints.len(), traffic, now);
-                    lease.count([Some(under_way), Some(load)], turn);
+                    lease.count(([Some(under_way), Some(load)], turn));
                     return Ok((response, lease));
                 }
                 Err(failure) => failure,

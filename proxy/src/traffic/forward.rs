@@ -69,7 +69,7 @@ pub struct Asked {
 /// The upstream's answer, cleaned, with a body that carries the record to its end. `revoked` watches over a tunnel.
 pub fn deliver(
     response: Response<Incoming>,
-    lease: Lease,
+    mut lease: Lease,
     exchange: Rc<Exchange>,
     mut record: Record,
     asked: Asked,
@@ -104,7 +104,11 @@ pub fn deliver(
         record.set_status(101);
         record.answer_handed_over();
         let upstream = hyper::upgrade::on(Response::from_parts(parts_for_upgrade(&mut parts), incoming));
-        let tunnel = upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked);
+        let counts = lease.take_counts();
+        let tunnel = async move {
+            upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked).await;
+            drop(counts);
+        };
         drop(tokio::task::spawn_local(asked.tunnels.track_future(tunnel)));
         return Response::from_parts(parts, Body::empty());
     }
