@@ -86,7 +86,7 @@ impl Connection {
         }
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let (upload, exchange) = Upload::new(incoming);
+        let (upload, exchange) = Upload::new(incoming, self.http2);
         let request = match forward::upstream_request(parts, target, upload, self.http2, wish) {
             Ok(request) => request,
             Err(error) => return Ok(forward::refuse(&error, record, grpc)),

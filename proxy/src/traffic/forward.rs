@@ -77,6 +77,7 @@ pub fn deliver(
 ) -> Response<Body> {
     record.upstream_answered();
     let (mut parts, incoming) = response.into_parts();
+    let http2 = parts.version == Version::HTTP_2;
     let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
         && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -117,7 +118,7 @@ pub fn deliver(
         record.set_grpc_status(status);
     }
     record.answer_handed_over();
-    let body = Body::Upstream(Box::new(Download::new(incoming, exchange, record, lease)));
+    let body = Body::Upstream(Box::new(Download::new(incoming, http2, exchange, record, lease)));
     Response::from_parts(parts, body)
 }
 
