@@ -179,6 +179,7 @@ impl Connection {
                     grpc,
                     half_closed: settings.limits.half_closed,
                     tunnels: self.worker.tunnels.clone(),
+                    place: (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter()),
                 };
                 let revoked = self.clone().revoked(watched, watch);
                 forward::deliver(response, lease, exchange, record, asked, revoked)

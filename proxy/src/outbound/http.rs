@@ -96,7 +96,8 @@ impl Connection {
             Ok((response, lease)) => {
                 let half_closed = self.worker.shared.settings.limits.half_closed;
                 let tunnels = self.worker.tunnels.clone();
-                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels };
+                let place = (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter());
+                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place };
                 let drain = self.worker.shared.drain.clone();
                 let watched = wish == Wish::WebSocket;
                 let watch = lease.watch().clone();

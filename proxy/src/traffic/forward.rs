@@ -1,5 +1,6 @@
 //! The way of one exchange: the request as it goes on, the answer as it comes back, or our own answer instead.
 
+use super::governor::Place;
 use crate::{
     error::ProxyError,
     http::{
@@ -64,6 +65,8 @@ pub struct Asked {
     pub half_closed: Duration,
     /// Who waits for tunnels on the way down.
     pub tunnels: TaskTracker,
+    /// The place that a tunnel takes, when one was asked for: it outlives the connection that it began as.
+    pub place: Option<Place>,
 }
 
 /// The upstream's answer, cleaned, with a body that carries the record to its end. `revoked` watches over a tunnel.
@@ -106,7 +109,11 @@ pub fn deliver(
         record.answer_handed_over();
         let upstream = hyper::upgrade::on(Response::from_parts(parts_for_upgrade(&mut parts), incoming));
         let tunnel = upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked);
-        drop(tokio::task::spawn_local(asked.tunnels.track_future(tunnel)));
+        let place = asked.place;
+        drop(tokio::task::spawn_local(asked.tunnels.track_future(async move {
+            let _place = place;
+            tunnel.await;
+        })));
         return Response::from_parts(parts, Body::empty());
     }
     headers::clean_response(&mut parts.headers, false);

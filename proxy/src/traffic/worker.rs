@@ -147,7 +147,8 @@ impl Worker {
         let mut connections = JoinSet::new();
         let mut levels = governor.levels();
         loop {
-            let room = match connections.len() < self.shared.settings.limits.connections {
+            let room = match connections.len() + self.tunnels.len() < self.shared.settings.limits.connections
+            {
                 true => governor.has_room(),
                 false => Err("connections"),
             };
