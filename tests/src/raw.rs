@@ -139,6 +139,8 @@ impl Raw {
             };
             let script = self.0.script.lock().unwrap().clone();
             let text = String::from_utf8_lossy(&rest[..head]).into_owned();
+            // Counted before it is answered, so that whoever has the answer finds it counted.
+            let mut is_counted = false;
             for step in script(&text) {
                 let said = match step {
                     Step::Say(bytes) => stream.write_all(&bytes).await.is_ok(),
@@ -153,6 +155,8 @@ impl Raw {
                                 return false;
                             }
                         }
+                        self.count(number);
+                        is_counted = true;
                         true
                     }
                     Step::Echo => {
@@ -176,8 +180,9 @@ impl Raw {
             match length_of(&self.so_far(number)[at..]) {
                 Some(length) => {
                     at += length;
-                    self.0.heard.lock().unwrap()[number].complete += 1;
-                    self.0.grown.send_modify(|n| *n += 1);
+                    if !is_counted {
+                        self.count(number);
+                    }
                 }
                 // The script did not care for the rest of the request; nothing behind it can be told from it.
                 None => {
@@ -190,6 +195,11 @@ impl Raw {
 
     fn so_far(&self, number: usize) -> Vec<u8> {
         self.0.heard.lock().unwrap()[number].bytes.clone()
+    }
+
+    fn count(&self, number: usize) {
+        self.0.heard.lock().unwrap()[number].complete += 1;
+        self.0.grown.send_modify(|n| *n += 1);
     }
 
     fn over(&self, number: usize) {

@@ -80,21 +80,32 @@ impl Exchange {
 pub struct Upload {
     incoming: Option<Incoming>,
     exchange: Rc<Exchange>,
+    http2: bool,
 }
 
+/// hyper takes a stream that is reset with NO_ERROR for one that has ended (RFC 9113 section 8.1 has it so for the rest of a
+/// request that is answered already). What is passed on must tell the two apart, or a part would look like the whole.
+fn has_ended(incoming: &Incoming, http2: bool) -> bool {
+    !http2 || incoming.is_end_stream()
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the stream was reset before its end")]
+struct CutOff;
+
 impl Upload {
-    /// The body of a request, and the exchange it reports to.
-    pub fn new(incoming: Incoming) -> (Self, Rc<Exchange>) {
+    /// The body of a request, which came by HTTP/2 or not, and the exchange it reports to.
+    pub fn new(incoming: Incoming, http2: bool) -> (Self, Rc<Exchange>) {
         let exchange = Rc::new(Exchange::default());
         exchange.uploaded.set(incoming.is_end_stream());
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
-        (Self { incoming, exchange: exchange.clone() }, exchange)
+        (Self { incoming, exchange: exchange.clone(), http2 }, exchange)
     }
 
     /// No body.
     #[cfg(test)]
     pub fn empty() -> Self {
-        Self { incoming: None, exchange: Rc::default() }
+        Self { incoming: None, http2: false, exchange: Rc::default() }
     }
 
     /// Another empty body for the same exchange; `None` when this one is not empty.
@@ -102,7 +113,7 @@ impl Upload {
         if self.incoming.is_some() {
             None
         } else {
-            Some(Self { incoming: None, exchange: self.exchange.clone() })
+            Some(Self { incoming: None, exchange: self.exchange.clone(), http2: self.http2 })
         }
     }
 }
@@ -115,9 +126,11 @@ impl HttpBody for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let http2 = self.http2;
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         let ended = incoming.is_end_stream();
+        let is_cut = frame.is_none() && !has_ended(incoming, http2);
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -135,6 +148,10 @@ impl HttpBody for Upload {
             Some(Err(error)) => {
                 self.exchange.broken.set(Some(Broken::of(&error)));
                 Poll::Ready(Some(Err(error.into())))
+            }
+            None if is_cut => {
+                self.exchange.broken.set(Some(Broken::Gone));
+                Poll::Ready(Some(Err(CutOff.into())))
             }
             None => {
                 self.exchange.uploaded.set(true);
@@ -186,6 +203,7 @@ impl Body {
 /// An upstream's answer on its way down. The record is written when this is dropped, so it tells the whole story.
 pub struct Download {
     incoming: Incoming,
+    http2: bool,
     exchange: Rc<Exchange>,
     record: Record,
     sent: u64,
@@ -220,10 +238,17 @@ struct Deadline {
 }
 
 impl Download {
-    /// Wraps the upstream's body. The lease returns to the pool when the exchange is complete.
-    pub fn new(incoming: Incoming, exchange: Rc<Exchange>, record: Record, lease: Lease) -> Self {
+    /// Wraps the upstream's body, which came by HTTP/2 or not. The lease returns to the pool when the exchange is complete.
+    pub fn new(
+        incoming: Incoming,
+        http2: bool,
+        exchange: Rc<Exchange>,
+        record: Record,
+        lease: Lease,
+    ) -> Self {
         Self {
             incoming,
+            http2,
             exchange,
             record,
             sent: 0,
@@ -319,6 +344,12 @@ impl Download {
                 let upstream = || ProxyError::UpstreamReset(error.to_string());
                 self.record.set_error(&self.exchange.broken().unwrap_or_else(upstream));
                 Poll::Ready(Some(Err(error.into())))
+            }
+            None if !has_ended(&self.incoming, self.http2) => {
+                self.failed = true;
+                let upstream = || ProxyError::UpstreamReset(CutOff.to_string());
+                self.record.set_error(&self.exchange.broken().unwrap_or_else(upstream));
+                Poll::Ready(Some(Err(CutOff.into())))
             }
             None => {
                 self.ended = true;

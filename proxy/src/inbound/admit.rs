@@ -63,7 +63,7 @@ pub async fn admit(
     if let Ok(credentials) = &credentials {
         record.set_own_identity(credentials.id.as_str());
     }
-    let mut caller = Caller { peer: None, trust: None, downstream, destination, sni: None };
+    let mut caller = Caller { peer: None, trust: None, downstream, destination, sni: None, place: None };
 
     let secured = if mode == MtlsMode::Disable {
         Secured::Plain(Stream::Plain(Prefixed::new(stream)))

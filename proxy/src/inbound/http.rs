@@ -166,7 +166,7 @@ impl Connection {
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let watched = (wish == Wish::WebSocket).then(|| (parts.clone(), target.clone()));
         let watch = record.watch().clone();
-        let (upload, exchange) = Upload::new(incoming);
+        let (upload, exchange) = Upload::new(incoming, self.http2);
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
             Ok(request) => request,
             Err(error) => return forward::refuse(&error, record, grpc),
@@ -189,6 +189,7 @@ impl Connection {
                     grpc,
                     half_closed: settings.limits.half_closed,
                     tunnels: self.worker.tunnels.clone(),
+                    place: (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter()),
                 };
                 let revoked = self.clone().revoked(watched, watch);
                 forward::deliver(response, lease, exchange, record, asked, revoked)

@@ -9,7 +9,7 @@ use crate::{
     error::ProxyError,
     net::{Accepted, Arrival, Listener, reset_on_close},
     telemetry::Direction,
-    traffic::{Shared, Worker},
+    traffic::{Shared, Worker, governor::Sourced},
 };
 use postern_config::{Facts, HttpFacts, Judgement, authorize::judge, snapshot::Snapshot};
 use postern_identity::{Peer, TrustBundles};
@@ -55,11 +55,12 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     };
 
     // Who calls, and in which language: sniff, TLS, protocol, all under one deadline.
-    let admitted = match admit::admit(&worker, accepted, deadline, &mut record).await {
+    let mut admitted = match admit::admit(&worker, accepted, deadline, &mut record).await {
         Ok(admitted) => admitted,
         Err(error) => return record.set_error(&error),
     };
     place.prove();
+    admitted.caller.place = Some(place);
 
     match admitted.speaks {
         admit::Speaks::Http { http2 } => {
@@ -82,6 +83,8 @@ pub(crate) struct Caller {
     destination: SocketAddr,
     /// Server name it asked for in the handshake.
     sni: Option<String>,
+    /// Its place among the connections of its source, kept for as long as anything of the connection is, tunnels included.
+    place: Option<Sourced>,
 }
 
 impl Caller {

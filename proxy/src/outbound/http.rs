@@ -128,7 +128,7 @@ impl Connection {
         }
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let (upload, exchange) = Upload::new(incoming);
+        let (upload, exchange) = Upload::new(incoming, self.http2);
         // A WebSocket needs HTTP/1.1.
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
@@ -140,7 +140,8 @@ impl Connection {
             Ok((response, lease)) => {
                 let half_closed = self.worker.shared.settings.limits.half_closed;
                 let tunnels = self.worker.tunnels.clone();
-                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels };
+                let place = (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter());
+                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place };
                 let drain = self.worker.shared.drain.clone();
                 let watched = wish == Wish::WebSocket;
                 let watch = lease.watch().clone();

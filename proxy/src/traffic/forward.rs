@@ -1,5 +1,6 @@
 //! The way of one exchange: the request as it goes on, the answer as it comes back, or our own answer instead.
 
+use super::governor::Place;
 use crate::{
     error::ProxyError,
     http::{
@@ -64,6 +65,8 @@ pub struct Asked {
     pub half_closed: Duration,
     /// Who waits for tunnels on the way down.
     pub tunnels: TaskTracker,
+    /// The place that a tunnel takes, when one was asked for: it outlives the connection that it began as.
+    pub place: Option<Place>,
 }
 
 /// The upstream's answer, cleaned, with a body that carries the record to its end. `revoked` watches over a tunnel.
@@ -77,6 +80,7 @@ pub fn deliver(
 ) -> Response<Body> {
     record.upstream_answered();
     let (mut parts, incoming) = response.into_parts();
+    let http2 = parts.version == Version::HTTP_2;
     let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
         && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
@@ -104,10 +108,10 @@ pub fn deliver(
         record.set_status(101);
         record.answer_handed_over();
         let upstream = hyper::upgrade::on(Response::from_parts(parts_for_upgrade(&mut parts), incoming));
-        let counts = lease.take_counts();
+        let held = (lease.take_counts(), asked.place);
         let tunnel = async move {
             upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked).await;
-            drop(counts);
+            drop(held);
         };
         drop(tokio::task::spawn_local(asked.tunnels.track_future(tunnel)));
         return Response::from_parts(parts, Body::empty());
@@ -121,7 +125,7 @@ pub fn deliver(
         record.set_grpc_status(status);
     }
     record.answer_handed_over();
-    let body = Body::Upstream(Box::new(Download::new(incoming, exchange, record, lease)));
+    let body = Body::Upstream(Box::new(Download::new(incoming, http2, exchange, record, lease)));
     Response::from_parts(parts, body)
 }
 

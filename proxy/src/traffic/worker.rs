@@ -156,7 +156,8 @@ impl Worker {
         let closed = drain.closed(self.side);
         tokio::pin!(closed);
         loop {
-            let room = match connections.len() < self.shared.settings.limits.connections {
+            let room = match connections.len() + self.tunnels.len() < self.shared.settings.limits.connections
+            {
                 true => governor.has_room(),
                 false => Err("connections"),
             };

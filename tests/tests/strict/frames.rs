@@ -145,6 +145,60 @@ impl Wire {
     }
 }
 
+/// How one answer went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    pub status: u16,
+    pub body: Vec<u8>,
+    /// Header blocks behind the first: trailers, as they came.
+    pub trailers: usize,
+    /// `None`: ended by END_STREAM.
+    pub broken: Option<End>,
+}
+
+impl Wire {
+    /// One answer to its end.
+    pub async fn whole(&mut self, stream: u32) -> Whole {
+        let mut whole = Whole { status: 0, body: Vec::new(), trailers: 0, broken: None };
+        let reading = async {
+            loop {
+                let Some(came) = self.next().await else { return Some(End::Closed) };
+                match came.kind {
+                    HEADERS if came.stream == stream && whole.status == 0 => {
+                        whole.status = status(&came.payload)
+                    }
+                    HEADERS if came.stream == stream => whole.trailers += 1,
+                    DATA if came.stream == stream => {
+                        whole.body.extend(&came.payload);
+                        let opened = u32::try_from(came.payload.len()).unwrap();
+                        if opened > 0 {
+                            let more = frame(WINDOW_UPDATE, 0, 0, &opened.to_be_bytes());
+                            let _ = self.send(&more).await;
+                        }
+                    }
+                    RST_STREAM if came.stream == stream => return Some(End::Reset(number(&came.payload))),
+                    GOAWAY if number(&came.payload[4..]) != 0 => {
+                        return Some(End::GoAway(number(&came.payload[4..])));
+                    }
+                    SETTINGS if came.flags & ACK == 0 => {
+                        let _ = self.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                    }
+                    _ => continue,
+                }
+                if came.stream == stream
+                    && matches!(came.kind, HEADERS | DATA)
+                    && came.flags & END_STREAM != 0
+                {
+                    return None;
+                }
+            }
+        };
+        let broken = tokio::time::timeout(Duration::from_secs(8), reading).await;
+        whole.broken = broken.unwrap_or(Some(End::Silence));
+        whole
+    }
+}
+
 /// The first four octets as a number.
 pub fn number(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..4].try_into().unwrap())

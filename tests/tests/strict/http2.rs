@@ -4,7 +4,7 @@ use crate::{
     arena::{Arena, BOTH, Before, Side, rss},
     frames::*,
 };
-use postern_tests::{Step, scenario::policy};
+use postern_tests::{Step, raw::Heard, scenario::policy};
 use std::time::{Duration, Instant};
 
 /// Header lines, pseudo ones among them.
@@ -332,6 +332,174 @@ async fn grpc_is_refused_in_its_own_words() {
     for bad in ["123456789S", "1x", "S", "", "1.5S", "-1S"] {
         let refused = call("/pay/x").header("grpc-timeout", bad).send().await.unwrap();
         assert_eq!((refused.status, refused.header("grpc-status")), (200, Some("3")), "grpc-timeout {bad:?}");
+    }
+    arena.survived().await;
+}
+
+fn say(text: &str) -> Step {
+    Step::Say(text.as_bytes().to_vec())
+}
+
+/// S-H1-21 and 22 for a client of HTTP/2: END_STREAM only where the app has ended its answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_was_cut_off_is_reset_and_a_complete_one_ends() {
+    let arena = Arena::new("").await;
+    for side in BOTH {
+        for (said, end, is_whole) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Step::More, true),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                Step::More,
+                true,
+            ),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", Step::Close, true),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", Step::Reset, false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", Step::Close, false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", Step::Reset, false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Step::Close, false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", Step::Close, false),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nx\r\n", Step::More, false),
+        ] {
+            let what = format!("S-H1-21/22 {side:?} {said:?} {end:?}");
+            arena.app().answer(move |_| vec![Step::Hear, say(said), end.clone()]);
+            let mut wire = wire(&arena, side).await;
+            wire.send(&get(1, "/")).await.unwrap();
+            let whole = wire.whole(1).await;
+            if is_whole {
+                assert_eq!(
+                    (whole.status, &whole.body[..], &whole.broken),
+                    (200, &b"hello"[..], &None),
+                    "{what}"
+                );
+            } else {
+                // 503 when the break came before the head was sent on; otherwise a reset, never a clean end.
+                let is_refused = matches!(whole.status, 502 | 503);
+                assert!(is_refused || matches!(whole.broken, Some(End::Reset(_))), "{what}: {whole:?}");
+            }
+        }
+        arena.app().be_honest();
+    }
+    arena.survived().await;
+}
+
+/// S-H1-24 for HTTP/2: a request that its client breaks off is one that never ends for the app.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_reset_never_ends_for_the_app() {
+    let arena = Arena::new("").await;
+    let post = [lines_of("POST"), vec![(&b"content-length"[..], &b"10"[..])]].concat();
+    for side in BOTH {
+        for length in [true, false] {
+            let reset = |code: u32| frame(RST_STREAM, 0, 1, &code.to_be_bytes());
+            // NO_ERROR too: it must not pass for an end.
+            for cut in [reset(8), reset(0), frame(DATA, END_STREAM, 1, b"x"), vec![]] {
+                if !length && cut.get(3) == Some(&DATA) {
+                    continue;
+                }
+                let what = format!("S-H1-24 {side:?} with length: {length}, then {cut:02x?}");
+                let complete = arena.app().complete();
+                let lines = if length { post.clone() } else { lines_of("POST") };
+                let mut wire = wire(&arena, side).await;
+                let head =
+                    [frame(HEADERS, END_HEADERS, 1, &block(&lines)), frame(DATA, 0, 1, b"abc")].concat();
+                wire.send(&head).await.unwrap();
+                // Maybe on a connection that the pool had kept.
+                let is_begun = |h: &Heard| h.bytes.ends_with(b"abc") || h.bytes.ends_with(b"abc\r\n");
+                arena.app().until(&what, |all| all.iter().any(|h| is_begun(h) && !h.is_over)).await;
+                wire.send(&cut).await.unwrap();
+                drop(wire);
+                arena.app().until(&what, |all| all.iter().filter(|h| is_begun(h)).all(|h| h.is_over)).await;
+                assert_eq!(arena.app().complete(), complete, "{what}");
+            }
+        }
+    }
+    arena.survived().await;
+}
+
+fn lines_of(method: &str) -> Lines<'_> {
+    let mut lines = lines_of_get("/");
+    lines[0].1 = method.as_bytes();
+    lines
+}
+
+/// S-H2-14: trailers cross from HTTP/2 to HTTP/1 and back, and are as clean as any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trailers_cross_between_the_versions() {
+    let arena = Arena::new("").await;
+    let said = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n";
+    arena.app().answer(move |_| vec![Step::Hear, say(said)]);
+    for side in BOTH {
+        let mut lines = lines_of("POST");
+        lines.extend([(&b"te"[..], &b"trailers"[..]), (b"trailer", b"x-sum, authorization")]);
+        let trailers = block(&[(b"x-sum", b"7"), (b"authorization", b"forged"), (b"content-length", b"3")]);
+        let mut wire = wire(&arena, side).await;
+        let heard = arena.app().bytes().len();
+        let request = [
+            frame(HEADERS, END_HEADERS, 1, &block(&lines)),
+            frame(DATA, 0, 1, b"abc"),
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, &trailers),
+        ];
+        wire.send(&request.concat()).await.unwrap();
+        let whole = wire.whole(1).await;
+        assert_eq!((whole.status, whole.trailers, &whole.broken), (200, 1, &None), "{whole:?}");
+        let got = String::from_utf8_lossy(&arena.app().bytes()[heard..]).into_owned();
+        assert!(got.ends_with("0\r\nx-sum: 7\r\n\r\n") && !got.contains("forged"), "S-H2-14 {side:?}: {got}");
+    }
+    arena.app().be_honest();
+    arena.survived().await;
+}
+
+/// S-H2-18 and the rest of a hostile upstream of HTTP/2: each is a 14 or a reset, and nothing spins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_upstream_of_http2_costs_its_own_callers_only() {
+    let arena = Arena::new("").await;
+    let settings = frame(SETTINGS, 0, 0, &[]);
+    let ok = frame(HEADERS, END_HEADERS, 1, &[0x88]);
+    let flood = |one: Vec<u8>| vec![Step::Say(settings.clone()), Step::More, Step::Repeat(one.repeat(200))];
+    // Closed afterwards, so that the next row gets a connection of its own.
+    let once = |bytes| vec![Step::Say(settings.clone()), Step::More, Step::Say(bytes), Step::Close];
+    let scripts: Vec<(&str, Vec<Step>)> = vec![
+        ("no HTTP/2", vec![say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), Step::Close]),
+        ("GOAWAY at once", once(frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]))),
+        ("GOAWAY with an error", once(frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 11]))),
+        ("reset", once(frame(RST_STREAM, 0, 1, &2u32.to_be_bytes()))),
+        (
+            "reset with NO_ERROR in the middle",
+            once([&ok[..], &frame(DATA, 0, 1, b"half"), &frame(RST_STREAM, 0, 1, &[0; 4])].concat()),
+        ),
+        (
+            "closed in the middle",
+            vec![Step::Say(settings.clone()), Step::More, Step::Say(ok.clone()), Step::Reset],
+        ),
+        ("a status that is none", once(frame(HEADERS, END_HEADERS, 1, &[0x48, 3, b'9', b'9', b'9']))),
+        ("no status", once(frame(HEADERS, END_HEADERS, 1, &block(&[(b"x", b"y")])))),
+        (
+            "a line feed in a value",
+            once(frame(HEADERS, END_HEADERS, 1, &[&[0x88][..], &block(&[(b"x", b"a\nb")])].concat())),
+        ),
+        ("a stream that nobody opened", once(frame(HEADERS, END_HEADERS, 99, &[0x88]))),
+        ("a push", once(frame(5, END_HEADERS, 1, &[0, 0, 0, 2, 0x82]))),
+        ("a window of too much", once(frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()))),
+        ("a flood of WINDOW_UPDATE", flood(frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()))),
+        ("a flood of PRIORITY", flood(frame(PRIORITY, 0, 3, &[0, 0, 0, 1, 9]))),
+        ("a flood of unknown frames", flood(frame(0xbe, 0, 0, b""))),
+        ("a flood of PING", flood(frame(PING, 0, 0, &[0; 8]))),
+        ("a flood of SETTINGS", flood(settings.clone())),
+    ];
+    let address = arena.mesh.entry("checkout-api", "payments-api").0;
+    for (what, script) in scripts {
+        let lines = arena.log(Side::App).lines().len();
+        arena.app().answer(move |_| script.clone());
+        let request =
+            postern_tests::Request::new(address, "a").http2().method("POST").path("/pay.Charges/Create");
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let answer = tokio::time::timeout(Duration::from_secs(6), request.send()).await;
+        let answer = answer.unwrap_or_else(|_| panic!("S-H2-18 {what}: no answer within six seconds"));
+        let status = answer.as_ref().ok().and_then(|answer| answer.header("grpc-status").map(str::to_owned));
+        let is_refused = answer.is_err() || matches!(status.as_deref(), Some("13" | "14" | "2"));
+        assert!(is_refused, "S-H2-18 {what}: {answer:?}");
+        arena.log(Side::App).at_least(lines + 1).await;
+        arena.app().be_honest();
+        arena.is_well().await;
     }
     arena.survived().await;
 }

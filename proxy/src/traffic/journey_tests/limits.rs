@@ -255,6 +255,39 @@ async fn one_source_takes_its_places_and_no_more() {
     LocalSet::new().run_until(run).await;
 }
 
+/// A tunnel is no way around the places: it keeps those of the connection that it began as.
+#[tokio::test]
+async fn a_tunnel_keeps_its_place_among_the_connections_of_its_source_and_of_all() {
+    let run = async {
+        let ask = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let switched = async |address| {
+            let mut stream = open(address, ask).await;
+            let mut read = Vec::new();
+            while !read.ends_with(b"hello") {
+                let count = tokio::time::timeout(LONG, stream.read_buf(&mut read)).await.expect("in time");
+                assert!(count.unwrap() > 0, "{}", String::from_utf8_lossy(&read));
+            }
+            stream
+        };
+        let gate = Gate::plain(Limits { connections_per_source: 1, ..Limits::default() }).await;
+        let tunnel = switched(gate.address).await;
+        let mut second = open(gate.address, GET).await;
+        assert_eq!(rest(&mut second).await, "");
+        assert_eq!(gate.shed("source"), 1);
+        drop(tunnel);
+
+        let resources = Resources { descriptors: Some(45), memory: None };
+        let gate = self::gate(app().await, MtlsMode::Disable, Limits::default(), resources).await;
+        let tunnels = [switched(gate.address).await, switched(gate.address).await];
+        let mut third = open(gate.address, GET).await;
+        gate.paused("descriptors").await;
+        assert_eq!(gate.app.seen.borrow().len(), 2);
+        drop(tunnels);
+        assert!(answer(&mut third).await.starts_with("HTTP/1.1 200 "));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
 #[tokio::test]
 async fn connections_that_prove_nothing_do_not_keep_others_of_their_source_out_for_long() {
     let run = async {
