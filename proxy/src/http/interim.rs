@@ -25,6 +25,11 @@ pub const MOST_INTERIM: u32 = 16;
 /// Their bytes together at most.
 pub const MOST_INTERIM_BYTES: usize = 64 * 1024;
 
+/// The upstream sends interim answers and no other.
+#[derive(Debug, thiserror::Error)]
+#[error("more interim answers than any request needs")]
+pub struct TooManyInterim;
+
 /// Sends requests on one HTTP/1 connection, and tells its reader when an answer is to begin.
 pub struct Sender {
     requests: SendRequest<Upload>,
@@ -54,7 +59,7 @@ impl Sender {
 }
 
 /// A connection to an upstream whose interim answers are counted. More than [`MOST_INTERIM`] of them, or more than
-/// [`MOST_INTERIM_BYTES`], end it with [`io::ErrorKind::InvalidData`].
+/// [`MOST_INTERIM_BYTES`], end it with [`TooManyInterim`].
 pub struct Bounded<S> {
     stream: S,
     turn: Arc<AtomicBool>,
@@ -87,10 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
                 Seen::Interim => {}
                 Seen::Final => this.count = None,
                 Seen::TooMuch => {
-                    return Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "more interim answers than anyone needs",
-                    )));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, TooManyInterim)));
                 }
             }
         }

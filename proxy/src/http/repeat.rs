@@ -4,7 +4,10 @@
 //! GOAWAY (section 6.8). And what does nothing more when it is processed twice: an idempotent request (RFC 9110 section 9.2.2) without
 //! a body, whose connection closed before any byte of an answer. A body is never kept: once read, it cannot be sent again.
 
-use super::body::{Exchange, Upload};
+use super::{
+    body::{Exchange, Upload},
+    interim::TooManyInterim,
+};
 use crate::error::ProxyError;
 use http::{Method, Request, header::UPGRADE};
 use std::error::Error;
@@ -90,11 +93,16 @@ fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn Error + 'static)> 
 pub fn blame(error: &hyper::Error, exchange: &Exchange) -> ProxyError {
     if let Some(broken) = exchange.broken() {
         broken
-    } else if error.is_parse() || super::io_kind(error) == Some(std::io::ErrorKind::InvalidData) {
+    } else if error.is_parse() || is_interim_flood(error) {
         ProxyError::UpstreamProtocol(describe(error))
     } else {
         ProxyError::UpstreamReset(describe(error))
     }
+}
+
+fn is_interim_flood(error: &hyper::Error) -> bool {
+    let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.filter_map(std::io::Error::get_ref).any(|inner| inner.is::<TooManyInterim>())
 }
 
 fn describe(error: &hyper::Error) -> String {

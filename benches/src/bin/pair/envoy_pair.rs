@@ -1,6 +1,9 @@
 //! The two Envoys of a pair, configured as Istio configures its sidecars.
 
-use crate::stage::{APP_PORT, APP_TCP_PORT, Pair, SERVER_IP, caller_id, server_id};
+use crate::{
+    pairs::{APP_PORT, APP_TCP_PORT, Pair, SERVER_IP},
+    stage::{caller_id, server_id},
+};
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::Path};
 

@@ -10,12 +10,14 @@ mod app;
 mod envoy_pair;
 mod floor;
 mod load;
+mod pairs;
 mod report;
 mod stage;
 
 use clap::{Parser, Subcommand};
+use pairs::Pair;
 use postern_benches::{beside, budgets, envoy};
-use stage::{Halves, Pair, Stage};
+use stage::{Halves, Stage};
 use std::{net::SocketAddr, process::ExitCode};
 
 // As in the program that the sidecar's image ships.
@@ -69,10 +71,15 @@ pub struct Load {
     fresh: bool,
 }
 
+fn is_ours(pair: Pair) -> bool {
+    matches!(pair, Pair::Postern | Pair::PosternHttp2 | Pair::PosternTcp)
+}
+
 const USUAL: &str = "/api/items";
-const LOADS: [Load; 5] = [
+const LOADS: [Load; 6] = [
     Load { name: "1,000 rps, 16 connections", rate: 1000, connections: 16, path: USUAL, fresh: false },
     Load { name: "1,000 rps, 64 connections", rate: 1000, connections: 64, path: USUAL, fresh: false },
+    Load { name: "1,000 rps, 1,000 connections", rate: 1000, connections: 1000, path: USUAL, fresh: false },
     Load { name: "saturated, 64 connections", rate: 0, connections: 64, path: USUAL, fresh: false },
     Load { name: "1 MiB, 4 connections", rate: 0, connections: 4, path: app::LARGE, fresh: false },
     Load { name: "fresh client connections, 8", rate: 0, connections: 8, path: USUAL, fresh: true },
@@ -108,6 +115,7 @@ fn bench(arguments: &Arguments) -> ExitCode {
         Pair::EnvoyHttp2,
         Pair::FloorHttp1,
         Pair::FloorHttp2,
+        Pair::PosternHttp2,
         Pair::PosternTcp,
         Pair::EnvoyTcp,
     ];
@@ -120,8 +128,8 @@ fn bench(arguments: &Arguments) -> ExitCode {
     let mut results = report::Results::default();
     let mut running: Vec<(Pair, Option<Halves>)> = Vec::new();
     for pair in &pairs {
-        // One sidecar carries both protocols.
-        let shares = *pair == Pair::PosternTcp && pairs.contains(&Pair::Postern);
+        // One sidecar carries all protocols.
+        let shares = is_ours(*pair) && running.iter().any(|(other, _)| is_ours(*other));
         let halves =
             if shares { None } else { stage.start(*pair, envoy.as_deref(), !arguments.no_access_log) };
         if let Some(halves) = &halves {

@@ -1,6 +1,6 @@
 //! What the windows say: medians, and ratios of windows of the same round.
 
-use crate::{load::Outcome, stage::Pair};
+use crate::{load::Outcome, pairs::Pair};
 use postern_benches::budgets::{Measured, median};
 
 /// All windows.
@@ -92,6 +92,7 @@ impl Results {
             }
             self.ratios(load, &pairs, &mut measured);
         }
+        self.growth(&mut measured);
         println!("\n| pair | idle RSS, MiB: client + server | after load |\n|---|---|---|");
         for (pair, idle) in &self.idle {
             let mib =
@@ -108,6 +109,22 @@ impl Results {
             println!("\nidle RSS to Envoy's: {:.2}", ours / theirs);
         }
         measured
+    }
+
+    /// What a request costs with many connections, against few.
+    fn growth(&self, measured: &mut Measured) {
+        for pair in [Pair::Postern, Pair::EnvoyHttp1] {
+            let [few, many] = ["1,000 rps, 16 connections", "1,000 rps, 1,000 connections"]
+                .map(|load| self.all(load, pair, Figure::Cpu));
+            if few.is_empty() || many.is_empty() {
+                continue;
+            }
+            let ratio = median(&many) / median(&few);
+            println!("\n{}: CPU with 1,000 connections to that with 16: {ratio:.2}", pair.name());
+            if pair == Pair::Postern {
+                measured.insert("1,000 connections to 16/CPU".into(), ratio);
+            }
+        }
     }
 
     fn ratios(&self, load: &str, pairs: &[Pair], measured: &mut Measured) {

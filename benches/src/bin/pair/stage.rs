@@ -1,7 +1,12 @@
 //! Two network namespaces and what stands in them: here the server's half and the app, over a veth pair the client's half and the
 //! generator of load. Redirect rules bring connections to the proxies, as in a pod.
 
-use crate::{envoy_pair, floor::Half, load};
+use crate::{
+    envoy_pair,
+    floor::Half,
+    load,
+    pairs::{APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
+};
 use nix::sched::{CloneFlags, unshare};
 use postern_benches::{beside, process::resident_kib};
 use postern_control_plane::ControlPlane;
@@ -13,94 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The client's end of the veth pair.
-pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
-/// Ours.
-pub const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
-/// Where the app is.
-pub const APP_PORT: u16 = 8080;
-/// The same app on a port whose protocol is declared as TCP.
-pub const APP_TCP_PORT: u16 = 9000;
 const NAMESPACE: &str = "mesh";
 const SERVER: &str = "app";
 const CALLER: &str = "caller";
 const START: Duration = Duration::from_secs(30);
-
-/// Each pair has an address that the client asks and a port at which the server's half is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pair {
-    /// No proxy at all.
-    Direct,
-    /// Ours.
-    Postern,
-    /// Ours, a port that carries bytes.
-    PosternTcp,
-    /// Envoy with HTTP/1.1 between.
-    EnvoyHttp1,
-    /// Envoy with HTTP/2 between.
-    EnvoyHttp2,
-    /// Envoy as TCP proxy.
-    EnvoyTcp,
-    /// hyper and rustls, HTTP/1.1 between.
-    FloorHttp1,
-    /// hyper and rustls, HTTP/2 between.
-    FloorHttp2,
-}
-
-impl Pair {
-    /// For tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Postern => "postern HTTP",
-            Self::PosternTcp => "postern TCP",
-            Self::EnvoyHttp1 => "Envoy HTTP/1.1",
-            Self::EnvoyHttp2 => "Envoy HTTP/2",
-            Self::EnvoyTcp => "Envoy TCP",
-            Self::FloorHttp1 => "floor HTTP/1.1",
-            Self::FloorHttp2 => "floor HTTP/2",
-        }
-    }
-
-    fn number(self) -> u8 {
-        self as u8
-    }
-
-    /// Whom the generator asks.
-    pub fn target(self) -> SocketAddr {
-        match self {
-            Self::Direct => (SERVER_IP, APP_PORT + 1).into(),
-            Self::Postern => (Ipv4Addr::new(10, 96, 0, 1), 80).into(),
-            Self::PosternTcp => (Ipv4Addr::new(10, 96, 0, 1), APP_TCP_PORT).into(),
-            other => (Ipv4Addr::new(10, 96, 0, 10 + other.number()), 80).into(),
-        }
-    }
-
-    /// Where the redirect rules of the client's side bring its connections.
-    pub fn outbound_port(self) -> u16 {
-        match self {
-            Self::Postern | Self::PosternTcp => 15001,
-            other => 15100 + u16::from(other.number()),
-        }
-    }
-
-    /// Where those of the server's side do.
-    pub fn inbound_port(self) -> u16 {
-        match self {
-            Self::Postern | Self::PosternTcp => 15006,
-            other => 15200 + u16::from(other.number()),
-        }
-    }
-
-    /// The port that the client's half dials.
-    pub fn wire_port(self) -> u16 {
-        match self {
-            Self::Postern => APP_PORT,
-            Self::PosternTcp => APP_TCP_PORT,
-            other => 18000 + u16::from(other.number()),
-        }
-    }
-}
 
 /// The two processes of a pair; dropping them ends them.
 pub struct Halves {
@@ -285,7 +206,7 @@ impl Stage {
         let access = |pod: &str| self.folder.path().join(format!("{}-{pod}.access", pair.number()));
         let (client, server) = match pair {
             Pair::Direct => return None,
-            Pair::Postern | Pair::PosternTcp => {
+            Pair::Postern | Pair::PosternHttp2 | Pair::PosternTcp => {
                 let start = |mut command: Command, pod: &str| {
                     let token = self.folder.path().join(format!("{pod}.token"));
                     std::fs::write(&token, self.control.join_token(NAMESPACE, pod, pod)).unwrap();
@@ -485,6 +406,10 @@ fn documents() -> String {
          ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {SERVER}, namespace: {NAMESPACE}}}\n\
          spec: {{selector: {{app: {SERVER}}}, clusterIP: 10.96.0.1, ports: [{{name: http, port: 80, targetPort: {APP_PORT}}}, \
          {{name: tcp, port: {APP_TCP_PORT}, targetPort: {APP_TCP_PORT}}}]}}\n\
+         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: over-http2, namespace: {NAMESPACE}}}\n\
+         spec: {{selector: {{app: {SERVER}}}, clusterIP: 10.96.0.2, ports: [{{name: http, port: 80, targetPort: {APP_PORT}}}]}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: over-http2, namespace: {NAMESPACE}}}\n\
+         spec: {{host: over-http2, trafficPolicy: {{connectionPool: {{http: {{h2UpgradePolicy: UPGRADE}}}}}}}}\n\
          ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: deny, namespace: {NAMESPACE}}}\n\
          spec:\n  selector: {{matchLabels: {{app: {SERVER}}}}}\n  action: DENY\n  rules:\n  - to: [{{operation: {{ports: [\"{APP_PORT}\"], paths: [/admin*]}}}}]\n\
          ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: allow, namespace: {NAMESPACE}}}\n\
