@@ -1,0 +1,134 @@
+//! Clients and servers that are not ours at both ends of a mesh: client, sidecar, mutual TLS, sidecar, server. gRPC's own
+//! implementation for Python.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use postern_tests::{
+    Mesh, ports,
+    scenario::{mode, payments, policy},
+    workload_api::{Client, python},
+};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// A mesh, and where the app of payments-api listened on one port sits a server of others.
+struct Stage {
+    python: PathBuf,
+    mesh: Mesh,
+    server: Client,
+    script: &'static str,
+    service: &'static str,
+}
+
+impl Stage {
+    /// With `tests/clients/<script> serve ADDRESS` behind the service on a container port; `None` without Python.
+    async fn start(script: &'static str, service: &'static str, port: u16, rules: &str) -> Option<Self> {
+        let python = tokio::task::spawn_blocking(python).await.unwrap()?;
+        let mesh = Mesh::start(&payments(&(mode("payments", "STRICT") + rules))).await;
+        let workload = mesh.workload("payments-api");
+        workload.app.stop_listening().await;
+        let address = format!("{}:{}", workload.ips[0], ports::real(port));
+        let mut server = Client::script(&python, script, &["serve", &address]);
+        assert_eq!(server.says().await, json!({ "ready": address }));
+        Some(Self { python, mesh, server, script, service })
+    }
+
+    /// The script as the app of a workload, in one of its cases.
+    fn client(&self, from: &str, case: &str) -> Client {
+        let (entry, host) = self.mesh.entry(from, self.service);
+        Client::script(&self.python, self.script, &["call", &entry.to_string(), &host, case])
+    }
+}
+
+/// checkout-api may do everything, nobody else anything.
+fn only_checkout() -> String {
+    policy(
+        "callers",
+        "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}]}]",
+    )
+}
+
+async fn grpc(rules: &str) -> Option<Stage> {
+    Stage::start("grpc_peer.py", "payments-api:80", 8080, rules).await
+}
+
+fn every_byte() -> Value {
+    (0..=255_u8).map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_calls_of_all_four_kinds_keep_messages_order_and_metadata() {
+    let Some(mut stage) = grpc("").await else { return };
+    let said = stage.client("checkout-api", "unary").says().await;
+    assert_eq!((&said["answer"], &said["code"]), (&json!("hello"), &json!("OK")));
+    assert_eq!((&said["first"]["x-first"], &said["first"]["x-first-bin"]), (&json!("one"), &every_byte()));
+    assert_eq!((&said["last"]["x-last"], &said["last"]["x-last-bin"]), (&json!("two"), &every_byte()));
+    let seen = stage.server.says().await;
+    assert_eq!(seen["call"], "Unary");
+    assert_eq!((&seen["metadata"]["x-ask"], &seen["metadata"]["x-ask-bin"]), (&json!("zero"), &every_byte()));
+    assert!(seen["seconds_left"].as_f64().is_some_and(|left| left < 50.0), "the deadline goes along: {seen}");
+
+    let said = stage.client("checkout-api", "down").says().await;
+    let expected: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    assert_eq!(said["answers"], json!(expected));
+    assert_eq!(stage.client("checkout-api", "up").says().await["answer"], "a,b,c");
+    assert_eq!(stage.client("checkout-api", "both").says().await["answers"], json!(["eno", "owt", "eerht"]));
+    for kind in ["Down", "Up", "Both"] {
+        assert_eq!(stage.server.says().await["call"], kind);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_server_sees_that_its_client_has_cancelled() {
+    let Some(mut stage) = grpc("").await else { return };
+    let mut client = stage.client("checkout-api", "cancel");
+    assert_eq!(client.says().await, json!({ "first": "first", "code": "CANCELLED" }));
+    let begun = stage.server.says().await;
+    // Without a deadline on the call, nothing but the client's reset can end it.
+    assert_eq!((&begun["call"], &begun["seconds_left"]), (&json!("Endless"), &Value::Null));
+    assert_eq!(stage.server.says().await, json!({ "over": "Endless", "cancelled": true }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_deadline_ends_the_call_at_both_ends() {
+    let Some(mut stage) = grpc("").await else { return };
+    let mut client = stage.client("checkout-api", "deadline");
+    assert_eq!(client.says().await, json!({ "answers": ["first"], "code": "DEADLINE_EXCEEDED" }));
+    let left = stage.server.says().await["seconds_left"].as_f64().unwrap();
+    assert!(left <= 1.0, "{left} s of 1 s");
+    assert_eq!(stage.server.says().await, json!({ "over": "Endless", "cancelled": true }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_message_of_4_mib_goes_there_and_comes_back() {
+    let Some(stage) = grpc("").await else { return };
+    let said = stage.client("checkout-api", "large").says().await;
+    assert_eq!(said, json!({ "bytes": 4 << 20, "same": true }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_status_comes_with_its_message_and_details_with_and_without_messages_before() {
+    let Some(stage) = grpc("").await else { return };
+    let mut client = stage.client("checkout-api", "fails");
+    for answers in [json!([]), json!(["0", "1"])] {
+        let said = client.says().await;
+        assert_eq!((&said["answers"], &said["code"]), (&answers, &json!("FAILED_PRECONDITION")));
+        assert_eq!(said["details"], "nicht genügend, 100 % sicher");
+        assert_eq!(said["last"]["grpc-status-details-bin"], "080900ff");
+    }
+    stage.mesh.access_log("payments-api").next_with(&[("grpc_status", json!(9))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_call_that_policy_denies_ends_with_permission_denied_before_the_server() {
+    let Some(mut stage) = grpc(&only_checkout()).await else { return };
+    let refused = stage.client("reports", "one").says().await;
+    assert_eq!(refused["number"], 7, "{refused}");
+    assert_eq!(stage.client("checkout-api", "one").says().await, json!({ "answer": "hello", "number": 0 }));
+    // The first call that the server has seen is the allowed one, and there is no other.
+    let forwarded = &stage.server.says().await["metadata"]["x-forwarded-client-cert"];
+    assert!(forwarded.as_str().is_some_and(|cert| cert.contains("sa/checkout-api")), "{forwarded}");
+    let log = stage.mesh.access_log("payments-api");
+    log.at_least(2).await;
+    let statuses: Vec<Value> = log.lines().iter().map(|line| line["grpc_status"].clone()).collect();
+    assert_eq!(statuses, [7, 0]);
+}
