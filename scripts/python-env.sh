@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Prints the path of a Python with what tests take from PyPI to be real peers of the mesh, and makes its virtual environment first when
-# it is not there: clients of the Workload API, gRPC on its C-core; of fixed versions, under the cache folder, never in the tree.
+# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket; of fixed versions, under the cache folder, never in the tree.
 # POSTERN_PYTHON=/path/to/python uses that one instead. Exits with 1 and one line of reason when there is none to be had.
 set -euo pipefail
 
 packages=(
     spiffe==0.3.2
     grpcio==1.85.0
+    websockets==17.4
 )
-modules='spiffe, grpc'
+modules='spiffe, grpc, websockets'
 home="${XDG_CACHE_HOME:-$HOME/.cache}/postern/python"
 # A change of the list is another folder.
 folder="$home/peers-$(printf '%s\n' "${packages[@]}" | cksum | cut -d ' ' -f 1)"

@@ -1,5 +1,5 @@
 //! Clients and servers that are not ours at both ends of a mesh: client, sidecar, mutual TLS, sidecar, server. gRPC's own
-//! implementation for Python.
+//! implementation for Python, PyPI's `websockets`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_tests::{
@@ -131,4 +131,43 @@ async fn a_grpc_call_that_policy_denies_ends_with_permission_denied_before_the_s
     log.at_least(2).await;
     let statuses: Vec<Value> = log.lines().iter().map(|line| line["grpc_status"].clone()).collect();
     assert_eq!(statuses, [7, 0]);
+}
+
+async fn websocket(rules: &str) -> Option<Stage> {
+    Stage::start("websocket_peer.py", "payments-api:80", 8080, rules).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_carries_messages_of_1_mib_and_pings_both_ways() {
+    let Some(stage) = websocket("").await else { return };
+    let said = stage.client("checkout-api", "echo").says().await;
+    assert_eq!(said, json!({ "text": true, "bytes": true, "fragments": true }));
+    let said = stage.client("checkout-api", "ping").says().await;
+    assert_eq!(said, json!({ "answered": true, "answers": "True" }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_close_code_of_a_websocket_reaches_the_other_end() {
+    let Some(mut stage) = websocket("").await else { return };
+    assert_eq!(stage.client("checkout-api", "close").says().await, json!({ "closed": true }));
+    assert_eq!(stage.server.says().await["path"], "/chat");
+    assert_eq!(stage.server.says().await, json!({ "closed": 4002, "reason": "enough" }));
+    let said = stage.client("checkout-api", "closed").says().await;
+    assert_eq!(said, json!({ "code": 4001, "reason": "as you wish" }));
+    let log = stage.mesh.access_log("payments-api");
+    log.at_least(2).await;
+    let statuses: Vec<Value> = log.lines().iter().map(|line| line["status"].clone()).collect();
+    assert_eq!(statuses, [101, 101], "one record for each");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_that_policy_denies_is_answered_403_before_the_server() {
+    let rules = policy("chat", "action: ALLOW, rules: [{to: [{operation: {paths: [/chat]}}]}]");
+    let Some(mut stage) = websocket(&rules).await else { return };
+    assert_eq!(stage.client("checkout-api", "/admin").says().await, json!({ "status": 403 }));
+    assert_eq!(stage.client("checkout-api", "/chat").says().await, json!({ "status": 101 }));
+    // The first handshake that the server has seen is the allowed one.
+    let seen = stage.server.says().await;
+    assert_eq!(seen["path"], "/chat");
+    assert!(seen["certificate"].as_str().is_some_and(|c| c.contains("sa/checkout-api")), "{seen}");
 }
