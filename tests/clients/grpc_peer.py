@@ -12,7 +12,7 @@ from concurrent import futures
 import grpc
 
 # Longer than any test waits, so that nothing but the mesh or the peer ends a call.
-LONG = 50
+LONG = 100
 LIMITS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
 EVERY_BYTE = bytes(range(256))
 DETAILS = b"\x08\x09\x00\xff"
@@ -67,13 +67,12 @@ def both(requests, context):
 
 
 def endless(request, context):
-    """One message, and then nothing until the call is over, which is said."""
+    """One message, and then nothing until the call is over, which is said: also when it is over before we are asked for more."""
     begin("Endless", context)
     over = threading.Event()
-    context.add_callback(over.set)
+    context.add_callback(lambda: (say(over="Endless"), over.set()))
     yield b"first"
     over.wait(LONG)
-    say(over="Endless", cancelled=not context.is_active() and over.is_set())
 
 
 def fails(request, context):
