@@ -1,5 +1,6 @@
 //! Clients and servers that are not ours at both ends of a mesh: client, sidecar, mutual TLS, sidecar, server. gRPC's own
-//! implementation for Python, PyPI's `websockets`, Redis, a mail server.
+//! implementation for Python, PyPI's `websockets`, Redis, a mail server,
+//! nghttp2's h2load.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_tests::{
@@ -226,4 +227,30 @@ async fn a_mail_server_sees_no_connection_of_a_client_that_policy_denies() {
     // One connection, and the mail that came over it.
     assert_eq!(stage.server.says().await, json!({ "connected": true }));
     assert_eq!(stage.server.says().await["text"], "allowed\r\n");
+}
+
+/// `h2load` by prior knowledge of HTTP/2, 2000 requests, from a workload; the line of its report that counts statuses.
+async fn h2load(mesh: &Mesh, from: &str) -> String {
+    let (entry, host) = mesh.entry(from, "payments-api:80");
+    let mut command = tokio::process::Command::new("h2load");
+    command.args(["-n", "2000", "-c", "4", "-m", "20", "--connect-to", &entry.to_string()]);
+    command.arg(format!("http://{host}/v1/charges")).kill_on_drop(true);
+    let output = tokio::time::timeout(std::time::Duration::from_secs(60), command.output());
+    let report =
+        String::from_utf8(output.await.expect("h2load ends within a minute").unwrap().stdout).unwrap();
+    assert!(report.contains("Application protocol: h2c"), "{report}");
+    report.lines().find(|line| line.starts_with("status codes:")).expect("a line of statuses").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h2load_gets_2000_answers_over_four_connections_and_who_is_denied_gets_none_of_the_apps() {
+    if tokio::process::Command::new("h2load").arg("--version").output().await.is_err() {
+        eprintln!("SKIPPED: h2load is missing on this machine (make setup)");
+        return;
+    }
+    let mesh = Mesh::start(&payments(&(mode("payments", "STRICT") + &only_checkout()))).await;
+    assert_eq!(h2load(&mesh, "reports").await, "status codes: 0 2xx, 0 3xx, 2000 4xx, 0 5xx");
+    assert_eq!(mesh.app("payments-api").connections(), 0);
+    assert_eq!(h2load(&mesh, "checkout-api").await, "status codes: 2000 2xx, 0 3xx, 0 4xx, 0 5xx");
+    assert_eq!(mesh.app("payments-api").received().len(), 2000);
 }
