@@ -97,6 +97,7 @@ async fn a_grpc_deadline_ends_the_call_at_both_ends() {
     let Some(mut stage) = grpc("").await else { return };
     let mut client = stage.client("checkout-api", "deadline");
     assert_eq!(client.says().await, json!({ "answers": ["first"], "code": "DEADLINE_EXCEEDED" }));
+    // The server knows the deadline, so that it ends the call by itself; that the client's reset reaches it is shown above.
     let left = stage.server.says().await["seconds_left"].as_f64().unwrap();
     assert!(left <= 1.0, "{left} s of 1 s");
     assert_eq!(stage.server.says().await, json!({ "over": "Endless" }));
