@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Finds what this machine misses and gets it: iproute2 (ip), nftables (nft), curl, openssl, faketime (clocks of tests).
+# Finds what this machine misses and gets it: iproute2 (ip), nftables (nft), curl, openssl, faketime (clocks of tests),
+# h2load (of nghttp2; a client of tests).
 # As root: with the package manager. With password-less sudo: the same. As an ordinary user: the packages are
 # downloaded and unpacked into .tools/, where `postern` looks for them (POSTERN_TOOLS).
 # What cannot be had is named, with what is lost; only Rust and a C compiler are needed to go on.
@@ -26,6 +27,8 @@ package_of() { # program -> package, by the names of the package manager in use
         ip:dnf) echo iproute ;;
         ip:*) echo iproute2 ;;
         nft:*) echo nftables ;;
+        h2load:apt-get) echo nghttp2-client ;;
+        h2load:*) echo nghttp2 ;;
         *) echo "$1" ;;
     esac
 }
@@ -49,11 +52,11 @@ fi
 
 # --- what is nice to have -----------------------------------------------------------------------------------------
 missing=()
-for program in ip nft curl openssl faketime; do
+for program in ip nft curl openssl faketime h2load; do
     find_program "$program" >/dev/null || missing+=("$program")
 done
 if [ "${#missing[@]}" -eq 0 ]; then
-    say "ip, nft, curl, openssl and faketime are here"
+    say "ip, nft, curl, openssl, faketime and h2load are here"
     exit 0
 fi
 packages=()

@@ -52,11 +52,11 @@ pub async fn renew(workload: &Workload) -> String {
     answer.json()["serial"].as_str().unwrap().to_owned()
 }
 
-/// A Python with PyPI's `spiffe` (`scripts/python-env.sh`).
+/// A Python with what tests take from PyPI (`scripts/python-env.sh`).
 ///
 /// `None` when there is none to be had, which is said on stderr; with `POSTERN_PYTHON_REQUIRED=1` that is a failure.
 pub fn python() -> Option<PathBuf> {
-    foreign::by_script("python-env.sh", "POSTERN_PYTHON_REQUIRED", "no client on gRPC's C-core was tried")
+    foreign::by_script("python-env.sh", "POSTERN_PYTHON_REQUIRED", "no peer in Python was tried")
 }
 
 /// go-spiffe's client of `tests/go`, built in `folder`.
@@ -84,7 +84,12 @@ pub struct Client {
 impl Client {
     /// `tests/clients/workload_api.py` with these arguments.
     pub fn python(python: &Path, arguments: &[&str]) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/workload_api.py");
+        Self::script(python, "workload_api.py", arguments)
+    }
+
+    /// A script of `tests/clients`, or a server there, with these arguments.
+    pub fn script(python: &Path, name: &str, arguments: &[&str]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
         let mut command = tokio::process::Command::new(python);
         command.arg(script).args(arguments);
         Self::start(command)
