@@ -260,8 +260,12 @@ impl Standalone {
     /// Waits until the sidecar of a pod says that it is ready.
     pub async fn ready(&self, name: &str) {
         let probes = self.sidecars[name].probes;
-        let said = self.path(&format!("{name}.err"));
-        until(&format!("{name} is ready ({})", said.display()), || is_ready(probes)).await;
+        let began = Instant::now();
+        while !is_ready(probes) {
+            let said = || fs::read_to_string(self.path(&format!("{name}.err"))).unwrap_or_default();
+            assert!(began.elapsed() < SOON, "{name} is not ready within {SOON:?}; it said: {}", said());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Whether the sidecar of a pod says that it is ready.
