@@ -30,7 +30,7 @@ struct Arguments {
     #[arg(long, default_value_t = 6)]
     rounds: usize,
     /// Length of each window in seconds
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 1.5)]
     seconds: f64,
     /// Only pairs whose name contains one of these
     #[arg(long, value_delimiter = ',')]
