@@ -29,16 +29,14 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     }
 }
 
+/// What lies below an error of hyper, from the nearest cause to the first.
+pub fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+}
+
 /// What kind of IO error lies below an error of hyper, if any does.
 pub fn io_kind(error: &hyper::Error) -> Option<std::io::ErrorKind> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            return Some(io.kind());
-        }
-        cause = inner.source();
-    }
-    None
+    causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind))
 }
 
 /// Whether the content type is gRPC's (`application/grpc`, `application/grpc+proto`, not `application/grpc-web`).

@@ -6,6 +6,7 @@
 
 use super::{
     body::{Exchange, Upload},
+    causes,
     interim::TooManyInterim,
 };
 use crate::error::ProxyError;
@@ -83,10 +84,6 @@ fn is_reset(error: &hyper::Error) -> bool {
         io.or_else(|| cause.downcast_ref::<h2::Error>()?.get_io().map(std::io::Error::kind))
     });
     matches!(kind, Some(BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof))
-}
-
-fn causes(error: &hyper::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source())
 }
 
 /// Whose fault it is that there is no answer.
