@@ -5,9 +5,22 @@ use anyhow::Context;
 use std::process::ExitCode;
 
 /// Keeps the kernel from giving this process memory by 2 MiB at a time, which would double what a sidecar holds while it is idle, beside
-/// every pod. To be called before much is allocated. Best effort.
+/// every pod. The allocator has such memory before `main` begins, so the program starts once more, with the wish inherited: the
+/// same process, the same arguments. To be called first of all. Best effort.
 pub fn avoid_huge_pages() {
-    let _ = nix::sys::prctl::set_thp_disable(true);
+    use nix::sys::prctl::{get_thp_disable, set_thp_disable};
+    use std::os::unix::process::CommandExt;
+    // Asked before, by us or by whoever started us; a kernel that does not know the question is not asked again and again.
+    if get_thp_disable() != Ok(false) || set_thp_disable(true).is_err() {
+        return;
+    }
+    let (Ok(program), mut arguments) = (std::env::current_exe(), std::env::args_os()) else { return };
+    let mut again = std::process::Command::new(program);
+    if let Some(name) = arguments.next() {
+        again.arg0(name);
+    }
+    // It returns only when it fails, and then this program goes on as it is.
+    let _ = again.args(arguments).exec();
 }
 
 /// Runs a sidecar until a signal ends it: SIGTERM or SIGINT drains, a second one ends at once. Exit code 1 when it could
@@ -29,10 +42,9 @@ pub fn run(flags: Flags) -> ExitCode {
 fn start_and_wait(flags: Flags) -> anyhow::Result<()> {
     let bootstrap = Bootstrap::from_flags(flags)?;
     harden();
-    // Apart from the data plane: no scrape and no push delays a request.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
+    // Apart from the data plane: no scrape and no push delays a request. One thread is plenty for what it has to do, and beside
+    // every pod each further one would cost memory.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
