@@ -4,7 +4,7 @@ use crate::{documents::authorization_policy::Action, snapshot::Snapshot};
 use postern_identity::SpiffeId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// Input of a decision.
 #[derive(Clone, Copy, Debug)]
@@ -95,13 +95,20 @@ pub struct RuleRef {
     pub action: Action,
 }
 
+impl RuleRef {
+    /// `namespace/name` of its policy, as logs and metrics say it.
+    pub fn policy_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.policy)
+    }
+}
+
 /// Why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason<'s> {
     /// No ALLOW policy applies to the workload, and nothing denies.
     NoPolicy,
     /// This rule decided.
-    Rule(&'s RuleRef),
+    Rule(&'s Arc<RuleRef>),
     /// ALLOW policies apply and none of their rules matched.
     DefaultDeny,
 }
@@ -126,7 +133,7 @@ pub struct Judgement<'s> {
     /// The dry-run ALLOW policy whose presence alone would deny by default.
     pub dry_run_policy: Option<&'s PolicyRef>,
     /// The first AUDIT rule that matched. It marks the call and changes nothing.
-    pub audit: Option<&'s RuleRef>,
+    pub audit: Option<&'s Arc<RuleRef>>,
 }
 
 impl<'s> Judgement<'s> {
@@ -142,11 +149,11 @@ impl<'s> Judgement<'s> {
 /// The first matching rule of each kind, in policy order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Matched<'s> {
-    pub deny: Option<&'s RuleRef>,
-    pub dry_run_deny: Option<&'s RuleRef>,
-    pub allow: Option<&'s RuleRef>,
-    pub dry_run_allow: Option<&'s RuleRef>,
-    pub audit: Option<&'s RuleRef>,
+    pub deny: Option<&'s Arc<RuleRef>>,
+    pub dry_run_deny: Option<&'s Arc<RuleRef>>,
+    pub allow: Option<&'s Arc<RuleRef>>,
+    pub dry_run_allow: Option<&'s Arc<RuleRef>>,
+    pub audit: Option<&'s Arc<RuleRef>>,
 }
 
 /// Decides: any DENY rule denies; then, when ALLOW policies apply, one of their rules has to match. Of several

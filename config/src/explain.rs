@@ -56,9 +56,9 @@ pub fn explain(snapshot: &Snapshot, facts: &Facts<'_>) -> Explanation {
             None,
         ),
         Reason::Rule(rule) if allowed => {
-            (format!("allowed: ALLOW rule matched: {rule}"), Some(rule.clone()), None)
+            (format!("allowed: ALLOW rule matched: {rule}"), Some(RuleRef::clone(rule)), None)
         }
-        Reason::Rule(rule) => (denied_by(snapshot, facts, rule), Some(rule.clone()), None),
+        Reason::Rule(rule) => (denied_by(snapshot, facts, rule), Some(RuleRef::clone(rule)), None),
         Reason::DefaultDeny => {
             let closest = closest(snapshot, facts);
             let why = if closest.is_none() { ": the ALLOW policies that apply have no rules" } else { "" };
@@ -71,7 +71,7 @@ pub fn explain(snapshot: &Snapshot, facts: &Facts<'_>) -> Explanation {
 /// On TCP a DENY rule may match only since its HTTP conditions do not count there, which surprises people.
 fn denied_by(snapshot: &Snapshot, facts: &Facts<'_>, reference: &RuleRef) -> String {
     let summary = format!("denied: DENY rule matched: {reference}");
-    let written = snapshot.rules().http.deny.iter().find(|rule| rule.reference == *reference);
+    let written = snapshot.rules().http.deny.iter().find(|rule| *rule.reference == *reference);
     let dropped: Vec<&str> = match written {
         Some(rule) if facts.http.is_none() => {
             rule.clauses().filter(|clause| clause.test.needs_http()).map(|clause| &*clause.field).collect()
@@ -91,7 +91,7 @@ fn closest(snapshot: &Snapshot, facts: &Facts<'_>) -> Option<(RuleRef, FailedCon
     let rules = snapshot.rules().http.allow.iter();
     let failures = rules.filter_map(|rule| failure(rule, facts).map(|(count, clause)| (count, rule, clause)));
     let (_, rule, clause) = failures.min_by_key(|(count, ..)| *count)?;
-    Some((rule.reference.clone(), failed_condition(clause, facts)))
+    Some((RuleRef::clone(&rule.reference), failed_condition(clause, facts)))
 }
 
 /// How many conditions failed, counting the best alternative of `from` and of `to`, and the first one.

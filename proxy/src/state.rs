@@ -26,7 +26,7 @@ const SETTLING: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Inbound {
     /// Version, as the control plane names it.
-    pub version: String,
+    pub version: Arc<str>,
     /// What is enforced.
     pub snapshot: Snapshot,
 }

@@ -209,7 +209,7 @@ fn settle(answer: &mut Answer, workload: &Workload, snapshot: &Snapshot, call: &
     answer.reason = explanation.to_string();
     answer.explanation = Some(explanation);
     answer.would = Would::of(&judgement);
-    answer.audit = judgement.audit.cloned();
+    answer.audit = judgement.audit.map(|rule| RuleRef::clone(rule));
 }
 
 /// A plaintext call to a port that takes mutual TLS only; any mode but PERMISSIVE and DISABLE counts as STRICT.

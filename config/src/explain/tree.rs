@@ -89,7 +89,7 @@ fn by_reference(rules: &Rules) -> ByReference<'_> {
     let kinds = [&rules.deny, &rules.dry_run_deny, &rules.allow, &rules.dry_run_allow, &rules.audit];
     let all = kinds.into_iter().flatten().map(|rule| &**rule);
     all.map(|rule| {
-        let RuleRef { namespace, policy, rule: index, .. } = &rule.reference;
+        let RuleRef { namespace, policy, rule: index, .. } = &*rule.reference;
         ((namespace.as_str(), policy.as_str(), *index), rule)
     })
     .collect()
@@ -109,7 +109,7 @@ fn rule_trace(written: &Rule, met: Option<&Rule>, facts: &Facts<'_>) -> RuleTrac
         all.iter().map(|clauses| clauses.iter().map(condition).collect()).collect::<Vec<Vec<_>>>()
     };
     RuleTrace {
-        rule: written.reference.clone(),
+        rule: RuleRef::clone(&written.reference),
         matched: met.is_some_and(|rule| rule.matches(facts)),
         dropped_on_tcp: met.is_none(),
         from: alternatives(&written.from),

@@ -129,12 +129,12 @@ impl<'a> Compiler<'a> {
         }
         for (index, written) in policy.rules.iter().enumerate() {
             self.rule = Some(index);
-            let reference = RuleRef {
+            let reference = Arc::new(RuleRef {
                 namespace: policy.metadata.namespace.clone(),
                 policy: policy.metadata.name.clone(),
                 rule: index,
                 action: policy.action,
-            };
+            });
             let rule = Arc::new(self.rule(written, reference));
             let tcp = tcp_form(&rule);
             if let Some(rules) = set.http.kind_mut(policy.action, policy.dry_run) {
@@ -146,7 +146,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn rule(&mut self, written: &WrittenRule, reference: RuleRef) -> Rule {
+    fn rule(&mut self, written: &WrittenRule, reference: Arc<RuleRef>) -> Rule {
         let mut from = Vec::with_capacity(written.from.len());
         for (index, one) in written.from.iter().enumerate() {
             from.push(self.source(&format!("from[{index}].source"), &one.source));

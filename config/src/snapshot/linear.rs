@@ -25,6 +25,6 @@ pub(crate) fn first_matches<'s>(rules: &'s Rules, facts: &Facts<'_>) -> Matched<
     }
 }
 
-fn first<'s>(rules: &'s [Arc<Rule>], facts: &Facts<'_>) -> Option<&'s RuleRef> {
+fn first<'s>(rules: &'s [Arc<Rule>], facts: &Facts<'_>) -> Option<&'s Arc<RuleRef>> {
     rules.iter().find(|rule| rule.matches(facts)).map(|rule| &rule.reference)
 }

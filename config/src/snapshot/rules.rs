@@ -71,7 +71,7 @@ impl RuleSet {
 /// (any `from`) and (any `to`) and (all `when`).
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
-    pub reference: RuleRef,
+    pub reference: Arc<RuleRef>,
     /// No alternative at all means true; an empty alternative is true, too.
     pub from: Vec<Vec<Clause>>,
     pub to: Vec<Vec<Clause>>,

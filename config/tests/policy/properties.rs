@@ -107,7 +107,7 @@ fn agree(snapshot: &Snapshot, call: &Call) {
     assert_eq!(explanation.allowed, decision.verdict == Verdict::Allow);
     assert!(explanation.summary.starts_with(if explanation.allowed { "allowed: " } else { "denied: " }));
     match decision.reason {
-        Reason::Rule(rule) => assert_eq!(explanation.decided_by.as_ref(), Some(rule)),
+        Reason::Rule(rule) => assert_eq!(explanation.decided_by.as_ref(), Some(&**rule)),
         Reason::NoPolicy | Reason::DefaultDeny => assert_eq!(explanation.decided_by, None),
     }
     // Every generated ALLOW policy has rules, so one of them is closest.

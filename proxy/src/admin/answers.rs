@@ -62,7 +62,7 @@ pub(super) fn config(admin: &Admin) -> Answer {
         );
     };
     match serde_json::to_value(inbound.snapshot.spec()) {
-        Ok(spec) => page(&json!({ "version": inbound.version, "inbound": spec })),
+        Ok(spec) => page(&json!({ "version": &*inbound.version, "inbound": spec })),
         Err(cause) => problem(StatusCode::INTERNAL_SERVER_ERROR, &cause.to_string()),
     }
 }
@@ -153,8 +153,8 @@ pub(super) fn decision(admin: &Admin, id: &str) -> Answer {
     let inbound = admin.store.inbound();
     let explanation =
         inbound.as_ref().map(|inbound| postern_config::explain::explain(&inbound.snapshot, &denial.facts()));
-    let current = inbound.as_ref().map(|inbound| inbound.version.as_str());
-    let note = (current != Some(denial.policy_version.as_str())).then_some(
+    let current = inbound.as_ref().map(|inbound| &*inbound.version);
+    let note = (current != Some(&*denial.policy_version)).then_some(
         "the policy has changed since: `explanation` is what the policy in force now says about the same facts",
     );
     let mut all = summary(&denial);
@@ -172,10 +172,10 @@ fn summary(denial: &Denial) -> Value {
     json!({
         "decision": denial.id,
         "at": timestamp(denial.at),
-        "policy_version": denial.policy_version,
+        "policy_version": &*denial.policy_version,
         "reason": denial.reason,
-        "policy": denial.rule.as_ref().map(|(policy, _)| policy),
-        "rule": denial.rule.as_ref().map(|(_, rule)| rule),
+        "policy": denial.rule.as_ref().map(|rule| rule.policy_name()),
+        "rule": denial.rule.as_ref().map(|rule| rule.rule),
         "facts": {
             "peer": facts.peer.map(|peer| peer.as_str()),
             "source_ip": facts.source_ip,

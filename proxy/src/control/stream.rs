@@ -217,11 +217,11 @@ impl Subscriber {
         let is_news = self
             .store
             .inbound()
-            .is_none_or(|current| current.version != version || current.snapshot.spec() != snapshot.spec());
+            .is_none_or(|current| *current.version != *version || current.snapshot.spec() != snapshot.spec());
         // After a reconnect the same policy comes again: nobody needs to re-check anything.
         if is_news {
             self.telemetry.set_service(service_name(&snapshot.spec().workload));
-            self.store.publish_inbound(Inbound { version: version.to_owned(), snapshot });
+            self.store.publish_inbound(Inbound { version: Arc::from(version), snapshot });
             self.telemetry.metrics().set_policy_version(version);
             tracing::info!(%version, "inbound policy in force");
         }

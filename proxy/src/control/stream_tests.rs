@@ -55,7 +55,7 @@ fn a_good_policy_is_put_in_force_and_acknowledged_and_makes_us_ready() {
     let answer = subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap()));
     let Some(sidecar_message::Message::Ack(ack)) = answer.message else { panic!("{answer:?}") };
     assert_eq!((ack.nonce.as_str(), ack.version.as_str()), ("n-1", "1"));
-    assert_eq!(store.inbound().unwrap().version, "1");
+    assert_eq!(&*store.inbound().unwrap().version, "1");
     assert!(ready.missing().is_empty());
 }
 
@@ -68,7 +68,7 @@ fn a_bad_policy_is_refused_with_its_nonce_and_the_last_good_one_stays() {
         let Some(sidecar_message::Message::Nack(nack)) = answer.message else { panic!("{answer:?}") };
         assert_eq!((nack.nonce, nack.version), (format!("n-{version}"), version.to_owned()));
         assert!(!nack.reason.is_empty());
-        assert_eq!(store.inbound().unwrap().version, "1");
+        assert_eq!(&*store.inbound().unwrap().version, "1");
     }
 }
 

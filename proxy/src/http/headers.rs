@@ -1,6 +1,6 @@
 //! Which headers may pass: hop-by-hop ones never, ours only from us, in any spelling.
 
-use crate::telemetry::trace_context::hex;
+use crate::telemetry::trace_context::{REQUEST_ID, hex};
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
@@ -9,13 +9,11 @@ use postern_identity::{Peer, SpiffeId};
 use std::net::IpAddr;
 
 /// `x-forwarded-client-cert`, as Envoy writes it (reference 4.5).
-pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-/// `x-request-id`.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub static CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Hop-by-hop (RFC 9110 section 7.6.1), and what only makes sense between two neighbours.
-const HOP_BY_HOP: [HeaderName; 6] = [
+static HOP_BY_HOP: [HeaderName; 6] = [
     CONNECTION,
     TRANSFER_ENCODING,
     UPGRADE,
@@ -58,33 +56,76 @@ pub enum Wish {
     WebSocket,
 }
 
+/// What of the connection's and of ours is among some headers: one look at each name instead of one search for each.
+#[derive(Default)]
+struct Found {
+    connection: bool,
+    te: bool,
+    length: bool,
+    coded: bool,
+    upgrade: bool,
+    // What does not travel, what only we may say, and what could be taken for a controlled name. Most messages have none.
+    foreign: Vec<HeaderName>,
+}
+
+impl Found {
+    fn among(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for name in headers.keys() {
+            found.connection |= name == CONNECTION;
+            found.te |= name == TE;
+            found.length |= name == CONTENT_LENGTH;
+            found.coded |= name == TRANSFER_ENCODING;
+            found.upgrade |= name == UPGRADE;
+            if HOP_BY_HOP.contains(name) || is_forged(name.as_str()) {
+                found.foreign.push(name.clone());
+            }
+        }
+        found
+    }
+
+    fn drop_from(self, headers: &mut HeaderMap) {
+        if self.connection {
+            drop_named_in_connection(headers);
+        }
+        for name in self.foreign {
+            headers.remove(name);
+        }
+    }
+}
+
 /// Cleans the headers of a request before anyone judges them: hop-by-hop headers, identity headers from outside and aliases
 /// of controlled names are gone. Returns what the client wished.
 pub fn clean_request(headers: &mut HeaderMap) -> Wish {
-    let wish = wish(headers);
-    let trailers = headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    drop_named_in_connection(headers);
-    drop_foreign(headers, |name| name == TE);
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
+    let found = Found::among(headers);
+    let wish = if found.connection && found.upgrade { wish(headers) } else { Wish::Answer };
+    if found.te {
+        let trailers =
+            headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
     }
+    found.drop_from(headers);
     wish
 }
 
 /// Cleans the headers of an answer. `tunnel`: it is the 101 that was asked for.
 pub fn clean_response(headers: &mut HeaderMap, tunnel: bool) {
+    let found = Found::among(headers);
     // A length beside chunked framing is the seed of smuggling; the framing that hyper used is the chunked one.
-    if headers.contains_key(TRANSFER_ENCODING) {
+    if found.coded {
         headers.remove(CONTENT_LENGTH);
-    } else if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+    } else if found.length
+        && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(first) = headers.get(CONTENT_LENGTH).cloned()
     {
         // hyper has checked that they are equal.
         headers.insert(CONTENT_LENGTH, first);
     }
     let upgrade = if tunnel { headers.get(UPGRADE).cloned() } else { None };
-    drop_named_in_connection(headers);
-    drop_foreign(headers, |_| false);
+    found.drop_from(headers);
     if let Some(upgrade) = upgrade {
         ask_upgrade(headers, upgrade);
     }
@@ -115,24 +156,11 @@ fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 }
 
 fn drop_named_in_connection(headers: &mut HeaderMap) {
-    if !headers.contains_key(CONNECTION) {
-        return;
-    }
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .filter(|name| !CONTROLLED.contains(&name.as_str()))
         .collect();
     for name in named {
-        headers.remove(name);
-    }
-}
-
-/// Removes what does not travel, what only we may say, and what could be taken for a controlled name.
-fn drop_foreign(headers: &mut HeaderMap, also: impl Fn(&HeaderName) -> bool) {
-    let is_foreign = |name: &&HeaderName| HOP_BY_HOP.contains(name) || also(name) || is_forged(name.as_str());
-    // Most messages have none.
-    let foreign: Vec<HeaderName> = headers.keys().filter(is_foreign).cloned().collect();
-    for name in foreign {
         headers.remove(name);
     }
 }
@@ -155,7 +183,7 @@ pub fn client_cert(own: &SpiffeId, peer: &Peer) -> Option<HeaderValue> {
 
 /// Sets a random `x-request-id` (UUID version 4) when there is none.
 pub fn ensure_request_id(headers: &mut HeaderMap) {
-    if headers.contains_key(REQUEST_ID) {
+    if headers.contains_key(&REQUEST_ID) {
         return;
     }
     let random = (rand::random::<u128>() & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
@@ -167,13 +195,13 @@ pub fn ensure_request_id(headers: &mut HeaderMap) {
         hex(pair, &mut text);
     }
     if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
-        headers.insert(REQUEST_ID, value);
+        headers.insert(&REQUEST_ID, value);
     }
 }
 
 /// The address that policy calls `remoteIp`: the last entry of X-Forwarded-For when it is an address, else the socket's.
 pub fn remote_ip(headers: &HeaderMap, socket: IpAddr) -> IpAddr {
-    let Some(last) = headers.get_all(FORWARDED_FOR).iter().next_back() else { return socket };
+    let Some(last) = headers.get_all(&FORWARDED_FOR).iter().next_back() else { return socket };
     let last = last.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default().trim_ascii();
     std::str::from_utf8(last)
         .ok()
@@ -328,12 +356,12 @@ mod tests {
     fn a_request_id_is_made_once_and_kept() {
         let mut headers = HeaderMap::new();
         ensure_request_id(&mut headers);
-        let made = headers[REQUEST_ID].to_str().unwrap().to_owned();
+        let made = headers[&REQUEST_ID].to_str().unwrap().to_owned();
         assert_eq!(made.len(), 36);
         assert_eq!(&made[14..15], "4");
         assert!("89ab".contains(&made[19..20]));
         ensure_request_id(&mut headers);
-        assert_eq!(headers[REQUEST_ID].to_str().unwrap(), made);
+        assert_eq!(headers[&REQUEST_ID].to_str().unwrap(), made);
     }
 
     #[test]

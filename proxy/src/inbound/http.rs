@@ -15,7 +15,7 @@ use crate::{
     },
     net::Prefixed,
     state::{Credentials, Inbound},
-    telemetry::Record,
+    telemetry::{Record, trace_context::TRACEPARENT},
     tls::{Stream, open::Watch},
     traffic::{
         Worker,
@@ -139,12 +139,12 @@ impl Connection {
                 *told = headers::client_cert(&credentials.id, peer).map(|value| (credentials, value));
             }
             if let Some((_, value)) = &*told {
-                parts.headers.insert(headers::CLIENT_CERT, value.clone());
+                parts.headers.insert(&headers::CLIENT_CERT, value.clone());
             }
         }
         headers::ensure_request_id(&mut parts.headers);
         if let Some(traceparent) = record.traceparent() {
-            parts.headers.insert("traceparent", traceparent);
+            parts.headers.insert(&TRACEPARENT, traceparent);
         }
     }
 

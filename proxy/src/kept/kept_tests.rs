@@ -117,7 +117,7 @@ fn the_policy_comes_back_for_the_same_workload_only() {
         });
         folder.keep(POLICY, spec.to_string().as_bytes());
         let (store, _) = recalled(&folder);
-        assert_eq!(store.inbound().map(|inbound| inbound.version.clone()), is_back.then(|| "7".to_owned()));
+        assert_eq!(store.inbound().map(|inbound| inbound.version.clone()), is_back.then(|| "7".into()));
     }
     // Without a certificate nobody knows whose policy it is.
     fs::remove_file(place.path().join("state/identity.json")).unwrap();

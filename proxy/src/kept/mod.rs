@@ -58,7 +58,7 @@ fn policy(folder: &Folder) -> Result<Option<Inbound>, String> {
     let Some(text) = folder.read(POLICY) else { return Ok(None) };
     let Policy { version, spec } = serde_json::from_slice(&text).map_err(|cause| cause.to_string())?;
     let spec = serde_json::to_vec(&spec).map_err(|cause| cause.to_string())?;
-    Ok(Some(Inbound { version, snapshot: translate::inbound(&v1::InboundPolicy { spec })? }))
+    Ok(Some(Inbound { version: version.into(), snapshot: translate::inbound(&v1::InboundPolicy { spec })? }))
 }
 
 fn is_for(inbound: &Inbound, id: &postern_identity::SpiffeId) -> bool {
@@ -98,7 +98,8 @@ pub async fn follow(folder: Folder, store: Arc<Store>, destinations: Destination
 
 fn keep_policy(folder: &Folder, inbound: &Inbound) {
     let spec = serde_json::to_value(inbound.snapshot.spec());
-    let text = spec.and_then(|spec| serde_json::to_vec(&Policy { version: inbound.version.clone(), spec }));
+    let text =
+        spec.and_then(|spec| serde_json::to_vec(&Policy { version: inbound.version.to_string(), spec }));
     match text {
         Ok(text) => folder.keep(POLICY, &text),
         Err(error) => tracing::warn!(%error, "the policy cannot be written down"),

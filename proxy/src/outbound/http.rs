@@ -19,7 +19,7 @@ use crate::{
     },
     net::Prefixed,
     state::{Destination, Endpoint},
-    telemetry::{Record, Repeat},
+    telemetry::{Record, Repeat, trace_context::TRACEPARENT},
     tls::{Carries, Stream},
     traffic::{
         Worker, balance,
@@ -124,7 +124,7 @@ impl Connection {
         }
         headers::ensure_request_id(&mut parts.headers);
         if let Some(traceparent) = record.traceparent() {
-            parts.headers.insert("traceparent", traceparent);
+            parts.headers.insert(&TRACEPARENT, traceparent);
         }
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();

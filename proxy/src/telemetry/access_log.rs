@@ -6,6 +6,7 @@ use super::{Entry, Metrics, trace_context::hex};
 use crate::bootstrap::AccessLogSink;
 use anyhow::Context;
 use parking_lot::Mutex;
+use postern_config::RuleRef;
 use std::{
     fmt::Write,
     net::SocketAddr,
@@ -40,7 +41,7 @@ pub struct Queue(Arc<Waiting>);
 
 #[derive(Debug)]
 struct Waiting {
-    lanes: [Mutex<Vec<Arc<Entry>>>; LANES],
+    lanes: [Mutex<Vec<Box<Entry>>>; LANES],
     /// There is something.
     news: Notify,
     /// There is so much that the writer must not linger.
@@ -66,7 +67,7 @@ impl Queue {
     }
 
     /// Hands an entry over. Never waits for the sink.
-    pub fn push(&self, entry: Arc<Entry>) {
+    pub fn push(&self, entry: Box<Entry>) {
         let Some(lane) = self.0.lanes.get(LANE.with(|lane| *lane)) else { return };
         let mut lane = lane.lock();
         if lane.len() >= QUEUED {
@@ -86,7 +87,7 @@ impl Queue {
 
     /// Waits until there is something or it is time to stop, then moves all of it into `batch`; `false` when asked to stop and
     /// nothing is left.
-    async fn next(&self, batch: &mut Vec<Arc<Entry>>, stop: &CancellationToken) -> bool {
+    async fn next(&self, batch: &mut Vec<Box<Entry>>, stop: &CancellationToken) -> bool {
         let is_over = stop.is_cancelled();
         if !is_over {
             tokio::select! { () = self.0.news.notified() => {}, () = stop.cancelled() => {} }
@@ -174,6 +175,13 @@ async fn send_to(sink: mpsc::Sender<String>, queue: Queue, stop: CancellationTok
     }
 }
 
+/// The name of a field with all that stands before its value, in one piece: a line has thirty of them.
+macro_rules! name {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+
 /// Makes lines. It keeps the second it has written last, since most lines of a batch begin in the same one.
 #[derive(Debug, Default)]
 pub struct Lines {
@@ -193,42 +201,51 @@ impl Lines {
         line.0.extend_from_slice(b"{\"timestamp\":\"");
         self.timestamp(entry.began, line.0);
         line.0.push(b'"');
-        line.word("direction", Some(entry.direction.as_str()));
-        line.word("protocol", entry.protocol);
-        line.text("method", request.map(|request| cut(request.method.as_str(), super::record::TEXT_KEPT)));
-        line.text("authority", request.map(|request| request.authority.as_str()));
-        line.text("path", request.map(|request| request.path.as_str()));
-        line.number("status", entry.status.map(u64::from));
-        line.number("grpc_status", entry.grpc_status.map(u64::from));
-        line.word("flags", Some(entry.flag));
-        line.text("reason", entry.reason.as_deref().map(|reason| cut(reason, super::record::REASON_KEPT)));
-        line.word("source_principal", entry.source_principal.as_deref());
-        line.word("destination_principal", entry.destination_principal.as_deref());
-        line.address("source_address", Some(entry.source_address));
-        line.address("destination_address", Some(entry.destination_address));
-        line.text("destination_service", entry.destination_service.as_deref());
-        line.address("upstream_address", entry.upstream_address);
-        line.word("decision", decided.map(|decided| verdict(decided.is_allowed)));
-        line.text("decision_id", decided.and_then(|decided| decided.id.as_deref()));
-        line.text("policy", decided.and_then(|decided| decided.policy.as_deref()));
-        line.number("rule", decided.and_then(|decided| decided.rule).map(|rule| rule as u64));
-        line.word("decision_reason", decided.map(|decided| decided.reason));
-        line.word("would_decision", would.map(|would| verdict(would.is_allowed)));
-        line.text("would_policy", would.and_then(|would| would.policy.as_deref()));
-        line.number("would_rule", would.and_then(|would| would.rule).map(|rule| rule as u64));
-        line.text("audit_policy", decided.and_then(|decided| decided.audit_policy.as_deref()));
-        line.text("policy_version", decided.map(|decided| decided.version.as_str()));
-        line.number("bytes_received", Some(entry.bytes_received));
-        line.number("bytes_sent", Some(entry.bytes_sent));
-        line.number("duration_us", Some(micros(entry.duration)));
-        line.number("proxy_us", Some(micros(entry.proxy)));
+        line.word(name!("direction"), Some(entry.direction.as_str()));
+        line.word(name!("protocol"), entry.protocol);
+        line.text(
+            name!("method"),
+            request.map(|request| cut(request.method.as_str(), super::record::TEXT_KEPT)),
+        );
+        line.text(name!("authority"), request.map(|request| request.authority.as_str()));
+        line.text(name!("path"), request.map(|request| request.path.as_str()));
+        line.number(name!("status"), entry.status.map(u64::from));
+        line.number(name!("grpc_status"), entry.grpc_status.map(u64::from));
+        line.word(name!("flags"), Some(entry.flag));
+        line.text(
+            name!("reason"),
+            entry.reason.as_deref().map(|reason| cut(reason, super::record::REASON_KEPT)),
+        );
+        line.word(name!("source_principal"), entry.source_principal.as_deref());
+        line.word(name!("destination_principal"), entry.destination_principal.as_deref());
+        line.address(name!("source_address"), Some(entry.source_address));
+        line.address(name!("destination_address"), Some(entry.destination_address));
+        line.text(name!("destination_service"), entry.destination_service.as_deref());
+        line.address(name!("upstream_address"), entry.upstream_address);
+        line.word(name!("decision"), decided.map(|decided| verdict(decided.is_allowed)));
+        line.text(name!("decision_id"), decided.and_then(|decided| decided.id.as_deref()));
+        line.policy(name!("policy"), decided.and_then(|decided| decided.rule.as_deref()));
+        line.number(
+            name!("rule"),
+            decided.and_then(|decided| decided.rule.as_ref()).map(|rule| rule.rule as u64),
+        );
+        line.word(name!("decision_reason"), decided.map(|decided| decided.reason));
+        line.word(name!("would_decision"), would.map(|would| verdict(would.is_allowed)));
+        line.text(name!("would_policy"), would.and_then(|would| would.policy.as_deref()));
+        line.number(name!("would_rule"), would.and_then(|would| would.rule).map(|rule| rule as u64));
+        line.policy(name!("audit_policy"), decided.and_then(|decided| decided.audit.as_deref()));
+        line.text(name!("policy_version"), decided.map(|decided| &*decided.version));
+        line.number(name!("bytes_received"), Some(entry.bytes_received));
+        line.number(name!("bytes_sent"), Some(entry.bytes_sent));
+        line.number(name!("duration_us"), Some(micros(entry.duration)));
+        line.number(name!("proxy_us"), Some(micros(entry.proxy)));
         if let Some(trace) = entry.trace {
-            line.hex("trace_id", &trace.trace_id.to_be_bytes());
-            line.hex("span_id", &trace.span_id.to_be_bytes());
+            line.hex(name!("trace_id"), &trace.trace_id.to_be_bytes());
+            line.hex(name!("span_id"), &trace.span_id.to_be_bytes());
         }
-        line.word("tls_version", entry.tls_version);
-        line.text("sni", entry.sni.as_deref());
-        line.text("request_id", request.and_then(|request| request.id.as_deref()));
+        line.word(name!("tls_version"), entry.tls_version);
+        line.text(name!("sni"), entry.sni.as_deref());
+        line.text(name!("request_id"), request.and_then(|request| request.id.as_deref()));
         line.0.push(b'}');
     }
 
@@ -252,9 +269,7 @@ struct Line<'t>(&'t mut Vec<u8>);
 
 impl Line<'_> {
     fn name(&mut self, name: &str) {
-        self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
     }
 
     /// A text of ours, or a SPIFFE ID: neither has anything to escape.
@@ -266,10 +281,25 @@ impl Line<'_> {
         self.0.push(b'"');
     }
 
+    /// `namespace/name`; no text is made of the two when there is nothing to escape.
+    fn policy(&mut self, name: &str, rule: Option<&RuleRef>) {
+        let Some(rule) = rule else { return };
+        if is_plain(&rule.namespace) && is_plain(&rule.policy) {
+            self.name(name);
+            self.0.push(b'"');
+            self.0.extend_from_slice(rule.namespace.as_bytes());
+            self.0.push(b'/');
+            self.0.extend_from_slice(rule.policy.as_bytes());
+            self.0.push(b'"');
+        } else {
+            self.text(name, Some(&format!("{}/{}", rule.namespace, rule.policy)));
+        }
+    }
+
     fn text(&mut self, name: &str, value: Option<&str>) {
         let Some(value) = value else { return };
         self.name(name);
-        if value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        if is_plain(value) {
             self.0.push(b'"');
             self.0.extend_from_slice(value.as_bytes());
             self.0.push(b'"');
@@ -312,6 +342,11 @@ impl Line<'_> {
         hex(bytes, self.0);
         self.0.push(b'"');
     }
+}
+
+/// Whether JSON takes it as it is.
+fn is_plain(value: &str) -> bool {
+    value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
 }
 
 fn decimal(mut value: u64, text: &mut Vec<u8>) {
@@ -471,7 +506,7 @@ mod tests {
         let queue = Queue::new(metrics.clone());
         let address = "10.0.0.1:1".parse().unwrap();
         for _ in 0..QUEUED + 2 {
-            queue.push(Arc::new(Entry::new(Direction::Inbound, SystemTime::now(), address, address)));
+            queue.push(Box::new(Entry::new(Direction::Inbound, SystemTime::now(), address, address)));
         }
         assert!(metrics.encode(SystemTime::now()).contains("postern_access_log_dropped_total 2"));
     }

@@ -1,9 +1,9 @@
 //! The denials we remember: a bounded ring of owned facts, explained only when someone asks.
 
 use parking_lot::Mutex;
-use postern_config::{Facts, HttpFacts};
+use postern_config::{Facts, HttpFacts, RuleRef};
 use postern_identity::SpiffeId;
-use std::{collections::VecDeque, net::IpAddr, time::SystemTime};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::SystemTime};
 
 /// How many are kept; the oldest goes first.
 pub const REMEMBERED: usize = 256;
@@ -26,11 +26,11 @@ pub struct Denial {
     /// When.
     pub at: SystemTime,
     /// Version of the policy that denied.
-    pub policy_version: String,
+    pub policy_version: Arc<str>,
     /// In words.
     pub reason: &'static str,
-    /// `namespace/name` and rule index, when a rule denied.
-    pub rule: Option<(String, usize)>,
+    /// The rule that denied, when one did.
+    pub rule: Option<Arc<RuleRef>>,
     peer: Option<SpiffeId>,
     source_ip: IpAddr,
     remote_ip: IpAddr,
@@ -53,15 +53,15 @@ impl Denial {
     pub fn new(
         id: String,
         at: SystemTime,
-        policy_version: &str,
+        policy_version: &Arc<str>,
         reason: &'static str,
-        rule: Option<(String, usize)>,
+        rule: Option<Arc<RuleRef>>,
         facts: &Facts<'_>,
     ) -> Self {
         Self {
             id,
             at,
-            policy_version: policy_version.to_owned(),
+            policy_version: policy_version.clone(),
             reason,
             rule,
             peer: facts.peer.cloned(),
@@ -159,7 +159,7 @@ mod tests {
             sni: None,
             http: Some(HttpFacts { method: "GET", path: "/x", host: "h", headers }),
         };
-        Denial::new(id.to_string(), SystemTime::UNIX_EPOCH, "1", "DENY rule matched", None, &facts)
+        Denial::new(id.to_string(), SystemTime::UNIX_EPOCH, &"1".into(), "DENY rule matched", None, &facts)
     }
 
     #[test]

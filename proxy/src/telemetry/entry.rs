@@ -1,6 +1,7 @@
 //! A finished record: the facts of one request or connection, owned, ready to be told.
 
 use super::trace_context::Trace;
+use postern_config::RuleRef;
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -41,18 +42,16 @@ pub struct Decided {
     pub is_allowed: bool,
     /// Made for denials only; key of `/decisions/<id>`.
     pub id: Option<String>,
-    /// `namespace/name`.
-    pub policy: Option<String>,
-    /// Index of the rule in its policy.
-    pub rule: Option<usize>,
+    /// The rule that decided, and its policy.
+    pub rule: Option<Arc<RuleRef>>,
     /// In words.
     pub reason: &'static str,
     /// Version of the policy that decided.
-    pub version: String,
+    pub version: Arc<str>,
     /// What the dry-run policies would change.
     pub would: Option<Box<Would>>,
-    /// `namespace/name` of the policy of the first AUDIT rule that matched.
-    pub audit_policy: Option<String>,
+    /// The first AUDIT rule that matched, and its policy.
+    pub audit: Option<Arc<RuleRef>>,
 }
 
 /// The other verdict that the dry-run policies would give, were they enforced.

@@ -34,12 +34,11 @@ fn dry_run_differences_are_bounded_and_none_is_lost() {
         entry.decided = Some(crate::telemetry::entry::Decided {
             is_allowed: true,
             id: None,
-            policy: None,
             rule: None,
             reason: "",
-            version: String::new(),
+            version: "".into(),
             would: Some(Box::new(would)),
-            audit_policy: None,
+            audit: None,
         });
         metrics.observe(&entry);
     }

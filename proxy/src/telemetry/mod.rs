@@ -141,20 +141,15 @@ impl Telemetry {
     }
 
     /// Takes a finished entry. Never waits.
-    pub(crate) fn write(&self, entry: Entry) {
+    pub(crate) fn write(&self, entry: Box<Entry>) {
         self.0.metrics.observe(&entry);
-        let spans = self.0.spans.as_ref().filter(|_| entry.trace.is_some_and(|trace| trace.is_sampled()));
-        match (&self.0.log, spans) {
-            (None, None) => {}
-            (log, spans) => {
-                let entry = Arc::new(entry);
-                if let Some(spans) = spans {
-                    spans.push(entry.clone());
-                }
-                if let Some(log) = log {
-                    log.push(entry);
-                }
-            }
+        if let Some(spans) = &self.0.spans
+            && entry.trace.is_some_and(|trace| trace.is_sampled())
+        {
+            spans.push(entry.clone());
+        }
+        if let Some(log) = &self.0.log {
+            log.push(entry);
         }
     }
 }

@@ -6,13 +6,13 @@ use super::{
     Denial, Telemetry,
     access_log::cut,
     entry::{Decided, Direction, Entry, Request, Would},
-    trace_context::Trace,
+    trace_context::{REQUEST_ID, Trace},
 };
 use crate::{
     error::ProxyError,
     tls::open::{Watch, is_about_time},
 };
-use postern_config::{Decision, Facts, Judgement, Reason, RuleRef, Verdict, snapshot::Workload};
+use postern_config::{Decision, Facts, Judgement, Reason, Verdict, snapshot::Workload};
 use postern_identity::Peer;
 use std::{
     net::SocketAddr,
@@ -152,7 +152,7 @@ impl Record {
         path: &str,
         headers: &http::HeaderMap,
     ) {
-        let id = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+        let id = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
         let without_query = path.split('?').next().unwrap_or_default();
         let request = Request {
             method: method.clone(),
@@ -179,12 +179,12 @@ impl Record {
         judgement: &Judgement<'_>,
         facts: &Facts<'_>,
         workload: &Workload,
-        policy_version: &str,
+        policy_version: &Arc<str>,
     ) {
         let decision = &judgement.decision;
         let is_allowed = decision.verdict == Verdict::Allow;
         let rule = match decision.reason {
-            Reason::Rule(rule) => Some((policy_name(rule), rule.rule)),
+            Reason::Rule(rule) => Some(rule.clone()),
             Reason::NoPolicy | Reason::DefaultDeny => None,
         };
         let reason = in_words(decision);
@@ -194,10 +194,9 @@ impl Record {
                 Denial::new(id.clone(), SystemTime::now(), policy_version, reason, rule.clone(), facts);
             self.telemetry.denials().remember(denial);
         }
-        let (policy, rule) = rule.unzip();
-        let version = policy_version.to_owned();
-        let (would, audit_policy) = (would(judgement, workload), judgement.audit.map(policy_name));
-        let decided = Decided { is_allowed, id, policy, rule, reason, version, would, audit_policy };
+        let version = policy_version.clone();
+        let (would, audit) = (would(judgement, workload), judgement.audit.cloned());
+        let decided = Decided { is_allowed, id, rule, reason, version, would, audit };
         self.note(|entry| entry.decided = Some(decided));
     }
 
@@ -340,7 +339,7 @@ impl Drop for Record {
             entry.flag = "LR";
             entry.reason = Some("internal: the proxy failed on this one".to_owned());
         }
-        self.telemetry.write(*entry);
+        self.telemetry.write(entry);
     }
 }
 
@@ -391,10 +390,6 @@ fn would(judgement: &Judgement<'_>, workload: &Workload) -> Option<Box<Would>> {
         rule: blamed.and_then(|(.., rule)| rule),
         workload: format!("{}/{}", workload.namespace, workload.name),
     }))
-}
-
-fn policy_name(rule: &RuleRef) -> String {
-    format!("{}/{}", rule.namespace, rule.policy)
 }
 
 fn in_words(decision: &Decision<'_>) -> &'static str {

@@ -6,7 +6,7 @@ use crate::{
     telemetry::{Options, Writers},
 };
 use http::{HeaderMap, Method};
-use postern_config::documents::authorization_policy::Action;
+use postern_config::{RuleRef, documents::authorization_policy::Action};
 use tokio::sync::mpsc;
 
 fn address() -> SocketAddr {
@@ -127,12 +127,12 @@ async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
             let reason = if verdict == Verdict::Deny { Reason::DefaultDeny } else { Reason::NoPolicy };
             let decision = Decision { verdict, reason };
             let judgement = Judgement { decision, dry_run: None, dry_run_policy: None, audit: None };
-            record.set_decision(&judgement, &facts, &Workload::default(), "v7");
+            record.set_decision(&judgement, &facts, &Workload::default(), &"v7".into());
             let id = record.decision_id().map(str::to_owned);
             assert_eq!(id.is_some(), verdict == Verdict::Deny);
             if let Some(id) = id {
                 assert_eq!(id.len(), 16);
-                assert_eq!(telemetry.denials().find(&id).unwrap().policy_version, "v7");
+                assert_eq!(&*telemetry.denials().find(&id).unwrap().policy_version, "v7");
             }
             remembered = telemetry.denials().newest(9).len();
         })
@@ -147,8 +147,9 @@ async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
 
 #[tokio::test]
 async fn a_dry_run_difference_is_named_and_counted_and_its_absence_leaves_no_trace() {
-    let rule =
-        |policy: &str, action| RuleRef { namespace: "shop".into(), policy: policy.into(), rule: 1, action };
+    let rule = |policy: &str, action| {
+        Arc::new(RuleRef { namespace: "shop".into(), policy: policy.into(), rule: 1, action })
+    };
     let (dry, audit) = (rule("tried", Action::Deny), rule("watched", Action::Audit));
     let workload = Workload { namespace: "shop".into(), name: "cart-0".into(), ..Workload::default() };
     for differs in [true, false] {
@@ -174,7 +175,7 @@ async fn a_dry_run_difference_is_named_and_counted_and_its_absence_leaves_no_tra
                 dry_run_policy: None,
                 audit: differs.then_some(&audit),
             };
-            record.set_decision(&judgement, &facts, &workload, "v7");
+            record.set_decision(&judgement, &facts, &workload, &"v7".into());
             drop(record);
             metrics = telemetry.metrics().encode(SystemTime::now());
         })

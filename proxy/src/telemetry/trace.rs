@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::{
         status::StatusCode,
     },
 };
+use postern_config::RuleRef;
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -38,13 +39,13 @@ const SCHEMA: &str = "https://opentelemetry.io/schemas/1.39.0";
 /// The data plane's end of the queue.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    entries: mpsc::Sender<Arc<Entry>>,
+    entries: mpsc::Sender<Box<Entry>>,
     metrics: Arc<Metrics>,
 }
 
 impl Queue {
     /// Hands an entry over. Never waits.
-    pub fn push(&self, entry: Arc<Entry>) {
+    pub fn push(&self, entry: Box<Entry>) {
         if self.entries.try_send(entry).is_err() {
             self.metrics.spans_dropped(1);
         }
@@ -86,7 +87,7 @@ struct Exporter {
 }
 
 impl Exporter {
-    async fn run(mut self, mut entries: mpsc::Receiver<Arc<Entry>>, stop: CancellationToken) {
+    async fn run(mut self, mut entries: mpsc::Receiver<Box<Entry>>, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -113,7 +114,7 @@ impl Exporter {
         let _ = tokio::time::timeout(EXPORT_DEADLINE, last).await;
     }
 
-    async fn export(&mut self, batch: &mut Vec<Arc<Entry>>) {
+    async fn export(&mut self, batch: &mut Vec<Box<Entry>>) {
         let count = batch.len() as u64;
         let spans = batch.drain(..).filter_map(|entry| span(&entry)).collect();
         let request = request(spans, &self.service.load());
@@ -193,7 +194,7 @@ fn attributes(entry: &Entry, method: &str) -> Vec<KeyValue> {
     add("postern.destination.service", entry.destination_service.as_deref());
     if let Some(decided) = &entry.decided {
         add("postern.decision", Some(if decided.is_allowed { "allow" } else { "deny" }));
-        add("postern.policy", decided.policy.as_deref());
+        add("postern.policy", decided.rule.as_ref().map(|rule| rule.policy_name()).as_deref());
         add("postern.policy.version", Some(&decided.version));
     }
     if is_error(entry) {
@@ -208,9 +209,9 @@ fn attributes(entry: &Entry, method: &str) -> Vec<KeyValue> {
 fn denial(decided: &Decided, at: SystemTime) -> Event {
     let mut attributes = vec![text("postern.decision.reason", decided.reason)];
     attributes.extend(decided.id.as_deref().map(|id| text("postern.decision.id", id)));
-    attributes.extend(decided.policy.as_deref().map(|policy| text("postern.policy", policy)));
-    attributes
-        .extend(decided.rule.map(|rule| number("postern.rule", i64::try_from(rule).unwrap_or(i64::MAX))));
+    attributes.extend(decided.rule.as_ref().map(|rule| text("postern.policy", &rule.policy_name())));
+    let index = |rule: &Arc<RuleRef>| number("postern.rule", i64::try_from(rule.rule).unwrap_or(i64::MAX));
+    attributes.extend(decided.rule.as_ref().map(index));
     Event {
         time_unix_nano: unix_nanos(at),
         name: "postern.denied".into(),

@@ -2,10 +2,12 @@
 //!
 //! Source: W3C Recommendation "Trace Context" (level 1), section 3.2. What is not exactly right starts a new trace.
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Name of the header.
-pub const TRACEPARENT: &str = "traceparent";
+pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// `x-request-id`, which is no part of the recommendation, and which people look for all the same.
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SAMPLED: u8 = 1;
 
 /// One span of ours: its trace, its ID, its parent.
@@ -24,7 +26,7 @@ pub struct Trace {
 impl Trace {
     /// Continues the caller's trace with a new span, or starts a trace.
     pub fn continued_from(headers: &HeaderMap) -> Self {
-        let mut values = headers.get_all(TRACEPARENT).iter();
+        let mut values = headers.get_all(&TRACEPARENT).iter();
         // Two headers are as bad as none (section 3.2.1: the field occurs once).
         let parent = match (values.next(), values.next()) {
             (Some(value), None) => value.to_str().ok().and_then(parse),
@@ -60,11 +62,8 @@ impl Trace {
 
 /// Appends lower-case hex digits, two for each byte.
 pub fn hex(bytes: &[u8], text: &mut Vec<u8>) {
-    let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' - 10 + half };
-    text.reserve(2 * bytes.len());
-    for byte in bytes {
-        text.extend_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
-    }
+    let digit = |half: u8| half + if half < 10 { b'0' } else { b'a' - 10 };
+    text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]));
 }
 
 /// What a valid `traceparent` says.
@@ -159,7 +158,7 @@ mod tests {
     fn a_valid_parent_is_continued_and_anything_else_starts_a_trace() {
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
-        headers.insert(TRACEPARENT, value.clone());
+        headers.insert(&TRACEPARENT, value.clone());
         let ours = Trace::continued_from(&headers);
         assert_eq!(ours.trace_id, 0x4bf92f3577b34da6a3ce929d0e0e4736);
         assert_eq!(ours.parent, Some(0xf067aa0ba902b7));
@@ -167,7 +166,7 @@ mod tests {
         let sent = ours.header().unwrap();
         assert_eq!(sent.to_str().unwrap(), format!("00-{:032x}-{:016x}-00", ours.trace_id, ours.span_id));
 
-        headers.append(TRACEPARENT, value);
+        headers.append(&TRACEPARENT, value);
         let new = Trace::continued_from(&headers);
         assert_eq!(new.parent, None);
         assert_ne!(new.trace_id, ours.trace_id);

@@ -37,7 +37,7 @@ fn request(
     let mut connection = telemetry.connection(direction, address, address);
     let mut record = connection.request();
     let mut headers = http::HeaderMap::new();
-    headers.extend(parent.map(|parent| (http::HeaderName::from_static(trace_context::TRACEPARENT), parent)));
+    headers.extend(parent.map(|parent| (trace_context::TRACEPARENT.clone(), parent)));
     record.set_request(&http::Method::POST, "shop", "/v1", &headers);
     record.set_status(503);
     record.traceparent().unwrap()

@@ -91,11 +91,8 @@ fn admit(request: &Request<Incoming>, governor: &Governor) -> Result<Option<Dura
     if governor.level() >= Level::Shedding {
         return Err(ProxyError::Overloaded("short of memory"));
     }
-    match grpc_timeout(request.headers()) {
-        // Only gRPC gives the header a meaning.
-        Ok(Some(_)) | Err(_) if !is_grpc(request.headers()) => Ok(None),
-        patience => patience,
-    }
+    // Only gRPC gives the header a meaning.
+    if is_grpc(request.headers()) { grpc_timeout(request.headers()) } else { Ok(None) }
 }
 
 /// The answer, or the news that it did not come in time; what has begun by then ends with that news.

@@ -196,7 +196,7 @@ impl Index {
         })
     }
 
-    fn reference(&self, rule: u32) -> Option<&RuleRef> {
+    fn reference(&self, rule: u32) -> Option<&Arc<RuleRef>> {
         self.rules.get(rule as usize).map(|rule| &rule.reference)
     }
 }
