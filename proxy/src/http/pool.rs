@@ -6,22 +6,18 @@
 use super::{
     body::{Exchange, Upload},
     budget::Budget,
-    flood::{Bounds, Paced},
-    interim::{Bounded, Sender},
+    dials::Dials,
+    handshake,
+    interim::Sender,
     repeat,
 };
 use crate::{
     error::ProxyError,
-    net::Prefixed,
     state::Credentials,
     tls::{Stream, open::Watch},
 };
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{body::Incoming, client::conn::http2};
 use postern_identity::SpiffeId;
 use std::{
     cell::{Cell, RefCell},
@@ -97,8 +93,15 @@ struct Slot {
     terms: Terms,
     http1: Vec<IdleConnection>,
     http2: Vec<SharedConnection>,
+    dials: Rc<Dials>,
     // One dial at a time for HTTP/2, so that a burst shares one connection.
     dialling: Rc<tokio::sync::Mutex<()>>,
+}
+
+impl Slot {
+    fn is_dialled(&self) -> bool {
+        Rc::strong_count(&self.dialling) > 1 || Rc::strong_count(&self.dials) > 1
+    }
 }
 
 struct IdleConnection {
@@ -282,13 +285,25 @@ impl Pool {
         D: Fn() -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
-        if reuse && let Some(kept) = self.kept(key, terms, credentials) {
+        let kept = || if reuse { self.kept(key, terms, credentials) } else { None };
+        if let Some(kept) = kept() {
             return Ok((kept, true));
         }
         if !key.http2 {
-            let (stream, watch) = dial().await?;
-            let sender = handshake_http1(stream, key.address, watch.clone()).await?;
-            return Ok((Connection::Http1(sender, watch, 0), false));
+            let dials = self.slots.borrow_mut().entry(key.clone()).or_default().dials.clone();
+            let _turn = match dials.turn() {
+                Some(turn) => turn,
+                None => match dials.wait(kept).await {
+                    Ok(kept) => return Ok((kept, true)),
+                    Err(turn) => turn,
+                },
+            };
+            let made = async {
+                let (stream, watch) = dial().await?;
+                let sender = handshake::http1(stream, key.address, watch.clone()).await?;
+                Ok((Connection::Http1(sender, watch, 0), false))
+            };
+            return made.await.inspect_err(|_| dials.failed());
         }
         let dialling = self.slots.borrow_mut().entry(key.clone()).or_default().dialling.clone();
         let _turn = match dialling.try_lock() {
@@ -296,14 +311,14 @@ impl Pool {
             // Somebody dials already. Wait for that one; when it failed, all who waited dial at once and not one by one.
             Err(_) => {
                 drop(dialling.lock().await);
-                if reuse && let Some(kept) = self.kept(key, terms, credentials) {
+                if let Some(kept) = kept() {
                     return Ok((kept, true));
                 }
                 None
             }
         };
         let (stream, watch) = dial().await?;
-        let sender = handshake_http2(stream, key.address, watch.clone()).await?;
+        let sender = handshake::http2(stream, key.address, watch.clone()).await?;
         let streams = Rc::new(Cell::new(0));
         let stream = InFlight::enter(&streams);
         let shared = SharedConnection {
@@ -361,6 +376,7 @@ impl Pool {
             since: Instant::now(),
             carried: home.carried,
         });
+        slot.dials.given_back();
     }
 
     /// Closes what has been idle for too long, or is of no more use.
@@ -377,7 +393,7 @@ impl Pool {
                 let is_fresh = now - shared.since < patience && same(&shared.made_with, current);
                 !shared.sender.is_closed() && (is_busy || is_fresh)
             });
-            !slot.http1.is_empty() || !slot.http2.is_empty() || Rc::strong_count(&slot.dialling) > 1
+            !slot.http1.is_empty() || !slot.http2.is_empty() || slot.is_dialled()
         });
     }
 
@@ -386,7 +402,7 @@ impl Pool {
         self.slots.borrow_mut().retain(|_, slot| {
             slot.http1.clear();
             slot.http2.retain(|shared| shared.streams.get() > 0);
-            !slot.http2.is_empty() || Rc::strong_count(&slot.dialling) > 1
+            !slot.http2.is_empty() || slot.is_dialled()
         });
     }
 
@@ -408,72 +424,6 @@ fn same(made_with: &Option<Arc<Credentials>>, current: Option<&Arc<Credentials>>
         (None, None) => true,
         (Some(made_with), Some(current)) => Arc::ptr_eq(made_with, current),
         _ => false,
-    }
-}
-
-async fn handshake_http1(stream: Stream, address: SocketAddr, watch: Watch) -> Result<Sender, ProxyError> {
-    let (io, turn) = Bounded::new(Prefixed::new(stream));
-    let (sender, connection) = http1::Builder::new()
-        // At most 100 headers, as of requests, is what hyper does by itself.
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
-    drop(tokio::task::spawn_local(async move {
-        tokio::select! {
-            // Its errors reach the requests it carries.
-            _ = connection.with_upgrades() => {}
-            _ = watch.ended() => {}
-        }
-    }));
-    Ok(Sender::new(sender, turn))
-}
-
-async fn handshake_http2(
-    stream: Stream,
-    address: SocketAddr,
-    watch: Watch,
-) -> Result<http2::SendRequest<Upload>, ProxyError> {
-    // A hostile upstream floods as well as a hostile client.
-    let (io, _) =
-        Paced::client(Prefixed::new(stream), Bounds { frames: 10_000, stalled: Duration::from_secs(300) });
-    let (sender, connection) = http2::Builder::new(Watched(watch.clone()))
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        // A dead peer is found within 25 s, also before the next request would find it.
-        .keep_alive_interval(Duration::from_secs(15))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true)
-        .max_header_list_size(64 * 1024)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
-    drop(tokio::task::spawn_local(async move {
-        tokio::select! {
-            _ = connection => {}
-            _ = watch.ended() => {}
-        }
-    }));
-    Ok(sender)
-}
-
-/// hyper runs the connection itself in a task of its own, which outlives what we hold of it until the last stream has ended.
-/// So that task has to end with the trust in the peer as well.
-#[derive(Clone)]
-struct Watched(Watch);
-
-impl<F> hyper::rt::Executor<F> for Watched
-where
-    F: Future + 'static,
-{
-    fn execute(&self, task: F) {
-        let watch = self.0.clone();
-        drop(tokio::task::spawn_local(async move {
-            tokio::select! {
-                _ = task => {}
-                _ = watch.ended() => {}
-            }
-        }));
     }
 }
 

@@ -1,6 +1,7 @@
-//! Connections to peers that are gone without a word.
+//! Connections to peers that are gone without a word, and bursts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
+use crate::net::Prefixed;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -32,7 +33,7 @@ async fn connect(answers: bool) -> http2::SendRequest<Upload> {
         }
     });
     let stream = Stream::Plain(Prefixed::new(TcpStream::connect(address).await.unwrap()));
-    handshake_http2(stream, address, Watch::default()).await.unwrap()
+    handshake::http2(stream, address, Watch::default()).await.unwrap()
 }
 
 fn request() -> Request<Upload> {
@@ -68,4 +69,84 @@ async fn a_peer_that_is_only_slow_is_waited_for() {
             assert!(!sender.is_closed());
         })
         .await;
+}
+
+/// A server that answers each request with 200; how many connections it has accepted.
+async fn server() -> (SocketAddr, Rc<Cell<usize>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, accepted) = (listener.local_addr().unwrap(), Rc::new(Cell::new(0)));
+    let count = accepted.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            count.set(count.get() + 1);
+            tokio::task::spawn_local(async move {
+                let mut read = [0; 1024];
+                while stream.read(&mut read).await.is_ok_and(|count| count > 0) {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                }
+            });
+        }
+    });
+    (address, accepted)
+}
+
+/// Sends `count` requests at once; connections come of `dial`. How many were answered.
+async fn burst<F>(pool: &Rc<Pool>, address: SocketAddr, count: usize, dial: impl Fn() -> F) -> usize
+where
+    F: Future<Output = Result<(Stream, Watch), ProxyError>>,
+{
+    let key = Key { address, identity: None, sni: None, http2: false };
+    let requests = (0..count).map(|_| async {
+        let request = Request::get("/").header("host", "app").body(Upload::empty()).unwrap();
+        let sent = pool.send(&key, Terms::default(), None, request, &Exchange::default(), &dial).await;
+        let answered = sent.is_ok();
+        if let Ok((_, lease)) = sent {
+            // As the body does, a moment after the head.
+            tokio::task::yield_now().await;
+            lease.give_back();
+        }
+        answered
+    });
+    futures_util::future::join_all(requests).await.into_iter().filter(|answered| *answered).count()
+}
+
+#[tokio::test]
+async fn a_burst_makes_only_some_connections_at_a_time_and_all_of_it_is_answered() {
+    let local = LocalSet::new();
+    let story = async {
+        let (address, accepted) = server().await;
+        let pool = Pool::new(Idle { plain: Duration::from_secs(60), mesh: Duration::from_secs(60) });
+        let (at_once, most) = (Rc::new(Cell::new(0)), Cell::new(0));
+        let dial = || {
+            let (_one, address) = (InFlight::enter(&at_once), address);
+            most.set(most.get().max(at_once.get()));
+            async move {
+                let _one = _one;
+                let stream = TcpStream::connect(address).await.unwrap();
+                Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
+            }
+        };
+        assert_eq!(burst(&pool, address, 1000, dial).await, 1000);
+        assert_eq!(most.get(), super::super::dials::MOST);
+        assert!(accepted.get() < 1000, "{} connections for 1,000 requests", accepted.get());
+    };
+    local.run_until(story).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_in_a_burst_waits_for_those_who_cannot_be_reached() {
+    let local = LocalSet::new();
+    let story = async {
+        let address = "127.0.0.1:9".parse().unwrap();
+        let pool = Pool::new(Idle { plain: Duration::from_secs(60), mesh: Duration::from_secs(60) });
+        let dial = || async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Err(ProxyError::Connect { address, cause: std::io::ErrorKind::TimedOut.into() })
+        };
+        let began = Instant::now();
+        assert_eq!(burst(&pool, address, 1000, dial).await, 0);
+        assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+    };
+    local.run_until(story).await;
 }
