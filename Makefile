@@ -15,7 +15,7 @@ POSTERN := $(TARGET_DIR)/debug/postern
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help setup build demo test check tidy e2e spire bench fuzz docs
+.PHONY: help setup build demo test check tidy e2e spire bench instructions fuzz docs
 
 help: ## List the targets
 	@printf 'Postern: a service mesh you can run. Targets:\n\n'
@@ -49,9 +49,14 @@ spire: setup ## Build a SPIRE server and agent (Go, some minutes, once) and try 
 	  $(CARGO) test -p postern-tests --test spire -- --nocapture
 
 bench: ## Benches, judged against benches/budgets.toml: all of them run, and it fails when one broke a promise
-	@$(CARGO) build --release -q -p postern-benches -p postern-proxy
+	@$(CARGO) build --release -q -p postern-benches
+	@$(CARGO) build --profile dist -q -p postern-proxy
 	@status=0; for bench in "decisions $(ARGS)" envoy_rbac issuance handshakes fleet pair; do \
 	  printf '\n== %s\n' "$$bench"; $(TARGET_DIR)/release/$$bench || status=1; done; exit $$status
+
+instructions: ## Count the instructions of what each request passes through (valgrind), and hold them to benches/budgets.toml
+	@$(CARGO) build --release -q -p postern-benches --bin hot
+	@$(TARGET_DIR)/release/hot
 
 fuzz: ## Fuzz each target for a minute (needs nightly Rust and cargo-fuzz)
 	@command -v cargo-fuzz >/dev/null || { echo 'fuzz: cargo-fuzz is missing: cargo install cargo-fuzz --locked' >&2; exit 1; }

@@ -6,7 +6,7 @@ use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
-use postern_benches::process::cpu;
+use postern_benches::process::{cpu, resident_kib};
 use serde::{Deserialize, Serialize};
 use std::{
     cell::{Cell, RefCell},
@@ -19,7 +19,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, unix::pipe},
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::LocalSet,
 };
 
@@ -64,6 +64,8 @@ pub struct Outcome {
     pub percentiles: [f64; 4],
     /// Milliseconds on cores per 1,000 requests, for each process.
     pub cpu: Vec<f64>,
+    /// Resident KiB of each process when all connections were open and nothing was asked for yet.
+    pub resident: Vec<u64>,
 }
 
 struct Window {
@@ -75,7 +77,13 @@ struct Window {
     news: Notify,
     taken: RefCell<Vec<u32>>,
     errors: Cell<u64>,
+    opening: Semaphore,
+    opened: Cell<usize>,
+    opened_one: Notify,
 }
+
+/// Connections that are opened at the same time before a window.
+const OPENED_AT_ONCE: usize = 32;
 
 /// Makes load for the length of the window.
 pub fn run(arguments: &Arguments) -> Outcome {
@@ -93,6 +101,9 @@ async fn measure(arguments: &Arguments) -> Outcome {
         news: Notify::new(),
         taken: RefCell::default(),
         errors: Cell::new(0),
+        opening: Semaphore::new(OPENED_AT_ONCE),
+        opened: Cell::new(0),
+        opened_one: Notify::new(),
     });
     let connections: Vec<_> = (0..arguments.connections)
         .map(|_| {
@@ -100,6 +111,10 @@ async fn measure(arguments: &Arguments) -> Outcome {
             tokio::task::spawn_local(async move { window.ask(open, fresh).await })
         })
         .collect();
+    while window.opened.get() < connections.len() {
+        window.opened_one.notified().await;
+    }
+    let resident = arguments.processes.iter().map(|process| resident_kib(*process)).collect();
     let length = Duration::from_secs_f64(arguments.seconds);
     let warm = length / 10;
     let spent = |processes: &[u32]| processes.iter().map(|process| cpu(*process)).collect::<Vec<_>>();
@@ -131,6 +146,7 @@ async fn measure(arguments: &Arguments) -> Outcome {
     Outcome {
         requests,
         errors: window.errors.get(),
+        resident,
         waiting,
         seconds,
         percentiles: [0.5, 0.9, 0.99, 0.999].map(at),
@@ -182,7 +198,17 @@ impl Window {
             "GET {} HTTP/1.1\r\nhost: app.mesh\r\nuser-agent: bench/1\r\naccept: */*\r\n\r\n",
             self.path
         );
-        let (mut stream, mut buffer) = (None, Vec::with_capacity(256 * 1024));
+        let (mut stream, mut buffer) = (None, Vec::with_capacity(4096));
+        if !fresh {
+            // Opened, and proven by a request, before anything is measured.
+            let turn = self.opening.acquire().await;
+            if self.exchange(&mut stream, head.as_bytes(), &mut buffer).await.is_err() {
+                stream = None;
+            }
+            drop(turn);
+        }
+        self.opened.set(self.opened.get() + 1);
+        self.opened_one.notify_one();
         while !self.over.get() {
             let due = self.next(open).await;
             let answered = self.exchange(&mut stream, head.as_bytes(), &mut buffer).await;
@@ -217,6 +243,8 @@ impl Window {
             None => {
                 let stream = TcpStream::connect(self.target).await?;
                 stream.set_nodelay(true)?;
+                // Thousands of ports that wait for their last packets would be missed by the next window.
+                stream.set_zero_linger()?;
                 kept.insert(stream)
             }
         };

@@ -7,14 +7,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
 mod app;
+mod documents;
 mod envoy_pair;
 mod floor;
+mod growth;
 mod load;
 mod pairs;
 mod report;
 mod stage;
 
 use clap::{Parser, Subcommand};
+use documents::Size;
 use pairs::Pair;
 use postern_benches::{beside, budgets, envoy};
 use stage::{Halves, Stage};
@@ -35,9 +38,12 @@ struct Arguments {
     /// Only pairs whose name contains one of these
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Only loads whose name contains one of these
-    #[arg(long, value_delimiter = ',')]
+    /// Only loads whose name contains one of these, with semicolons between, since names have commas
+    #[arg(long, value_delimiter = ';')]
     loads: Vec<String>,
+    /// Also by the number of endpoints and services, where that is not done anyway
+    #[arg(long)]
+    growth: bool,
     /// Without access logs
     #[arg(long)]
     no_access_log: bool,
@@ -56,9 +62,19 @@ struct Arguments {
 #[command(hide = true)]
 enum Role {
     Hold,
-    App { addresses: Vec<SocketAddr> },
+    App {
+        addresses: Vec<SocketAddr>,
+    },
     Floor(floor::Arguments),
     Load(load::Arguments),
+    Growth {
+        #[arg(long, default_value_t = 1)]
+        endpoints: usize,
+        #[arg(long, default_value_t = 0)]
+        services: usize,
+        #[arg(long)]
+        seconds: f64,
+    },
 }
 
 /// One way to ask.
@@ -69,6 +85,8 @@ pub struct Load {
     connections: u32,
     path: &'static str,
     fresh: bool,
+    /// Asked of ours over HTTP and of nobody else.
+    ours_only: bool,
 }
 
 fn is_ours(pair: Pair) -> bool {
@@ -76,13 +94,64 @@ fn is_ours(pair: Pair) -> bool {
 }
 
 const USUAL: &str = "/api/items";
-const LOADS: [Load; 6] = [
-    Load { name: "1,000 rps, 16 connections", rate: 1000, connections: 16, path: USUAL, fresh: false },
-    Load { name: "1,000 rps, 64 connections", rate: 1000, connections: 64, path: USUAL, fresh: false },
-    Load { name: "1,000 rps, 1,000 connections", rate: 1000, connections: 1000, path: USUAL, fresh: false },
-    Load { name: "saturated, 64 connections", rate: 0, connections: 64, path: USUAL, fresh: false },
-    Load { name: "1 MiB, 4 connections", rate: 0, connections: 4, path: app::LARGE, fresh: false },
-    Load { name: "fresh client connections, 8", rate: 0, connections: 8, path: USUAL, fresh: true },
+const LOADS: [Load; 7] = [
+    Load {
+        name: "1,000 rps, 16 connections",
+        rate: 1000,
+        connections: 16,
+        path: USUAL,
+        fresh: false,
+        ours_only: false,
+    },
+    Load {
+        name: "1,000 rps, 64 connections",
+        rate: 1000,
+        connections: 64,
+        path: USUAL,
+        fresh: false,
+        ours_only: false,
+    },
+    Load {
+        name: "1,000 rps, 1,000 connections",
+        rate: 1000,
+        connections: 1000,
+        path: USUAL,
+        fresh: false,
+        ours_only: false,
+    },
+    // More than Envoy takes with its circuit breakers as Istio leaves them.
+    Load {
+        name: "1,000 rps, 10,000 connections",
+        rate: 1000,
+        connections: 10_000,
+        path: USUAL,
+        fresh: false,
+        ours_only: true,
+    },
+    Load {
+        name: "saturated, 64 connections",
+        rate: 0,
+        connections: 64,
+        path: USUAL,
+        fresh: false,
+        ours_only: false,
+    },
+    Load {
+        name: "1 MiB, 4 connections",
+        rate: 0,
+        connections: 4,
+        path: app::LARGE,
+        fresh: false,
+        ours_only: false,
+    },
+    Load {
+        name: "fresh client connections, 8",
+        rate: 0,
+        connections: 8,
+        path: USUAL,
+        fresh: true,
+        ours_only: false,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -95,6 +164,12 @@ fn main() -> ExitCode {
         Some(Role::App { addresses }) => app::run(addresses),
         Some(Role::Floor(floor)) => floor::run(floor),
         Some(Role::Load(load)) => println!("{}", serde_json::to_string(&load::run(load)).unwrap()),
+        Some(Role::Growth { endpoints, services, seconds }) => {
+            if let Some(code) = stage::enter() {
+                return code;
+            }
+            println!("{}", growth::one(Size { endpoints: *endpoints, services: *services }, *seconds));
+        }
         None => return bench(&arguments),
     }
     ExitCode::SUCCESS
@@ -123,7 +198,7 @@ fn bench(arguments: &Arguments) -> ExitCode {
     let pairs: Vec<Pair> =
         all.into_iter().filter(|pair| wanted(pair.name(), &arguments.only) && is_there(pair)).collect();
     let loads: Vec<Load> = LOADS.into_iter().filter(|load| wanted(load.name, &arguments.loads)).collect();
-    let stage = Stage::new(&all, arguments.under.clone());
+    let stage = Stage::new(&all, arguments.under.clone(), documents::SMALL);
     let (rounds, seconds) = if arguments.smoke { (1, 0.3) } else { (arguments.rounds, arguments.seconds) };
     let mut results = report::Results::default();
     let mut running: Vec<(Pair, Option<Halves>)> = Vec::new();
@@ -140,6 +215,9 @@ fn bench(arguments: &Arguments) -> ExitCode {
     for round in 0..=rounds {
         for load in &loads {
             for (pair, halves) in &running {
+                if load.ours_only && *pair != Pair::Postern {
+                    continue;
+                }
                 let halves = halves.as_ref().or_else(|| {
                     let postern = running.iter().find(|(other, _)| *other == Pair::Postern);
                     (*pair == Pair::PosternTcp)
@@ -165,7 +243,11 @@ fn bench(arguments: &Arguments) -> ExitCode {
     for (pair, halves) in &running {
         results.loaded.extend(halves.as_ref().map(|halves| (*pair, halves.resident())));
     }
-    let measured = results.print(&loads.iter().map(|load| load.name).collect::<Vec<_>>());
+    let mut measured = results.print(&loads.iter().map(|load| load.name).collect::<Vec<_>>());
+    if arguments.growth || (!arguments.smoke && arguments.only.is_empty() && arguments.loads.is_empty()) {
+        drop((running, stage));
+        growth::all(seconds, &mut measured);
+    }
     if arguments.smoke || !arguments.only.is_empty() || !arguments.loads.is_empty() || envoy.is_none() {
         return ExitCode::SUCCESS;
     }

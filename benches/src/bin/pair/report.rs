@@ -111,18 +111,30 @@ impl Results {
         measured
     }
 
-    /// What a request costs with many connections, against few.
+    /// What a request costs with many connections, against few, and what each of them holds.
     fn growth(&self, measured: &mut Measured) {
+        const FEW: &str = "1,000 rps, 16 connections";
         for pair in [Pair::Postern, Pair::EnvoyHttp1] {
-            let [few, many] = ["1,000 rps, 16 connections", "1,000 rps, 1,000 connections"]
-                .map(|load| self.all(load, pair, Figure::Cpu));
-            if few.is_empty() || many.is_empty() {
-                continue;
-            }
-            let ratio = median(&many) / median(&few);
-            println!("\n{}: CPU with 1,000 connections to that with 16: {ratio:.2}", pair.name());
-            if pair == Pair::Postern {
-                measured.insert("1,000 connections to 16/CPU".into(), ratio);
+            for (count, load) in
+                [(1000, "1,000 rps, 1,000 connections"), (10_000, "1,000 rps, 10,000 connections")]
+            {
+                let [few, many] = [FEW, load].map(|load| self.all(load, pair, Figure::Cpu));
+                if few.is_empty() || many.is_empty() {
+                    continue;
+                }
+                let ratio = median(&many) / median(&few);
+                let resident = |load| {
+                    let windows = self.windows.iter().filter(|(its, of, _)| *its == load && *of == pair);
+                    median(&windows.map(|(.., outcome)| outcome.resident[0] as f64).collect::<Vec<_>>())
+                };
+                let each = (resident(load) - resident(FEW)) / f64::from(count);
+                println!(
+                    "\n{}: CPU with {count} connections to that with 16: {ratio:.2}; {each:.1} KiB of the client's half for each that is idle",
+                    pair.name()
+                );
+                if pair == Pair::Postern {
+                    measured.insert(format!("{count} connections to 16/CPU"), ratio);
+                }
             }
         }
     }

@@ -2,12 +2,16 @@
 //! generator of load. Redirect rules bring connections to the proxies, as in a pod.
 
 use crate::{
+    documents::{self, CALLER, NAMESPACE, SERVER, Size},
     envoy_pair,
     floor::Half,
     load,
     pairs::{APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
 };
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::resource::{Resource, setrlimit},
+};
 use postern_benches::{beside, process::resident_kib};
 use postern_control_plane::ControlPlane;
 use std::{
@@ -18,9 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const NAMESPACE: &str = "mesh";
-const SERVER: &str = "app";
-const CALLER: &str = "caller";
+const DESCRIPTORS: u64 = 65_536;
 const START: Duration = Duration::from_secs(30);
 
 /// The two processes of a pair; dropping them ends them.
@@ -92,7 +94,9 @@ pub fn hold() {
 
 impl Stage {
     /// Wires the namespaces and starts what stands behind the pairs.
-    pub fn new(pairs: &[Pair], under: Vec<String>) -> Self {
+    pub fn new(pairs: &[Pair], under: Vec<String>, size: Size) -> Self {
+        // Ten thousand connections are more than the usual limit of open files; who may not raise it sees them refused.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS);
         let exe = std::env::current_exe().unwrap();
         let mut holder =
             Command::new(&exe).arg("hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -104,6 +108,8 @@ impl Stage {
             format!("addr add {SERVER_IP}/24 dev server"),
             "link set server up".into(),
             "link set lo up".into(),
+            // All endpoints of the app are this one place.
+            format!("route add local {}/17 dev lo", documents::ENDPOINTS),
         ] {
             run(Command::new("ip").args(line.split(' ')));
         }
@@ -144,8 +150,10 @@ impl Stage {
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let control = runtime
-            .block_on(beside::control_plane_at(SocketAddr::from((SERVER_IP, 0)), beside::read(documents())));
+        let control = runtime.block_on(beside::control_plane_at(
+            SocketAddr::from((SERVER_IP, 0)),
+            beside::read(documents::of(size)),
+        ));
         let stage = Self { holder, app, control, runtime, folder: tempfile::tempdir().unwrap(), under };
         for pod in [SERVER, CALLER] {
             stage.write_identity(pod);
@@ -170,10 +178,11 @@ impl Stage {
         self.folder.path().join(pod)
     }
 
-    /// The sidecar's own program where `make bench` has built it, else what this one becomes.
+    /// The sidecar's own program as it ships, where `make bench` has built it or it lies beside this one; else what this one becomes.
     fn sidecar(&self, inside: bool) -> Command {
-        let program = std::env::current_exe().unwrap().with_file_name("postern-proxy");
-        if program.exists() {
+        let here = std::env::current_exe().unwrap();
+        let programs = [here.with_file_name("../dist/postern-proxy"), here.with_file_name("postern-proxy")];
+        if let Some(program) = programs.into_iter().find(|program| program.exists()) {
             return self.ours(&program, inside);
         }
         let mut command = self.ours(&std::env::current_exe().unwrap(), inside);
@@ -382,43 +391,4 @@ fn until(is_so: impl Fn() -> bool, what: &str) {
         assert!(begin.elapsed() < START, "{what} is not there");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// STRICT, a DENY policy that does not concern the calls, and an ALLOW policy whose third rule allows them.
-fn documents() -> String {
-    let pod = |name: &str, ip: Ipv4Addr| {
-        format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: {name}}}}}\n\
-             spec: {{serviceAccountName: {name}, containers: [{{name: app, ports: [{{name: http, containerPort: {APP_PORT}}}, \
-             {{name: tcp, containerPort: {APP_TCP_PORT}}}]}}]}}\nstatus: {{podIP: {ip}}}\n"
-        )
-    };
-    let allow = |path: &str| {
-        format!(
-            "  - from: [{{source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/{CALLER}]}}}}]\n    \
-             to: [{{operation: {{methods: [GET], paths: [{path}]}}}}]\n"
-        )
-    };
-    format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}, labels: {{istio-injection: enabled}}}}\n\
-         ---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: {NAMESPACE}}}\n\
-         spec: {{mtls: {{mode: STRICT}}}}\n{}{}\
-         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {SERVER}, namespace: {NAMESPACE}}}\n\
-         spec: {{selector: {{app: {SERVER}}}, clusterIP: 10.96.0.1, ports: [{{name: http, port: 80, targetPort: {APP_PORT}}}, \
-         {{name: tcp, port: {APP_TCP_PORT}, targetPort: {APP_TCP_PORT}}}]}}\n\
-         ---\napiVersion: v1\nkind: Service\nmetadata: {{name: over-http2, namespace: {NAMESPACE}}}\n\
-         spec: {{selector: {{app: {SERVER}}}, clusterIP: 10.96.0.2, ports: [{{name: http, port: 80, targetPort: {APP_PORT}}}]}}\n\
-         ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: over-http2, namespace: {NAMESPACE}}}\n\
-         spec: {{host: over-http2, trafficPolicy: {{connectionPool: {{http: {{h2UpgradePolicy: UPGRADE}}}}}}}}\n\
-         ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: deny, namespace: {NAMESPACE}}}\n\
-         spec:\n  selector: {{matchLabels: {{app: {SERVER}}}}}\n  action: DENY\n  rules:\n  - to: [{{operation: {{ports: [\"{APP_PORT}\"], paths: [/admin*]}}}}]\n\
-         ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: allow, namespace: {NAMESPACE}}}\n\
-         spec:\n  selector: {{matchLabels: {{app: {SERVER}}}}}\n  action: ALLOW\n  rules:\n{}{}{}  \
-         - from: [{{source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/{CALLER}]}}}}]\n    to: [{{operation: {{ports: [\"{APP_TCP_PORT}\"]}}}}]\n",
-        pod(SERVER, SERVER_IP),
-        pod(CALLER, CLIENT_IP),
-        allow("/health"),
-        allow("/large"),
-        allow("/api/*"),
-    )
 }
