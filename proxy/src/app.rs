@@ -29,7 +29,7 @@ use departure::Departure;
 use postern_identity::{Bundle, TrustDomain};
 use rustls_pki_types::UnixTime;
 use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, runtime::LocalOptions, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// What the writers of log and spans get at shutdown, beyond the drain.
@@ -354,7 +354,9 @@ fn cannot_bind(address: SocketAddr, cause: &io::Error) -> anyhow::Error {
 
 /// The life of one data-plane worker.
 fn work(set: Set, shared: Arc<Shared>, guard: Guard) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    // A runtime that is local itself: a `LocalSet` inside another one would pass each wake-up on a second time.
+    let runtime = match builder.enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
             // The guard is kept: a sidecar without its workers never gets ready.
@@ -363,8 +365,7 @@ fn work(set: Set, shared: Arc<Shared>, guard: Guard) {
             return;
         }
     };
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    runtime.block_on(async move {
         let serving: Vec<_> = set
             .into_iter()
             .map(|(direction, listener)| match direction {

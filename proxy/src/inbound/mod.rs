@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Serves one inbound listener until the drain is over. Runs inside a single-threaded worker runtime, in a `LocalSet`
+/// Serves one inbound listener until the drain is over. Runs inside a single-threaded worker runtime that is local
 /// (it spawns with `spawn_local`); each worker calls it with its own listener. Never fails: what goes wrong
 /// with a connection is in its record.
 pub async fn serve(listener: Listener, shared: Arc<Shared>) {

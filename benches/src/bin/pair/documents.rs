@@ -1,6 +1,6 @@
 //! The mesh that the pairs stand in: two workloads, their policies, and as many others as are asked for.
 
-use crate::pairs::{APP_PORT, APP_TCP_PORT, CLIENT_IP, SERVER_IP};
+use crate::pairs::{APP_GRPC_PORT, APP_PORT, APP_TCP_PORT, CLIENT_IP, SERVER_IP};
 use std::net::Ipv4Addr;
 
 /// Where everything is.
@@ -31,13 +31,13 @@ pub fn of(size: Size) -> String {
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {NAMESPACE}, labels: {{app: {app}}}}}\n\
              spec: {{serviceAccountName: {app}, containers: [{{name: app, ports: [{{name: http, containerPort: {APP_PORT}}}, \
-             {{name: tcp, containerPort: {APP_TCP_PORT}}}]}}]}}\nstatus: {{podIP: {ip}}}\n"
+             {{name: tcp, containerPort: {APP_TCP_PORT}}}, {{name: grpc, containerPort: {APP_GRPC_PORT}}}]}}]}}\nstatus: {{podIP: {ip}}}\n"
         )
     };
-    let allow = |path: &str| {
+    let allow = |method: &str, path: &str| {
         format!(
             "  - from: [{{source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/{CALLER}]}}}}]\n    \
-             to: [{{operation: {{methods: [GET], paths: [{path}]}}}}]\n"
+             to: [{{operation: {{methods: [{method}], paths: [{path}]}}}}]\n"
         )
     };
     let numbered = |base: Ipv4Addr, number: usize| Ipv4Addr::from(u32::from(base) + number as u32);
@@ -58,7 +58,7 @@ pub fn of(size: Size) -> String {
          spec: {{mtls: {{mode: STRICT}}}}\n{}{}\
          ---\napiVersion: v1\nkind: Service\nmetadata: {{name: {SERVER}, namespace: {NAMESPACE}}}\n\
          spec: {{selector: {{app: {SERVER}}}, clusterIP: 10.96.0.1, ports: [{{name: http, port: 80, targetPort: {APP_PORT}}}, \
-         {{name: tcp, port: {APP_TCP_PORT}, targetPort: {APP_TCP_PORT}}}]}}\n\
+         {{name: tcp, port: {APP_TCP_PORT}, targetPort: {APP_TCP_PORT}}}, {{name: grpc, port: {APP_GRPC_PORT}, targetPort: {APP_GRPC_PORT}}}]}}\n\
          ---\napiVersion: v1\nkind: Service\nmetadata: {{name: over-http2, namespace: {NAMESPACE}}}\n\
          spec: {{selector: {{app: {SERVER}}}, clusterIP: 10.96.0.2, ports: [{{name: http, port: 80, targetPort: {APP_PORT}}}]}}\n\
          ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: over-http2, namespace: {NAMESPACE}}}\n\
@@ -70,9 +70,9 @@ pub fn of(size: Size) -> String {
          - from: [{{source: {{principals: [cluster.local/ns/{NAMESPACE}/sa/{CALLER}]}}}}]\n    to: [{{operation: {{ports: [\"{APP_TCP_PORT}\"]}}}}]\n",
         pod(SERVER, SERVER, SERVER_IP),
         pod(CALLER, CALLER, CLIENT_IP),
-        allow("/health"),
-        allow("/large"),
-        allow("/api/*"),
+        allow("GET", "/health"),
+        allow("GET", "/large"),
+        allow("GET", "/api/*") + &allow("POST", "/bench.Echo/*"),
     );
     mesh + &more
 }

@@ -1,7 +1,7 @@
 //! The two Envoys of a pair, configured as Istio configures its sidecars.
 
 use crate::{
-    pairs::{APP_PORT, APP_TCP_PORT, Pair, SERVER_IP},
+    pairs::{APP_GRPC_PORT, APP_PORT, APP_TCP_PORT, Pair, SERVER_IP},
     stage::{caller_id, server_id},
 };
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ const BUFFER: u32 = 32 * 1024;
 pub fn client(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
     let filter = match pair {
         Pair::EnvoyTcp => tcp_proxy(access_log),
-        _ => http_manager(json!({}), &[], access_log),
+        _ => http_manager(json!({}), &[], access_log, "next"),
     };
     let mut context = json!({
         "@type": format!("{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"),
@@ -34,6 +34,7 @@ pub fn client(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
 pub fn server(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
     let caller = json!({"authenticated": {"principal_name": {"exact": caller_id()}}});
     let path = |matcher: Value| json!({"url_path": {"path": matcher}});
+    let post = json!({"header": {"name": ":method", "string_match": {"exact": "POST"}}});
     let get = json!({"header": {"name": ":method", "string_match": {"exact": "GET"}}});
     let filters = match pair {
         Pair::EnvoyTcp => {
@@ -52,6 +53,7 @@ pub fn server(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
                 "a": allow(json!({"exact": "/health"})),
                 "b": allow(json!({"exact": "/large"})),
                 "c": allow(json!({"prefix": "/api/"})),
+                "d": {"permissions": [{"and_rules": {"rules": [post, path(json!({"prefix": "/bench.Echo/"}))]}}], "principals": [caller]},
             });
             let rbac = |action: &str, policies: Value| {
                 let config = json!({"@type": format!("{TYPES}.filters.http.rbac.v3.RBAC"), "rules": {"action": action, "policies": policies}});
@@ -62,7 +64,7 @@ pub fn server(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
                 "forward_client_cert_details": "APPEND_FORWARD",
                 "set_current_client_cert_details": {"subject": true, "dns": true, "uri": true},
             });
-            json!([http_manager(settings, &[rbac("DENY", deny), rbac("ALLOW", allowed)], access_log)])
+            json!([http_manager(settings, &[rbac("DENY", deny), rbac("ALLOW", allowed)], access_log, "grpc")])
         }
     };
     let mut context = json!({
@@ -80,7 +82,12 @@ pub fn server(pair: Pair, identity: &Path, access_log: Option<&Path>) -> Value {
     }});
     let port = if pair == Pair::EnvoyTcp { APP_TCP_PORT } else { APP_PORT };
     let app = cluster(pair, SocketAddr::from(([127, 0, 0, 1], port)), None);
-    bootstrap(pair.inbound_port(), &filters, Some(&context), &app)
+    let mut config = bootstrap(pair.inbound_port(), &filters, Some(&context), &app);
+    let mut grpc = cluster(pair, SocketAddr::from(([127, 0, 0, 1], APP_GRPC_PORT)), None);
+    grpc["name"] = "grpc".into();
+    grpc["typed_extension_protocol_options"] = http2();
+    config["static_resources"]["clusters"].as_array_mut().unwrap().push(grpc);
+    config
 }
 
 fn alpn(pair: Pair) -> &'static [&'static str] {
@@ -148,13 +155,17 @@ fn cluster(pair: Pair, address: SocketAddr, tls: Option<&Value>) -> Value {
     if let Some(context) = tls {
         cluster["transport_socket"] = json!({"name": "envoy.transport_sockets.tls", "typed_config": context});
         if pair == Pair::EnvoyHttp2 {
-            cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }});
+            cluster["typed_extension_protocol_options"] = http2();
         }
     }
     cluster
+}
+
+fn http2() -> Value {
+    json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }})
 }
 
 fn tcp_proxy(access_log: Option<&Path>) -> Value {
@@ -167,16 +178,17 @@ fn tcp_proxy(access_log: Option<&Path>) -> Value {
     json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": config})
 }
 
-fn http_manager(settings: Value, filters: &[Value], access_log: Option<&Path>) -> Value {
+fn http_manager(settings: Value, filters: &[Value], access_log: Option<&Path>, grpc: &str) -> Value {
     let mut all = filters.to_vec();
     all.push(json!({"name": "envoy.filters.http.router", "typed_config": {"@type": format!("{TYPES}.filters.http.router.v3.Router")}}));
+    let calls = json!({"match": {"prefix": "/bench.Echo/"}, "route": {"cluster": grpc, "timeout": "0s"}});
     let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "next", "timeout": "0s"}});
     let mut config = json!({
         "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "http",
         "use_remote_address": false,
         "generate_request_id": true,
-        "route_config": {"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "route_config": {"name": "all", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [calls, route]}]},
         "http_filters": all,
         "access_log": log(access_log),
     });

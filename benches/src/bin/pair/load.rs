@@ -1,6 +1,7 @@
 //! The generator of load: one thread, connections that are written to and read from with nothing in between, and latency
 //! from the moment at which a request was due, so that a proxy that stalls cannot hide it (coordinated omission).
 
+use crate::grpc;
 use clap::Parser;
 use nix::sys::{
     time::TimeSpec,
@@ -41,6 +42,9 @@ pub struct Arguments {
     /// A new connection for each request
     #[arg(long)]
     pub fresh: bool,
+    /// gRPC calls, side by side on four connections: `connections` is how many at a time
+    #[arg(long)]
+    pub grpc: bool,
     /// Length of the window, after as much as a tenth of it to warm up
     #[arg(long, default_value_t = 3.0)]
     pub seconds: f64,
@@ -84,6 +88,8 @@ struct Window {
 
 /// Connections that are opened at the same time before a window.
 const OPENED_AT_ONCE: usize = 32;
+/// Connections that carry all gRPC calls.
+const GRPC_CONNECTIONS: usize = 4;
 
 /// Makes load for the length of the window.
 pub fn run(arguments: &Arguments) -> Outcome {
@@ -105,10 +111,20 @@ async fn measure(arguments: &Arguments) -> Outcome {
         opened: Cell::new(0),
         opened_one: Notify::new(),
     });
-    let connections: Vec<_> = (0..arguments.connections)
-        .map(|_| {
+    let mut shared = Vec::new();
+    for _ in 0..if arguments.grpc { GRPC_CONNECTIONS } else { 0 } {
+        shared.push(grpc::connect(arguments.target).await.unwrap());
+    }
+    let connections: Vec<_> = (0..arguments.connections as usize)
+        .map(|number| {
             let (window, open, fresh) = (window.clone(), arguments.rate > 0, arguments.fresh);
-            tokio::task::spawn_local(async move { window.ask(open, fresh).await })
+            let shared = shared.get(number % GRPC_CONNECTIONS).cloned();
+            tokio::task::spawn_local(async move {
+                match shared {
+                    Some(shared) => window.call(open, shared).await,
+                    None => window.ask(open, fresh).await,
+                }
+            })
         })
         .collect();
     while window.opened.get() < connections.len() {
@@ -215,19 +231,37 @@ impl Window {
             if fresh || answered.is_err() {
                 stream = None;
             }
-            if self.begin.get().is_none_or(|begin| due < begin) || self.over.get() {
-                continue;
+            self.note(due, answered).await;
+        }
+    }
+
+    /// The same by gRPC, on a connection that others use as well.
+    async fn call(&self, open: bool, connection: grpc::Connection) {
+        if let Err(cause) = grpc::call(&connection, &self.path).await {
+            eprintln!("gRPC: {cause}");
+        }
+        self.opened.set(self.opened.get() + 1);
+        self.opened_one.notify_one();
+        while !self.over.get() {
+            let due = self.next(open).await;
+            let answered = grpc::call(&connection, &self.path).await;
+            self.note(due, answered).await;
+        }
+    }
+
+    async fn note(&self, due: Instant, answered: std::io::Result<()>) {
+        if self.begin.get().is_none_or(|begin| due < begin) || self.over.get() {
+            return;
+        }
+        match answered {
+            Ok(()) => {
+                let nanoseconds = u32::try_from(due.elapsed().as_nanos()).unwrap_or(u32::MAX);
+                self.taken.borrow_mut().push(nanoseconds);
             }
-            match answered {
-                Ok(()) => {
-                    let nanoseconds = u32::try_from(due.elapsed().as_nanos()).unwrap_or(u32::MAX);
-                    self.taken.borrow_mut().push(nanoseconds);
-                }
-                Err(_) => {
-                    self.errors.set(self.errors.get() + 1);
-                    // Whoever refuses all of them is not to be asked a million times.
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
+            Err(_) => {
+                self.errors.set(self.errors.get() + 1);
+                // Whoever refuses all of them is not to be asked a million times.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
     }

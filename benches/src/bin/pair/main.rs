@@ -11,6 +11,7 @@ mod documents;
 mod envoy_pair;
 mod floor;
 mod growth;
+mod grpc;
 mod load;
 mod pairs;
 mod report;
@@ -18,7 +19,7 @@ mod stage;
 
 use clap::{Parser, Subcommand};
 use documents::Size;
-use pairs::Pair;
+use pairs::{APP_GRPC_PORT, Pair, SERVER_IP};
 use postern_benches::{beside, budgets, envoy};
 use stage::{Halves, Stage};
 use std::{net::SocketAddr, process::ExitCode};
@@ -85,74 +86,54 @@ pub struct Load {
     connections: u32,
     path: &'static str,
     fresh: bool,
-    /// Asked of ours over HTTP and of nobody else.
-    ours_only: bool,
+    /// Of whom it is asked.
+    of: Of,
+}
+
+/// Of whom a load is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    All,
+    /// Ours over HTTP.
+    Ours,
+    /// Who carries gRPC with HTTP/2 all the way.
+    Grpc,
+}
+
+impl Of {
+    fn includes(self, pair: Pair) -> bool {
+        match self {
+            Self::All => pair != Pair::PosternGrpc,
+            Self::Ours => pair == Pair::Postern,
+            Self::Grpc => matches!(pair, Pair::Direct | Pair::PosternGrpc | Pair::EnvoyHttp2),
+        }
+    }
 }
 
 fn is_ours(pair: Pair) -> bool {
-    matches!(pair, Pair::Postern | Pair::PosternHttp2 | Pair::PosternTcp)
+    matches!(pair, Pair::Postern | Pair::PosternHttp2 | Pair::PosternTcp | Pair::PosternGrpc)
 }
 
 const USUAL: &str = "/api/items";
-const LOADS: [Load; 7] = [
-    Load {
-        name: "1,000 rps, 16 connections",
-        rate: 1000,
-        connections: 16,
-        path: USUAL,
-        fresh: false,
-        ours_only: false,
-    },
-    Load {
-        name: "1,000 rps, 64 connections",
-        rate: 1000,
-        connections: 64,
-        path: USUAL,
-        fresh: false,
-        ours_only: false,
-    },
-    Load {
-        name: "1,000 rps, 1,000 connections",
-        rate: 1000,
-        connections: 1000,
-        path: USUAL,
-        fresh: false,
-        ours_only: false,
-    },
-    // More than Envoy takes with its circuit breakers as Istio leaves them.
-    Load {
-        name: "1,000 rps, 10,000 connections",
-        rate: 1000,
-        connections: 10_000,
-        path: USUAL,
-        fresh: false,
-        ours_only: true,
-    },
-    Load {
-        name: "saturated, 64 connections",
-        rate: 0,
-        connections: 64,
-        path: USUAL,
-        fresh: false,
-        ours_only: false,
-    },
-    Load {
-        name: "1 MiB, 4 connections",
-        rate: 0,
-        connections: 4,
-        path: app::LARGE,
-        fresh: false,
-        ours_only: false,
-    },
-    Load {
-        name: "fresh client connections, 8",
-        rate: 0,
-        connections: 8,
-        path: USUAL,
-        fresh: true,
-        ours_only: false,
-    },
+const LOADS: [Load; 10] = [
+    Load::new("1,000 rps, 16 connections", 1000, 16, USUAL),
+    Load::new("1,000 rps, 64 connections", 1000, 64, USUAL),
+    Load::new("1,000 rps, 1,000 connections", 1000, 1000, USUAL),
+    // As many as a sidecar takes that may open 20,000 files, of which each connection may need two.
+    Load { of: Of::Ours, ..Load::new("1,000 rps, 7,500 connections", 1000, 7500, USUAL) },
+    Load::new("saturated, 64 connections", 0, 64, USUAL),
+    Load::new("1 MiB, 4 connections", 0, 4, app::LARGE),
+    Load { fresh: true, ..Load::new("fresh client connections, 8", 0, 8, USUAL) },
+    Load { of: Of::Grpc, ..Load::new("gRPC unary, 1,000 rps, 16 streams", 1000, 16, grpc::UNARY) },
+    Load { of: Of::Grpc, ..Load::new("gRPC unary, saturated, 64 streams", 0, 64, grpc::UNARY) },
+    Load { of: Of::Grpc, ..Load::new("gRPC streams of 100 messages, 8 at a time", 0, 8, grpc::STREAM) },
 ];
+
+impl Load {
+    const fn new(name: &'static str, rate: u32, connections: u32, path: &'static str) -> Self {
+        Self { name, rate, connections, path, fresh: false, of: Of::All }
+    }
+}
 
 fn main() -> ExitCode {
     if let Some(code) = beside::run_if_sidecar() {
@@ -192,6 +173,7 @@ fn bench(arguments: &Arguments) -> ExitCode {
         Pair::FloorHttp2,
         Pair::PosternHttp2,
         Pair::PosternTcp,
+        Pair::PosternGrpc,
         Pair::EnvoyTcp,
     ];
     let is_there = |pair: &Pair| envoy.is_some() || !pair.name().starts_with("Envoy");
@@ -215,20 +197,24 @@ fn bench(arguments: &Arguments) -> ExitCode {
     for round in 0..=rounds {
         for load in &loads {
             for (pair, halves) in &running {
-                if load.ours_only && *pair != Pair::Postern {
+                if !load.of.includes(*pair) {
                     continue;
                 }
                 let halves = halves.as_ref().or_else(|| {
-                    let postern = running.iter().find(|(other, _)| *other == Pair::Postern);
-                    (*pair == Pair::PosternTcp)
-                        .then(|| postern.and_then(|(_, halves)| halves.as_ref()))
-                        .flatten()
+                    let sidecars = running.iter().find(|(other, halves)| is_ours(*other) && halves.is_some());
+                    sidecars.filter(|_| is_ours(*pair)).and_then(|(_, halves)| halves.as_ref())
                 });
+                let target = match load.of {
+                    Of::Grpc if *pair == Pair::Direct => (SERVER_IP, APP_GRPC_PORT).into(),
+                    _ => pair.target(),
+                };
                 let asked = load::Arguments {
+                    target,
                     path: load.path.into(),
                     rate: load.rate,
                     connections: load.connections,
                     fresh: load.fresh,
+                    grpc: load.of == Of::Grpc,
                     seconds: if round == 0 { seconds.min(0.5) } else { seconds },
                     ..stage.arguments(*pair, halves)
                 };

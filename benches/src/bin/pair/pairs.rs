@@ -11,6 +11,9 @@ pub const APP_PORT: u16 = 8080;
 /// The same app on a port whose protocol is declared as TCP.
 pub const APP_TCP_PORT: u16 = 9000;
 
+/// Its gRPC, on a port that says so.
+pub const APP_GRPC_PORT: u16 = 9100;
+
 /// Each pair has an address that the client asks and a port at which the server's half is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pair {
@@ -22,6 +25,8 @@ pub enum Pair {
     PosternHttp2,
     /// Ours, a port that carries bytes.
     PosternTcp,
+    /// Ours, a port that carries gRPC.
+    PosternGrpc,
     /// Envoy with HTTP/1.1 between.
     EnvoyHttp1,
     /// Envoy with HTTP/2 between.
@@ -42,6 +47,7 @@ impl Pair {
             Self::Postern => "postern HTTP",
             Self::PosternHttp2 => "postern over HTTP/2",
             Self::PosternTcp => "postern TCP",
+            Self::PosternGrpc => "postern gRPC",
             Self::EnvoyHttp1 => "Envoy HTTP/1.1",
             Self::EnvoyHttp2 => "Envoy HTTP/2",
             Self::EnvoyTcp => "Envoy TCP",
@@ -62,6 +68,7 @@ impl Pair {
             Self::Postern => (Ipv4Addr::new(10, 96, 0, 1), 80).into(),
             Self::PosternHttp2 => (Ipv4Addr::new(10, 96, 0, 2), 80).into(),
             Self::PosternTcp => (Ipv4Addr::new(10, 96, 0, 1), APP_TCP_PORT).into(),
+            Self::PosternGrpc => (Ipv4Addr::new(10, 96, 0, 1), APP_GRPC_PORT).into(),
             other => (Ipv4Addr::new(10, 96, 0, 10 + other.number()), 80).into(),
         }
     }
@@ -69,7 +76,7 @@ impl Pair {
     /// Where the redirect rules of the client's side bring its connections.
     pub fn outbound_port(self) -> u16 {
         match self {
-            Self::Postern | Self::PosternHttp2 | Self::PosternTcp => 15001,
+            Self::Postern | Self::PosternHttp2 | Self::PosternTcp | Self::PosternGrpc => 15001,
             other => 15100 + u16::from(other.number()),
         }
     }
@@ -77,7 +84,7 @@ impl Pair {
     /// Where those of the server's side do.
     pub fn inbound_port(self) -> u16 {
         match self {
-            Self::Postern | Self::PosternHttp2 | Self::PosternTcp => 15006,
+            Self::Postern | Self::PosternHttp2 | Self::PosternTcp | Self::PosternGrpc => 15006,
             other => 15200 + u16::from(other.number()),
         }
     }
@@ -87,6 +94,7 @@ impl Pair {
         match self {
             Self::Postern | Self::PosternHttp2 => APP_PORT,
             Self::PosternTcp => APP_TCP_PORT,
+            Self::PosternGrpc => APP_GRPC_PORT,
             other => 18000 + u16::from(other.number()),
         }
     }

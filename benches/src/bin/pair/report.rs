@@ -116,7 +116,7 @@ impl Results {
         const FEW: &str = "1,000 rps, 16 connections";
         for pair in [Pair::Postern, Pair::EnvoyHttp1] {
             for (count, load) in
-                [(1000, "1,000 rps, 1,000 connections"), (10_000, "1,000 rps, 10,000 connections")]
+                [(1000, "1,000 rps, 1,000 connections"), (7500, "1,000 rps, 7,500 connections")]
             {
                 let [few, many] = [FEW, load].map(|load| self.all(load, pair, Figure::Cpu));
                 if few.is_empty() || many.is_empty() {
@@ -214,6 +214,16 @@ impl Results {
                     vec![(best(Pair::Postern) - direct) / (theirs - direct)],
                 );
             }
+        }
+        if pairs.contains(&Pair::PosternGrpc) {
+            let theirs = [Pair::EnvoyHttp2];
+            let figures = [("CPU", Figure::Cpu, true), ("per second", Figure::PerSecond, false)];
+            for (what, figure, least_is_best) in figures {
+                let ratios = ratio(Pair::PosternGrpc, &theirs, figure, least_is_best, false);
+                say(&format!("gRPC: {what} to Envoy's"), &format!("{what} to Envoy's"), ratios);
+            }
+            let added = ratio(Pair::PosternGrpc, &theirs, Figure::Percentile(0), true, true);
+            say("gRPC: added p50 to Envoy's", "added p50 to Envoy's", added);
         }
         if pairs.contains(&Pair::PosternTcp) {
             say(

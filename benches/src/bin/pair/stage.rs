@@ -6,12 +6,9 @@ use crate::{
     envoy_pair,
     floor::Half,
     load,
-    pairs::{APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
+    pairs::{APP_GRPC_PORT, APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
 };
-use nix::{
-    sched::{CloneFlags, unshare},
-    sys::resource::{Resource, setrlimit},
-};
+use nix::sched::{CloneFlags, unshare};
 use postern_benches::{beside, process::resident_kib};
 use postern_control_plane::ControlPlane;
 use std::{
@@ -22,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-const DESCRIPTORS: u64 = 65_536;
 const START: Duration = Duration::from_secs(30);
 
 /// The two processes of a pair; dropping them ends them.
@@ -95,8 +91,6 @@ pub fn hold() {
 impl Stage {
     /// Wires the namespaces and starts what stands behind the pairs.
     pub fn new(pairs: &[Pair], under: Vec<String>, size: Size) -> Self {
-        // Ten thousand connections are more than the usual limit of open files; who may not raise it sees them refused.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS);
         let exe = std::env::current_exe().unwrap();
         let mut holder =
             Command::new(&exe).arg("hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -142,6 +136,7 @@ impl Stage {
             (Ipv4Addr::UNSPECIFIED, APP_PORT),
             (Ipv4Addr::UNSPECIFIED, APP_PORT + 1),
             (Ipv4Addr::UNSPECIFIED, APP_TCP_PORT),
+            (Ipv4Addr::UNSPECIFIED, APP_GRPC_PORT),
         ];
         let addresses = addresses.map(|address| SocketAddr::from(address).to_string());
         let app = Command::new(&exe).arg("app").args(&addresses).stdin(Stdio::null()).spawn().unwrap();
@@ -215,7 +210,7 @@ impl Stage {
         let access = |pod: &str| self.folder.path().join(format!("{}-{pod}.access", pair.number()));
         let (client, server) = match pair {
             Pair::Direct => return None,
-            Pair::Postern | Pair::PosternHttp2 | Pair::PosternTcp => {
+            Pair::Postern | Pair::PosternHttp2 | Pair::PosternTcp | Pair::PosternGrpc => {
                 let start = |mut command: Command, pod: &str| {
                     let token = self.folder.path().join(format!("{pod}.token"));
                     std::fs::write(&token, self.control.join_token(NAMESPACE, pod, pod)).unwrap();
@@ -318,6 +313,7 @@ impl Stage {
             rate: 0,
             connections: 16,
             fresh: false,
+            grpc: false,
             seconds: 1.0,
             processes: halves.map(|halves| halves.processes().to_vec()).unwrap_or_default(),
         }
@@ -336,6 +332,9 @@ impl Stage {
                 &arguments.connections.to_string(),
             ])
             .args(["--seconds", &arguments.seconds.to_string()]);
+        if arguments.grpc {
+            command.arg("--grpc");
+        }
         if arguments.fresh {
             command.arg("--fresh");
         }
