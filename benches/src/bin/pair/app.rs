@@ -15,18 +15,20 @@ pub const USUAL_BYTES: usize = 1024;
 /// Bytes of the large answer's body.
 pub const LARGE_BYTES: usize = 1 << 20;
 
-/// Serves HTTP/1.1 at these addresses, and gRPC at the last one, until the process ends.
+/// Serves HTTP/1.1 at these addresses, and gRPC at the last two, until the process ends.
 pub fn run(addresses: &[SocketAddr]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answers = Rc::new([USUAL_BYTES, LARGE_BYTES].map(answer));
     LocalSet::new().block_on(&runtime, async {
         let mut listening = JoinSet::new();
-        let Some((last, others)) = addresses.split_last() else { return };
-        for address in others {
+        let (http, grpc) = addresses.split_at(addresses.len() - 2);
+        for address in http {
             let listener = TcpListener::bind(address).await.unwrap();
             listening.spawn_local(accept(listener, answers.clone()));
         }
-        listening.spawn_local(grpc::accept(TcpListener::bind(last).await.unwrap()));
+        for address in grpc {
+            listening.spawn_local(grpc::accept(TcpListener::bind(address).await.unwrap()));
+        }
         listening.join_all().await;
     });
 }

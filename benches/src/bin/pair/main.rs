@@ -205,7 +205,7 @@ fn bench(arguments: &Arguments) -> ExitCode {
                     sidecars.filter(|_| is_ours(*pair)).and_then(|(_, halves)| halves.as_ref())
                 });
                 let target = match load.of {
-                    Of::Grpc if *pair == Pair::Direct => (SERVER_IP, APP_GRPC_PORT).into(),
+                    Of::Grpc if *pair == Pair::Direct => (SERVER_IP, APP_GRPC_PORT + 1).into(),
                     _ => pair.target(),
                 };
                 let asked = load::Arguments {

@@ -5,7 +5,7 @@ use crate::{
     documents::{self, CALLER, NAMESPACE, SERVER, Size},
     envoy_pair,
     floor::Half,
-    load,
+    grpc, load,
     pairs::{APP_GRPC_PORT, APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
 };
 use nix::sched::{CloneFlags, unshare};
@@ -137,6 +137,7 @@ impl Stage {
             (Ipv4Addr::UNSPECIFIED, APP_PORT + 1),
             (Ipv4Addr::UNSPECIFIED, APP_TCP_PORT),
             (Ipv4Addr::UNSPECIFIED, APP_GRPC_PORT),
+            (Ipv4Addr::UNSPECIFIED, APP_GRPC_PORT + 1),
         ];
         let addresses = addresses.map(|address| SocketAddr::from(address).to_string());
         let app = Command::new(&exe).arg("app").args(&addresses).stdin(Stdio::null()).spawn().unwrap();
@@ -281,8 +282,10 @@ impl Stage {
         let halves = Halves { client, server };
         let begin = Instant::now();
         loop {
-            let asked =
-                load::Arguments { connections: 1, rate: 100, seconds: 0.1, ..self.arguments(pair, None) };
+            let usual = self.arguments(pair, None);
+            let grpc = pair == Pair::PosternGrpc;
+            let path = if grpc { grpc::UNARY.into() } else { usual.path.clone() };
+            let asked = load::Arguments { path, grpc, connections: 1, rate: 100, seconds: 0.1, ..usual };
             let outcome = self.load(&asked);
             if outcome.requests > 0 && outcome.errors == 0 {
                 return Some(halves);
