@@ -7,6 +7,7 @@
 //! the test says what it asserts instead.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod network;
 mod processes;
 
 use nix::{sys::signal::Signal, unistd::Pid};
