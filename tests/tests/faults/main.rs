@@ -7,6 +7,8 @@
 //! the test says what it asserts instead.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod apps;
+mod changes;
 mod network;
 mod processes;
 
