@@ -11,6 +11,7 @@ mod apps;
 mod changes;
 mod network;
 mod processes;
+mod resources;
 
 use nix::{sys::signal::Signal, unistd::Pid};
 
