@@ -6,7 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -37,7 +37,7 @@ pub enum Fault {
     CloseAfterAnswer,
     /// Closes a connection on which nothing has come for so long, as servers with a short keep-alive do (HTTP/1.1).
     CloseWhenIdle(Duration),
-    /// Answers with a body of so many bytes, which [`is_whole`] knows again (HTTP/1.1).
+    /// Answers with a body of so many bytes, which [`is_whole`] knows again (HTTP/1.1), and steady calls as ever.
     Large(usize),
     /// Answers after a while.
     Slow(Duration),
@@ -248,7 +248,7 @@ impl Faulty {
                 return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
             let length = match *self.state.fault.lock().unwrap() {
-                Fault::Large(length) => Some(length),
+                Fault::Large(length) if !id.starts_with(crate::calls::STEADY) => Some(length),
                 _ => None,
             };
             let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: {}\r\n\r\n", length.unwrap_or(2));
@@ -257,7 +257,7 @@ impl Faulty {
                 Some(length) => {
                     stream.write_all(answer.as_bytes()).await?;
                     for from in (0..length).step_by(PART) {
-                        stream.write_all(&large(from, length.min(from + PART))).await?;
+                        stream.write_all(&LARGE[from..length.min(from + PART)]).await?;
                     }
                 }
             }
@@ -342,15 +342,13 @@ impl Faulty {
 /// What is made and written at a time, of a large body.
 const PART: usize = 16 * 1024;
 
-/// Every four bytes say where they stand, so that none can be missing or twice. `from` is a multiple of four.
-fn large(from: usize, to: usize) -> Vec<u8> {
-    let places = (from / 4..to.div_ceil(4)).flat_map(|place| u32::try_from(place).unwrap().to_be_bytes());
-    places.take(to - from).collect()
-}
+/// Every four bytes say where they stand, so that none can be missing or twice.
+static LARGE: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..(8_u32 << 20) / 4).flat_map(u32::to_be_bytes).collect());
 
 /// Whether a body is the one of [`Fault::Large`], byte for byte.
 pub fn is_whole(body: &[u8], length: usize) -> bool {
-    body == large(0, length)
+    body == &LARGE[..length]
 }
 
 /// A loopback address that nobody else has taken for this port: processes differ by their id, apps by a counter.

@@ -77,7 +77,7 @@ async fn a_sidecar_that_is_told_to_end_before_its_app_serves_the_apps_calls_unti
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_are_replaced_one_after_the_other_lose_no_request() {
     let Some(ground) = Ground::start_processes(&documents(&SERVERS, PROCESS, ""), 2).await else { return };
-    let calls = Calls::with(&ground.places, &http());
+    let calls = Calls::with(&ground.places, &http().repeat(5));
     calls.pass(5).await;
     let change = |servers: &[&str]| {
         let from = ground.mesh.run.here();
@@ -96,5 +96,7 @@ async fn servers_that_are_replaced_one_after_the_other_lose_no_request() {
     let report = calls.stop().await;
     let lost = report.lost();
     assert!(lost.is_empty(), "{} of {}: {lost:#?}", lost.len(), report.calls.len());
+    // Whoever calls a pod that is not there yet waits a second for its connection, and then calls another.
+    report.assert_no_hang(Duration::from_millis(800));
     report.assert_safe(&ground.seen());
 }
