@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Finds what this machine misses and gets it: iproute2 (ip), nftables (nft), curl, openssl, faketime (clocks of tests),
-# h2load (of nghttp2; a client of tests).
+# h2load (of nghttp2; a client of tests), strace (makes system calls fail in a test).
 # As root: with the package manager. With password-less sudo: the same. As an ordinary user: the packages are
 # downloaded and unpacked into .tools/, where `postern` looks for them (POSTERN_TOOLS).
 # What cannot be had is named, with what is lost; only Rust and a C compiler are needed to go on.
@@ -52,11 +52,11 @@ fi
 
 # --- what is nice to have -----------------------------------------------------------------------------------------
 missing=()
-for program in ip nft curl openssl faketime h2load; do
+for program in ip nft curl openssl faketime h2load strace; do
     find_program "$program" >/dev/null || missing+=("$program")
 done
 if [ "${#missing[@]}" -eq 0 ]; then
-    say "ip, nft, curl, openssl, faketime and h2load are here"
+    say "ip, nft, curl, openssl, faketime, h2load and strace are here"
     exit 0
 fi
 packages=()

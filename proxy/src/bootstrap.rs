@@ -1,5 +1,6 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
+pub mod heap;
 pub mod resources;
 
 use std::{

@@ -6,7 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -29,10 +29,16 @@ pub enum Fault {
     Status(u16),
     /// Reads the whole request and resets the connection.
     ResetAfterRequest,
+    /// The same of every so many-th request only, and of no id twice.
+    ResetSome(usize),
     /// Resets the connection in the middle of the answer's body.
     ResetInAnswer,
     /// Answers as if the connection stayed, and closes it.
     CloseAfterAnswer,
+    /// Closes a connection on which nothing has come for so long, as servers with a short keep-alive do (HTTP/1.1).
+    CloseWhenIdle(Duration),
+    /// Answers with a body of so many bytes, which [`is_whole`] knows again (HTTP/1.1), and steady calls as ever.
+    Large(usize),
     /// Answers after a while.
     Slow(Duration),
     /// Answers when it is told to.
@@ -73,7 +79,11 @@ pub struct Faulty {
 impl Faulty {
     /// Listens on `port` of a loopback address of its own.
     pub async fn start(port: u16) -> Self {
-        let listener = listen(port).await;
+        Self::on(listen(port).await)
+    }
+
+    /// Serves a listener of the caller's, such as one in the network of a pod.
+    pub fn on(listener: TcpListener) -> Self {
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(State {
             fault: Mutex::new(Fault::None),
@@ -94,6 +104,12 @@ impl Faulty {
             self.state.accepting.lock().unwrap().take().expect("it listens").abort();
             self.state.open.lock().unwrap().drain(..).for_each(|connection| connection.abort());
         }
+    }
+
+    /// Listens again, after `Refuse`.
+    pub fn listen_again(&self, listener: TcpListener) {
+        *self.state.fault.lock().unwrap() = Fault::None;
+        self.accept(listener);
     }
 
     /// Lets go of all that is held, and answers from now on.
@@ -167,13 +183,19 @@ impl Faulty {
         self.state.seen.lock().unwrap().refused += 1;
     }
 
+    fn is_first_of(&self, id: &str, each: usize) -> bool {
+        let seen = self.state.seen.lock().unwrap();
+        seen.ids.len().is_multiple_of(each) && seen.ids.iter().filter(|seen| *seen == id).count() == 1
+    }
+
     /// Waits as the fault says; the status to answer with, or nothing: the connection ends with a reset.
-    async fn status(&self) -> Option<u16> {
+    async fn status(&self, id: &str) -> Option<u16> {
         let released = self.state.released.notified();
         let fault = *self.state.fault.lock().unwrap();
         match fault {
             Fault::Status(status) => Some(status),
             Fault::ResetAfterRequest => None,
+            Fault::ResetSome(each) if self.is_first_of(id, each) => None,
             Fault::Slow(time) => {
                 tokio::time::sleep(time).await;
                 Some(200)
@@ -193,8 +215,13 @@ impl Faulty {
                 if let Some(end) = read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                     break end + 4;
                 }
-                if stream.read_buf(&mut read).await? == 0 {
-                    return Ok(());
+                let patience = match *self.state.fault.lock().unwrap() {
+                    Fault::CloseWhenIdle(patience) => patience,
+                    _ => Duration::MAX,
+                };
+                match tokio::time::timeout(patience, stream.read_buf(&mut read)).await {
+                    Ok(Ok(length)) if length > 0 => {}
+                    _ => return Ok(()),
                 }
             };
             let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
@@ -208,9 +235,10 @@ impl Faulty {
                 }
             }
             let method = head.split(' ').next().unwrap_or_default().to_uppercase();
-            self.saw(&method, field("x-id"), "HTTP/1.1");
+            let id = field("x-id").to_owned();
+            self.saw(&method, &id, "HTTP/1.1");
             read.drain(..end + length);
-            let Some(status) = self.status().await else {
+            let Some(status) = self.status(&id).await else {
                 return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             };
             if *self.state.fault.lock().unwrap() == Fault::ResetInAnswer {
@@ -219,8 +247,20 @@ impl Faulty {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             }
-            let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: 2\r\n\r\nok");
-            stream.write_all(answer.as_bytes()).await?;
+            let length = match *self.state.fault.lock().unwrap() {
+                Fault::Large(length) if !id.starts_with(crate::calls::STEADY) => Some(length),
+                _ => None,
+            };
+            let answer = format!("HTTP/1.1 {status} Said\r\ncontent-length: {}\r\n\r\n", length.unwrap_or(2));
+            match length {
+                None => stream.write_all(&[answer.as_bytes(), b"ok"].concat()).await?,
+                Some(length) => {
+                    stream.write_all(answer.as_bytes()).await?;
+                    for from in (0..length).step_by(PART) {
+                        stream.write_all(&LARGE[from..length.min(from + PART)]).await?;
+                    }
+                }
+            }
             if *self.state.fault.lock().unwrap() == Fault::CloseAfterAnswer {
                 drop(stream);
                 self.state.seen.lock().unwrap().closed += 1;
@@ -292,11 +332,23 @@ impl Faulty {
     ) -> io::Result<http::Response<http_body_util::Full<bytes::Bytes>>> {
         let id = request.headers().get("x-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
         self.saw(request.method().as_str(), id, &format!("{:?}", request.version()));
-        let Some(status) = self.status().await else { return Err(io::Error::other("told to fail")) };
+        let Some(status) = self.status(id).await else { return Err(io::Error::other("told to fail")) };
         let mut answer = http::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"ok")));
         *answer.status_mut() = http::StatusCode::from_u16(status).expect("a status");
         Ok(answer)
     }
+}
+
+/// What is made and written at a time, of a large body.
+const PART: usize = 16 * 1024;
+
+/// Every four bytes say where they stand, so that none can be missing or twice.
+static LARGE: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..(8_u32 << 20) / 4).flat_map(u32::to_be_bytes).collect());
+
+/// Whether a body is the one of [`Fault::Large`], byte for byte.
+pub fn is_whole(body: &[u8], length: usize) -> bool {
+    body == &LARGE[..length]
 }
 
 /// A loopback address that nobody else has taken for this port: processes differ by their id, apps by a counter.

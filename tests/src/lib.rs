@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
 pub mod apps;
+pub mod calls;
 pub mod certificates;
 pub mod client;
 pub mod envoy;
@@ -10,12 +11,15 @@ pub mod envoy_grid;
 pub mod envoy_rbac;
 pub mod faulty;
 pub mod foreign;
+pub mod ground;
 pub mod load;
 pub mod log;
 pub mod mesh;
+pub mod pods;
 pub mod ports;
 pub mod processes;
 pub mod raw;
+pub mod relay;
 pub mod scenario;
 pub mod spire;
 pub mod standalone;

@@ -4,7 +4,7 @@
 
 use postern_tests::{
     certificates::{Leaf, Pair, Signer, self_signed},
-    up::{Curl, SOON, Up, User, find, skipped, until},
+    up::{Curl, Process, SOON, Up, User, find, skipped, until},
 };
 use std::{
     path::Path,
@@ -325,16 +325,20 @@ fn without_its_sidecar_a_pod_is_cut_off_and_never_in_the_clear() {
             assert_eq!(mesh.curl(pod, &[url]).status, 200, "{pod} {url}");
         }
         let arrived = mesh.app("victim", from).len();
+        // It starts again sooner than anything could be tried, so it is killed until the pause is long enough.
         let sidecar =
-            mesh.processes().into_iter().find(|p| p.command.contains(" proxy --instance=victim ")).unwrap();
+            || mesh.processes().into_iter().find(|p| p.command.contains(" proxy --instance=victim "));
+        for pause in ["100ms", "200ms", "400ms", "800ms"] {
+            let down = mesh.run.here();
+            until("the sidecar has started", SOON, || sidecar().inspect(Process::kill).is_some());
+            mesh.run.line(down, |l| l.starts_with("victim: sidecar ended") && l.contains(pause));
+        }
         let killed = Instant::now();
-        let down = mesh.run.here();
-        sidecar.kill();
-        // It starts again after a second; what is tried before must fail.
+        // What is tried meanwhile must fail.
         let mut failed = 0;
         for (pod, url) in calls.iter().cycle() {
             let tried = mesh.curl(pod, &[url]);
-            if killed.elapsed() > Duration::from_millis(900) {
+            if killed.elapsed() > Duration::from_millis(750) {
                 break;
             }
             assert_eq!(tried.status, 0, "{pod} {url}: {tried:?}");
@@ -342,7 +346,6 @@ fn without_its_sidecar_a_pod_is_cut_off_and_never_in_the_clear() {
         }
         assert!(failed >= 4, "only {failed} tries in the time without a sidecar");
         assert_eq!(mesh.app("victim", from).len(), arrived, "nothing came in while the sidecar was dead");
-        mesh.run.line(down, |l| l.starts_with("victim: sidecar ended"));
         for (pod, url) in &calls {
             until("calls work again", SOON, || mesh.curl(pod, &[url]).status == 200);
         }

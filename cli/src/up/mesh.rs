@@ -15,8 +15,7 @@ use postern_config::Documents;
 use postern_control_plane::ControlPlane;
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
-    io,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Output, Stdio},
@@ -27,6 +26,8 @@ use tokio::net::TcpStream;
 
 /// How long one question to a sidecar may take.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(5);
+/// From taking a pod out of its services to ending its programs: callers learn of it meanwhile.
+const FAREWELL: Duration = Duration::from_millis(300);
 /// The longest answer that is read from a sidecar.
 const ADMIN_BYTES: usize = 16 * 1024 * 1024;
 
@@ -87,6 +88,8 @@ struct Inner {
     parts: Parts,
     plan: Mutex<Arc<Plan>>,
     pods: Mutex<BTreeMap<Key, Running>>,
+    /// Pods that may be called: they are ready, and not about to go.
+    open: Mutex<BTreeSet<Key>>,
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -119,6 +122,7 @@ impl Mesh {
             parts,
             plan: Mutex::default(),
             pods: Mutex::default(),
+            open: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         }))
     }
@@ -141,12 +145,13 @@ impl Mesh {
             }
         }
         *self.0.plan.lock() = new.clone();
-        self.control_plane().apply(new.published(|pod| self.located(pod)));
+        let going = || difference.removed.iter().chain(&difference.changed);
+        self.publish(|open| open.retain(|key| !going().any(|gone| gone == key)));
 
-        let leaving: Vec<Running> = {
-            let mut pods = self.0.pods.lock();
-            difference.removed.iter().chain(&difference.changed).filter_map(|k| pods.remove(k)).collect()
-        };
+        let leaving: Vec<Running> = going().filter_map(|key| self.0.pods.lock().remove(key)).collect();
+        if !leaving.is_empty() {
+            tokio::time::sleep(FAREWELL).await;
+        }
         let stopping: Vec<_> = leaving.into_iter().map(|running| tokio::spawn(running.stop())).collect();
         for stopped in stopping {
             let _ = stopped.await;
@@ -161,6 +166,19 @@ impl Mesh {
             }
         }
         Ok(difference != super::plan::Difference::default())
+    }
+
+    /// Tells the control plane what there is, after a change of who may be called. In a network of its own a pod that may not
+    /// be has no address yet, as an unready one in Kubernetes is no endpoint.
+    pub(super) fn publish(&self, change: impl FnOnce(&mut BTreeSet<Key>)) {
+        // Held to the end, so that the latest state is told last.
+        let mut open = self.0.open.lock();
+        change(&mut open);
+        let is_open = |pod: &Pod| matches!(self.ground(), Ground::Loopback(_)) || open.contains(&pod.key);
+        self.control_plane().apply(self.plan().published(|pod| {
+            let (addresses, annotations) = self.located(pod);
+            (if is_open(pod) { addresses } else { Vec::new() }, annotations)
+        }));
     }
 
     /// Waits until every pod is ready.
@@ -478,10 +496,4 @@ fn starting(key: &Key) -> Failure {
         format!("pod {key} is not there yet."),
         "Try again in a moment; its log says what it waits for.",
     )
-}
-
-impl From<Failure> for io::Error {
-    fn from(failure: Failure) -> Self {
-        Self::other(failure.to_string())
-    }
 }

@@ -154,6 +154,11 @@ async fn live(
         () = app_listens(&mesh, &pod, &home) => {}
         () = stop.cancelled() => {}
     }
+    if !stop.is_cancelled() {
+        mesh.publish(|open| {
+            open.insert(pod.key.clone());
+        });
+    }
     state.send_replace(State::Ready);
 
     stop.cancelled().await;

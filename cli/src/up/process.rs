@@ -13,8 +13,8 @@ use std::{
 use tokio::process::Child;
 use tokio_util::sync::CancellationToken;
 
-/// The first pause before a new start, doubled each time up to `LONGEST_PAUSE`.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The first pause before a new start, doubled each time up to `LONGEST_PAUSE`. Short, since a pod without its sidecar is cut off.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Who ran so long has recovered.
 const GOOD_RUN: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ pub async fn keep(
         if started.elapsed() >= GOOD_RUN {
             pause = FIRST_PAUSE;
         }
-        journal.note(&format!("{pod}: {what} {ended}; it starts again in {} s.", pause.as_secs()));
+        journal.note(&format!("{pod}: {what} {ended}; it starts again in {pause:?}."));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,

@@ -35,6 +35,18 @@ impl Resources {
 /// The smallest limit on the way from our groups, as `/proc/self/cgroup` names them, up to where they are mounted. In a
 /// container the names may lead nowhere, since they are those of the host; what is there counts.
 fn memory_limit(groups: &str, mounted: &Path) -> Option<u64> {
+    limits(groups, mounted).into_iter().map(|limit| limit.bytes).min()
+}
+
+/// A limit of a control group.
+struct Limit {
+    bytes: u64,
+    folder: PathBuf,
+    /// It is our own group, and not one above it that we share.
+    is_own: bool,
+}
+
+fn limits(groups: &str, mounted: &Path) -> Vec<Limit> {
     let limits = groups.lines().flat_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (_, controllers, path) = (fields.next(), fields.next(), fields.next().unwrap_or_default());
@@ -49,18 +61,24 @@ fn memory_limit(groups: &str, mounted: &Path) -> Option<u64> {
         let path = path.trim_start_matches('/').to_owned();
         roots.into_iter().flat_map(move |root| along(&root, &path, file))
     });
-    limits.min()
+    limits.collect()
 }
 
-fn along(root: &Path, path: &str, file: &str) -> Vec<u64> {
+fn along(root: &Path, path: &str, file: &str) -> Vec<Limit> {
     let mut folders: Vec<PathBuf> = vec![root.to_owned()];
     for part in Path::new(path).components() {
         let deeper = folders.last().map(|folder| folder.join(part));
         folders.extend(deeper);
     }
-    let read = |folder: &PathBuf| fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok();
-    // Version 1 writes a huge number where version 2 writes `max`.
-    folders.iter().filter_map(read).filter(|limit| *limit > 0 && *limit < 1 << 60).collect()
+    folders.retain(|folder| folder.join(file).is_file());
+    let own = folders.last().cloned();
+    let read = |folder: PathBuf| {
+        let bytes: u64 = fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()?;
+        // Version 1 writes a huge number where version 2 writes `max`.
+        let is_limit = bytes > 0 && bytes < 1 << 60;
+        is_limit.then(|| Limit { bytes, is_own: own.as_ref() == Some(&folder), folder })
+    };
+    folders.iter().cloned().filter_map(read).collect()
 }
 
 fn memory_of_machine(meminfo: &str) -> Option<u64> {
@@ -68,9 +86,19 @@ fn memory_of_machine(meminfo: &str) -> Option<u64> {
     total.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Memory in use, asked often. The file stays open, so that the answer needs no descriptor when there is none left.
+/// Memory in use, asked often. The files stay open, so that the answer needs no descriptor when there is none left.
 #[derive(Debug)]
-pub struct Resident(File);
+pub struct Resident {
+    process: File,
+    group: Option<Group>,
+}
+
+/// What a control group counts against its limit.
+#[derive(Debug)]
+struct Group {
+    usage: File,
+    stat: File,
+}
 
 impl Resident {
     /// Of this process.
@@ -78,18 +106,53 @@ impl Resident {
     /// # Errors
     /// Where there is no `/proc`.
     pub fn open() -> io::Result<Self> {
-        Ok(Self(File::open("/proc/self/statm")?))
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let limits = limits(&groups, Path::new("/sys/fs/cgroup"));
+        let smallest = limits.into_iter().min_by_key(|limit| limit.bytes);
+        let group = smallest.filter(|limit| limit.is_own).and_then(|limit| Group::open(&limit.folder).ok());
+        Ok(Self { process: File::open("/proc/self/statm")?, group })
     }
 
-    /// Resident bytes, as the kernel counts them for the control group's limit.
+    /// Bytes that count: where the limit is one of our own group, what that counts, which is more than our pages (buffers of sockets
+    /// among others) and less (the program itself is shared); else the resident bytes of this process.
     pub fn bytes(&self) -> Option<u64> {
-        let mut text = [0; 128];
-        let length = self.0.read_at(&mut text, 0).ok()?;
-        let text = std::str::from_utf8(text.get(..length)?).ok()?;
+        if let Some(bytes) = self.group.as_ref().and_then(Group::bytes) {
+            return Some(bytes);
+        }
+        let text = read(&self.process)?;
         let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
         let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
         pages.checked_mul(u64::try_from(page).ok()?)
     }
+}
+
+impl Group {
+    fn open(folder: &Path) -> io::Result<Self> {
+        let usage = File::open(folder.join("memory.current"))
+            .or_else(|_| File::open(folder.join("memory.usage_in_bytes")))?;
+        Ok(Self { usage, stat: File::open(folder.join("memory.stat"))? })
+    }
+
+    /// Without the cache of files, which goes before anybody is killed; files in memory do not.
+    fn bytes(&self) -> Option<u64> {
+        let usage: u64 = read(&self.usage)?.trim().parse().ok()?;
+        let stat = read(&self.stat)?;
+        let value = |names: [&str; 2]| {
+            let of =
+                |name: &str| stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+            names.into_iter().find_map(of).unwrap_or(0_u64)
+        };
+        let cache = value(["total_cache", "file"]).saturating_sub(value(["total_shmem", "shmem"]));
+        Some(usage.saturating_sub(cache))
+    }
+}
+
+/// From its beginning, whatever was read before.
+fn read(file: &File) -> Option<String> {
+    let mut text = vec![0; 8192];
+    let length = file.read_at(&mut text, 0).ok()?;
+    text.truncate(length);
+    String::from_utf8(text).ok()
 }
 
 #[cfg(test)]
@@ -126,6 +189,35 @@ mod tests {
         check(&[("memory/memory.limit_in_bytes", "1048576\n")], v1, Some(1 << 20));
         check(&[], v1, None);
         check(&[("memory.max", "no number\n")], "nonsense\n\n0::/\n", None);
+    }
+
+    #[test]
+    fn a_group_counts_all_but_the_cache_of_files_in_both_versions() {
+        for (usage, stat, expected) in [
+            ("memory.current", "anon 1\nfile 300\nshmem 100\nfile_mapped 9\n", 800),
+            ("memory.usage_in_bytes", "cache 7\nshmem 7\ntotal_cache 300\ntotal_shmem 100\n", 800),
+            ("memory.usage_in_bytes", "", 1000),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(usage), "1000\n").unwrap();
+            fs::write(folder.path().join("memory.stat"), stat).unwrap();
+            let group = Group::open(folder.path()).unwrap();
+            assert_eq!((group.bytes(), group.bytes()), (Some(expected), Some(expected)), "{usage} {stat:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_limit_of_the_own_group_is_compared_with_what_the_group_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("pod/sidecar");
+        fs::create_dir_all(&own).unwrap();
+        fs::write(own.join("memory.max"), "max\n").unwrap();
+        fs::write(folder.path().join("pod/memory.max"), "1000\n").unwrap();
+        let smallest =
+            || limits("0::/pod/sidecar\n", folder.path()).into_iter().min_by_key(|l| l.bytes).unwrap();
+        assert!(!smallest().is_own);
+        fs::write(own.join("memory.max"), "900\n").unwrap();
+        assert!(smallest().is_own && smallest().folder == own);
     }
 
     #[test]

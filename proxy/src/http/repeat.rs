@@ -78,12 +78,21 @@ fn closed_without_answer(error: &hyper::Error) -> bool {
 }
 
 fn is_reset(error: &hyper::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    use std::io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, NotConnected,
+        TimedOut, UnexpectedEof,
+    };
     let kind = causes(error).find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         io.or_else(|| cause.downcast_ref::<h2::Error>()?.get_io().map(std::io::Error::kind))
     });
-    matches!(kind, Some(BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof))
+    // The kernel has given the connection up as well when the other end did not acknowledge in time.
+    let is_given_up = matches!(kind, Some(TimedOut | HostUnreachable | NetworkUnreachable));
+    is_given_up
+        || matches!(
+            kind,
+            Some(BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
+        )
 }
 
 /// Whose fault it is that there is no answer.

@@ -9,7 +9,7 @@ use crate::{
         canonical::{Target, canonical},
         headers::{self, Wish},
         is_grpc,
-        pool::{Key, Terms},
+        pool::{Failure, Key, Terms},
         protocol_name,
         serve::Close,
     },
@@ -181,7 +181,18 @@ impl Connection {
         };
         self.worker.pool.budget.deposit();
         let terms = Terms::default();
-        match self.worker.pool.send(&key, terms, None, request, &exchange, dial).await {
+        let pool = &self.worker.pool;
+        let sent = match pool.send(&key, terms, None, request, &exchange, &dial).await {
+            // The caller's sidecar takes our answer for the app's and does not ask again; so what may be sent again is, once.
+            Err(Failure { error: ProxyError::UpstreamReset(_), again: Some(again) })
+                if pool.budget.withdraw() =>
+            {
+                exchange.repeated();
+                pool.send(&key, terms, None, *again, &exchange, &dial).await
+            }
+            sent => sent,
+        };
+        match sent {
             Ok((response, lease)) => {
                 let asked = Asked {
                     wish,

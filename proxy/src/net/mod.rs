@@ -14,30 +14,28 @@ use socket2::{SockRef, TcpKeepalive};
 use std::{io, time::Duration};
 use tokio::net::TcpStream;
 
-/// What every stream of ours gets: no Nagle; a dead peer is noticed after 60 + 6 × 10 s, unacknowledged bytes after 120 s.
+/// What every stream of ours gets: no Nagle; a peer that is gone is noticed after 60 + 6 × 10 s.
 fn tune(stream: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(stream);
-    socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(6);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))
+    SockRef::from(stream).set_tcp_nodelay(true)?;
+    set_keepalive(stream, None, None, None)
 }
 
-/// When a silent peer is asked whether it is still there, and how often before it counts as dead.
+/// When a silent peer is asked whether it is still there, and how often before it counts as dead. Whoever does not acknowledge
+/// what was sent to it is given the same time: the kernel counts no probes where TCP_USER_TIMEOUT (tcp(7)) is set, so that this says
+/// when for both.
 pub fn set_keepalive(
     stream: &TcpStream,
     time: Option<Duration>,
     interval: Option<Duration>,
     probes: Option<u32>,
 ) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(time.unwrap_or(Duration::from_secs(60)))
-        .with_interval(interval.unwrap_or(Duration::from_secs(10)))
-        .with_retries(probes.unwrap_or(6));
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    let time = time.unwrap_or(Duration::from_secs(60));
+    let interval = interval.unwrap_or(Duration::from_secs(10));
+    let probes = probes.unwrap_or(6);
+    let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(probes);
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(time.saturating_add(interval.saturating_mul(probes))))
 }
 
 /// Whether somebody listens there: then it cannot be bound. Nobody is called, so nobody notices. What cannot be told counts as

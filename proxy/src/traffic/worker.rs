@@ -16,11 +16,15 @@ use crate::{
 use postern_identity::{Peer, Refusal};
 use rustls_pki_types::UnixTime;
 use std::{
+    collections::BTreeMap,
     rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinError, JoinSet},
+};
 use tokio_util::task::TaskTracker;
 
 /// What the connections of one listener share.
@@ -152,6 +156,7 @@ impl Worker {
         };
         let (drain, governor) = (&self.shared.drain, &self.shared.governor);
         let mut connections = JoinSet::new();
+        let mut open = InOrder::default();
         let mut levels = governor.levels();
         let closed = drain.closed(self.side);
         tokio::pin!(closed);
@@ -166,18 +171,24 @@ impl Worker {
                 biased;
                 () = &mut closed => break,
                 Ok(()) = levels.changed() => {}
-                Some(ended) = connections.join_next() => self.report(ended),
+                Some(ended) = connections.join_next() => open.ended(self.report(ended)),
                 accepted = acceptor.accept(), if room.is_ok() => {
                     let (place, journey) = (governor.enter(), journey(self.clone(), accepted));
-                    drop(connections.spawn_local(async move {
+                    let number = open.next;
+                    open.began(connections.spawn_local(async move {
                         let _place = place;
                         journey.await;
+                        number
                     }));
                 }
                 // Whoever waits stays in the kernel's queue, which costs us nothing.
                 () = tokio::time::sleep(ROOM), if room.is_err() => {
                     if let Err(limit) = room {
                         self.shared.telemetry.metrics().shed(limit);
+                        // What is open grows on, and the kernel would end all of it.
+                        if limit == "memory" {
+                            open.cut();
+                        }
                     }
                 }
             }
@@ -186,7 +197,7 @@ impl Worker {
         loop {
             tokio::select! {
                 ended = connections.join_next() => match ended {
-                    Some(ended) => self.report(ended),
+                    Some(ended) => open.ended(self.report(ended)),
                     None => break,
                 },
                 // Dropping the set aborts what is left.
@@ -217,12 +228,45 @@ impl Worker {
         }
     }
 
-    fn report(&self, ended: Result<(), tokio::task::JoinError>) {
-        if let Err(error) = ended
-            && error.is_panic()
-        {
-            self.shared.telemetry.metrics().panicked();
-            tracing::error!("a connection ended in a panic; please report it");
+    /// The number of the connection that has ended; none where it broke off.
+    fn report(&self, ended: Result<u64, JoinError>) -> Option<u64> {
+        ended
+            .inspect_err(|error| {
+                if error.is_panic() {
+                    self.shared.telemetry.metrics().panicked();
+                    tracing::error!("a connection ended in a panic; please report it");
+                }
+            })
+            .ok()
+    }
+}
+
+/// The connections that are open, in the order in which they came.
+#[derive(Default)]
+struct InOrder {
+    open: BTreeMap<u64, AbortHandle>,
+    next: u64,
+}
+
+impl InOrder {
+    fn began(&mut self, connection: AbortHandle) {
+        self.open.insert(self.next, connection);
+        self.next += 1;
+    }
+
+    fn ended(&mut self, number: Option<u64>) {
+        match number {
+            Some(number) => drop(self.open.remove(&number)),
+            None => self.open.retain(|_, connection| !connection.is_finished()),
+        }
+    }
+
+    /// Ends the newest eighth, for whom the least is lost; each has its record all the same.
+    fn cut(&mut self) {
+        for _ in 0..self.open.len().div_ceil(8) {
+            if let Some((_, connection)) = self.open.pop_last() {
+                connection.abort();
+            }
         }
     }
 }

@@ -1,0 +1,463 @@
+//! Steady calls in a mesh of network namespaces, each with an id of its own; beside them forbidden ones that no app may see.
+//!
+//! The oracles of reliability.md 4.2: L (a call is lost), D (a POST is processed twice), U (an app sees a forbidden call),
+//! R (how long until all is well again).
+
+use crate::{faulty::Faulty, pods::PodNetwork};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Each lane calls ten times a second, unless an answer takes longer.
+const EVERY: Duration = Duration::from_millis(100);
+/// How long an allowed call waits for its answer.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a forbidden one does.
+const FORBIDDEN_PATIENCE: Duration = Duration::from_secs(2);
+/// Ids of forbidden calls begin so.
+const FORBIDDEN: &str = "forbidden-";
+/// So many of each kind must have been refused for the reason that is meant, and not because nobody was there.
+const REFUSALS: u64 = 3;
+
+/// Ids of the calls of lanes begin so.
+pub const STEADY: &str = "call-";
+/// Ids are used once in a process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// How a lane calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// HTTP/1.1 on a connection that is kept.
+    Kept(&'static str),
+    /// HTTP/1.1 on a connection of its own.
+    Fresh(&'static str),
+    /// HTTP/2 on a connection that is kept.
+    Http2(&'static str),
+    /// Eight bytes to an echo and back, on a connection that is kept.
+    Bytes,
+}
+
+/// What is called all the time where a scenario says nothing else.
+pub const LANES: [Lane; 8] = [
+    Lane::Kept("GET"),
+    Lane::Kept("POST"),
+    Lane::Kept("POST"),
+    Lane::Fresh("GET"),
+    Lane::Fresh("POST"),
+    Lane::Http2("GET"),
+    Lane::Http2("POST"),
+    Lane::Bytes,
+];
+
+/// One call that was made.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub lane: Lane,
+    pub id: String,
+    pub began: Instant,
+    pub ended: Instant,
+    /// The status and the body's code where it is one of ours; or why there is no answer.
+    pub end: Result<(u16, String), String>,
+}
+
+impl Call {
+    pub fn took(&self) -> Duration {
+        self.ended - self.began
+    }
+
+    pub fn is_good(&self) -> bool {
+        matches!(self.end, Ok((200, _)))
+    }
+}
+
+/// Whom the lanes call and from where.
+#[derive(Clone)]
+pub struct Places {
+    /// Allowed to GET and POST `/ok`, and to speak to the echo.
+    pub client: PodNetwork,
+    /// A good identity that no rule allows.
+    pub intruder: PodNetwork,
+    /// No identity.
+    pub legacy: PodNetwork,
+    /// The service, as its callers know it.
+    pub service: SocketAddr,
+    /// The echo.
+    pub echo: SocketAddr,
+    /// The pods behind it, where plaintext is tried.
+    pub pods: Vec<SocketAddr>,
+}
+
+/// Calls that go on until they are stopped.
+pub struct Calls {
+    stop: CancellationToken,
+    kinds: Vec<Lane>,
+    lanes: JoinSet<()>,
+    sums: Arc<Sums>,
+}
+
+#[derive(Default)]
+struct Sums {
+    calls: Mutex<Vec<Call>>,
+    forbidden: AtomicU64,
+    refused: [AtomicU64; 3],
+    breaches: Mutex<Vec<String>>,
+}
+
+/// What apps have seen.
+pub struct Seen {
+    ids: Vec<String>,
+    posts: Vec<String>,
+}
+
+impl Seen {
+    /// As apps of this process remember it.
+    pub fn of(apps: &[Faulty]) -> Self {
+        let (ids, posts) = (apps.iter().flat_map(Faulty::ids), apps.iter().flat_map(Faulty::posts));
+        Self { ids: ids.collect(), posts: posts.collect() }
+    }
+
+    /// As `postern app serve` tells it in its lines: `NAME received METHOD /ok?id=ID …`.
+    pub fn told<'l>(lines: impl Iterator<Item = &'l str>) -> Self {
+        let mut seen = Self { ids: Vec::new(), posts: Vec::new() };
+        for line in lines {
+            let Some((_, told)) = line.split_once(" received ") else { continue };
+            let Some((_, id)) = told.split_once("?id=") else { continue };
+            let id = id.split(' ').next().unwrap_or_default().to_owned();
+            if told.starts_with("POST ") {
+                seen.posts.push(id.clone());
+            }
+            seen.ids.push(id);
+        }
+        seen
+    }
+}
+
+/// What came of it.
+pub struct Report {
+    pub calls: Vec<Call>,
+    kinds: Vec<Lane>,
+    forbidden: u64,
+    refused: [u64; 3],
+    breaches: Vec<String>,
+}
+
+impl Calls {
+    /// Begins with the usual lanes.
+    pub fn start(places: &Places) -> Self {
+        Self::with(places, &LANES)
+    }
+
+    /// Begins with these lanes, and the forbidden ones.
+    pub fn with(places: &Places, lanes: &[Lane]) -> Self {
+        let (kinds, stop) = (lanes.to_vec(), CancellationToken::new());
+        let mut calls = Self { stop, kinds, lanes: JoinSet::new(), sums: Arc::default() };
+        for lane in lanes {
+            let (stop, sums) = (calls.stop.clone(), calls.sums.clone());
+            calls.lanes.spawn(allowed(*lane, places.clone(), stop, sums));
+        }
+        let mut forbidden = vec![
+            (0, "a path that no rule allows", &places.client, places.service, "/forbidden"),
+            (1, "an identity that no rule allows", &places.intruder, places.service, "/ok"),
+        ];
+        forbidden.extend(
+            places.pods.iter().map(|pod| (2, "plaintext to a STRICT port", &places.legacy, *pod, "/ok")),
+        );
+        for (kind, what, from, to, path) in forbidden {
+            let (stop, sums, from) = (calls.stop.clone(), calls.sums.clone(), from.clone());
+            calls.lanes.spawn(refused(kind, what, from, to, path, stop, sums));
+        }
+        calls
+    }
+
+    /// Calls so far.
+    pub fn so_far(&self) -> Vec<Call> {
+        self.sums.calls.lock().unwrap().clone()
+    }
+
+    /// Waits until so many more have ended well on every lane that is called.
+    pub async fn pass(&self, more: usize) {
+        let began = Instant::now();
+        loop {
+            let calls = self.so_far();
+            let good = |lane: Lane| {
+                calls.iter().filter(|call| call.lane == lane && call.is_good() && call.began >= began).count()
+            };
+            if self.kinds.iter().all(|lane| good(*lane) >= more) {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "no good calls: {:?}", calls.last());
+            tokio::time::sleep(EVERY / 2).await;
+        }
+    }
+
+    /// Goes on for this long: the time of the fault itself.
+    pub async fn go_on(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+
+    /// Ends, and tells.
+    pub async fn stop(mut self) -> Report {
+        self.stop.cancel();
+        while let Some(lane) = self.lanes.join_next().await {
+            lane.expect("a lane does not break off");
+        }
+        let Sums { calls, forbidden, refused, breaches, .. } = &*self.sums;
+        Report {
+            kinds: self.kinds,
+            calls: calls.lock().unwrap().clone(),
+            forbidden: forbidden.load(Ordering::Relaxed),
+            refused: refused.each_ref().map(|count| count.load(Ordering::Relaxed)),
+            breaches: breaches.lock().unwrap().clone(),
+        }
+    }
+}
+
+impl Report {
+    /// Calls without a good answer.
+    pub fn lost(&self) -> Vec<&Call> {
+        self.calls.iter().filter(|call| !call.is_good()).collect()
+    }
+
+    /// U and D: no app has seen a forbidden call, none was answered, somebody was there to refuse them; no POST came twice, and what
+    /// was answered has arrived.
+    pub fn assert_safe(&self, seen: &Seen) {
+        assert!(self.breaches.is_empty(), "{:#?}", self.breaches);
+        let forbidden: Vec<_> = seen.ids.iter().filter(|id| id.starts_with(FORBIDDEN)).collect();
+        assert!(forbidden.is_empty(), "apps have seen forbidden calls: {forbidden:?}");
+        assert!(
+            self.refused.iter().all(|count| *count >= REFUSALS),
+            "somebody was there to refuse: {:?} of {}",
+            self.refused,
+            self.forbidden
+        );
+        let mut once = HashSet::new();
+        let twice: Vec<_> = seen.posts.iter().filter(|id| !once.insert(*id)).collect();
+        assert!(twice.is_empty(), "processed twice: {twice:?}");
+        let seen: HashSet<&String> = seen.ids.iter().collect();
+        let made_up: Vec<_> = self
+            .calls
+            .iter()
+            .filter(|c| c.is_good() && c.lane != Lane::Bytes && !seen.contains(&c.id))
+            .collect();
+        assert!(made_up.is_empty(), "answered 200 and never seen by an app: {made_up:?}");
+    }
+
+    /// L: nothing was lost.
+    pub fn assert_whole(&self, seen: &Seen) {
+        assert!(self.calls.len() >= 50, "there was load: {}", self.calls.len());
+        let lost = self.lost();
+        assert!(
+            lost.is_empty(),
+            "{} of {} are lost: {:#?}",
+            lost.len(),
+            self.calls.len(),
+            &lost[..lost.len().min(10)]
+        );
+        self.assert_safe(seen);
+    }
+
+    /// R: every call that began `within` after the end of the fault was answered well, and there were such calls on every lane.
+    pub fn assert_recovered(&self, over: Instant, within: Duration) {
+        let late: Vec<&Call> = self.calls.iter().filter(|call| call.began >= over + within).collect();
+        let bad: Vec<_> = late.iter().filter(|call| !call.is_good()).collect();
+        let after = |call: &Call| call.began.saturating_duration_since(over);
+        let told: Vec<_> = bad.iter().take(10).map(|call| (after(call), *call)).collect();
+        assert!(bad.is_empty(), "{} of {} after {within:?}: {told:#?}", bad.len(), late.len());
+        for lane in &self.kinds {
+            assert!(late.iter().any(|call| call.lane == *lane), "{lane:?} is not called again");
+        }
+    }
+
+    /// Nobody waited longer than this.
+    pub fn assert_no_hang(&self, longest: Duration) {
+        let slow: Vec<_> = self.calls.iter().filter(|call| call.took() > longest).collect();
+        assert!(
+            slow.is_empty(),
+            "{} took longer than {longest:?}: {:#?}",
+            slow.len(),
+            &slow[..slow.len().min(10)]
+        );
+    }
+
+    /// The latency that so many of a thousand good calls did not exceed, of those that began in this time.
+    pub fn quantile(&self, per_mille: usize, from: Instant, to: Instant) -> Duration {
+        let chosen = self.calls.iter().filter(|call| call.is_good() && call.began >= from && call.began < to);
+        let mut times: Vec<Duration> = chosen.map(Call::took).collect();
+        assert!(times.len() >= 20, "only {} calls", times.len());
+        times.sort_unstable();
+        times[(times.len() - 1) * per_mille / 1000]
+    }
+}
+
+enum Connection {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+    Bytes(TcpStream),
+}
+
+impl Connection {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_closed(),
+            Self::Http2(sender) => sender.is_closed(),
+            Self::Bytes(_) => false,
+        }
+    }
+
+    async fn open(lane: Lane, places: &Places) -> Result<Self, String> {
+        let to = if lane == Lane::Bytes { places.echo } else { places.service };
+        let stream = places.client.connect(to).await.map_err(|e| format!("connect: {e}"))?;
+        match lane {
+            Lane::Bytes => Ok(Self::Bytes(stream)),
+            Lane::Http2(_) => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                    .await
+                    .map_err(|e| format!("preface: {e}"))?;
+                tokio::spawn(connection);
+                Ok(Self::Http2(sender))
+            }
+            Lane::Kept(_) | Lane::Fresh(_) => open_http1(stream).await.map(Self::Http1),
+        }
+    }
+}
+
+async fn open_http1(stream: TcpStream) -> Result<http1::SendRequest<Full<Bytes>>, String> {
+    let (sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("handshake: {e}"))?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+async fn allowed(lane: Lane, places: Places, stop: CancellationToken, sums: Arc<Sums>) {
+    let mut turns = interval(EVERY);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut kept = None;
+    while stop.run_until_cancelled(turns.tick()).await.is_some() {
+        let id = format!("{STEADY}{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let began = Instant::now();
+        let outcome = tokio::time::timeout(PATIENCE, one(lane, &places, &mut kept, &id)).await;
+        let end = outcome.unwrap_or_else(|_| Err("no answer in time".into()));
+        if end.is_err() || matches!(lane, Lane::Fresh(_)) {
+            kept = None;
+        }
+        sums.calls.lock().unwrap().push(Call { lane, id, began, ended: Instant::now(), end });
+    }
+}
+
+async fn one(
+    lane: Lane,
+    places: &Places,
+    kept: &mut Option<Connection>,
+    id: &str,
+) -> Result<(u16, String), String> {
+    // A connection that was closed in between, as HTTP allows, is opened again.
+    if kept.as_ref().is_none_or(Connection::is_closed) {
+        *kept = Some(Connection::open(lane, places).await?);
+    }
+    let (Lane::Kept(method) | Lane::Fresh(method) | Lane::Http2(method)) = lane else {
+        let Some(Connection::Bytes(stream)) = kept else { unreachable!("a connection of this lane") };
+        let told = |e: std::io::Error| format!("bytes: {e}");
+        stream.write_all(b"12345678").await.map_err(told)?;
+        let mut echoed = [0; 8];
+        stream.read_exact(&mut echoed).await.map_err(told)?;
+        assert_eq!(&echoed, b"12345678");
+        return Ok((200, String::new()));
+    };
+    match kept.as_mut().unwrap() {
+        Connection::Http1(sender) => {
+            sender.ready().await.map_err(|e| format!("connection: {e}"))?;
+            answer(sender.send_request(request(method, "/ok", id)).await).await.map(told)
+        }
+        Connection::Http2(sender) => {
+            let mut request = request(method, "http://server.shop/ok", id);
+            request.headers_mut().remove("host");
+            sender.ready().await.map_err(|e| format!("connection: {e}"))?;
+            answer(sender.send_request(request).await).await.map(told)
+        }
+        Connection::Bytes(_) => unreachable!("a connection of this lane"),
+    }
+}
+
+fn request(method: &str, target: &str, id: &str) -> http::Request<Full<Bytes>> {
+    // Every other POST has no body: that is the kind that could be sent twice by mistake.
+    let body = if method == "POST" && !id.ends_with(['0', '2', '4', '6', '8']) {
+        Bytes::from_static(b"body")
+    } else {
+        Bytes::new()
+    };
+    let request = http::Request::builder().method(method).uri(format!("{target}?id={id}"));
+    request.header("host", "server.shop").header("x-id", id).body(Full::new(body)).unwrap()
+}
+
+async fn answer(
+    answer: Result<http::Response<hyper::body::Incoming>, hyper::Error>,
+) -> Result<(u16, Bytes), String> {
+    let answer = answer.map_err(|e| format!("request: {e:?}"))?;
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.map_err(|e| format!("body: {e:?}"))?.to_bytes();
+    Ok((status, body))
+}
+
+/// With the code that an answer of ours has.
+fn told((status, body): (u16, Bytes)) -> (u16, String) {
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    (status, problem["code"].as_str().unwrap_or_default().to_owned())
+}
+
+/// One call on a connection of its own: status and body, or why there is no whole answer.
+pub async fn ask(
+    from: &PodNetwork,
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    id: &str,
+) -> Result<(u16, Bytes), String> {
+    let mut sender = open_http1(from.connect(to).await.map_err(|e| format!("connect: {e}"))?).await?;
+    answer(sender.send_request(request(method, path, id)).await).await
+}
+
+async fn refused(
+    kind: usize,
+    what: &'static str,
+    from: PodNetwork,
+    to: SocketAddr,
+    path: &'static str,
+    stop: CancellationToken,
+    sums: Arc<Sums>,
+) {
+    let mut turns = interval(EVERY);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(turns.tick()).await.is_some() {
+        let number = sums.forbidden.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{FORBIDDEN}{kind}-{number}");
+        let asking = async { ask(&from, to, "GET", path, &id).await.map(told) };
+        // Who does not answer refuses nothing.
+        let Ok(end) = tokio::time::timeout(FORBIDDEN_PATIENCE, asking).await else { continue };
+        let is_meant = match &end {
+            Ok((status, _)) if *status < 400 => {
+                sums.breaches.lock().unwrap().push(format!("{what}: {id} {status}"));
+                false
+            }
+            Ok((status, code)) => kind < 2 && *status == 403 && code == "policy-denied",
+            Err(broken) => kind == 2 && broken.starts_with("request: ") && broken.contains("ConnectionReset"),
+        };
+        sums.refused[kind].fetch_add(is_meant.into(), Ordering::Relaxed);
+    }
+}

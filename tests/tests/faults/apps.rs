@@ -1,0 +1,192 @@
+//! Apps that reset, vanish, stand still and close.
+
+use nix::sys::signal::Signal;
+use postern_tests::{
+    calls::{Calls, LANES, Lane, Report, ask},
+    faulty::Fault,
+    ground::{Ground, PORT, PROCESS, SERVERS, documents},
+    pods::{process, resident, sidecar},
+};
+use std::time::{Duration, Instant};
+
+use crate::signal;
+
+/// Without the lane to the echo, which has no part in what happens to the app.
+pub fn http() -> Vec<Lane> {
+    LANES.into_iter().filter(|lane| *lane != Lane::Bytes).collect()
+}
+
+/// Every lost call is a POST that was answered 503 with this code.
+fn assert_only_posts_are_refused(report: &Report, code: &str) {
+    for call in report.lost() {
+        let (Lane::Kept(method) | Lane::Fresh(method) | Lane::Http2(method)) = call.lane else {
+            panic!("bytes are lost: {call:?}")
+        };
+        assert_eq!((method, call.end.as_ref().ok()), ("POST", Some(&(503, code.to_owned()))), "{call:?}");
+    }
+}
+
+/// C20.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_does_not_listen_is_refused_at_once_with_the_reason_and_served_as_soon_as_it_does() {
+    let Some(ground) = Ground::start(1, "").await else { return };
+    let calls = Calls::with(&ground.places, &http());
+    calls.pass(5).await;
+    let gone = Instant::now();
+    ground.apps[0].set(Fault::Refuse);
+    calls.go_on(Duration::from_secs(2)).await;
+    let back = Instant::now();
+    ground.apps[0].listen_again(ground.servers[0].listen(PORT));
+    calls.go_on(Duration::from_secs(1)).await;
+    calls.pass(5).await;
+    let report = calls.stop().await;
+    report.assert_safe(&ground.seen());
+    report.assert_recovered(back, Duration::from_secs(1));
+    let margin = Duration::from_millis(200);
+    let meanwhile: Vec<_> =
+        report.calls.iter().filter(|c| c.began > gone + margin && c.ended < back).collect();
+    assert!(meanwhile.len() >= 50, "{}", meanwhile.len());
+    for call in &meanwhile {
+        assert_eq!(call.end, Ok((503, "connect-failure".into())), "{call:?}");
+    }
+    // 100 ms in the table: here of nine in ten, and a second for those whom this machine keeps waiting.
+    let mut times: Vec<Duration> = meanwhile.iter().map(|call| call.took()).collect();
+    times.sort_unstable();
+    let (most, longest) = (times[times.len() * 9 / 10], times[times.len() - 1]);
+    assert!(most < Duration::from_millis(100) && longest < Duration::from_secs(1), "{most:?} {longest:?}");
+}
+
+/// C21.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_stands_still_keeps_as_many_waiting_as_the_rule_says_and_answers_them_when_it_goes_on() {
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: server, namespace: shop}\n\
+                spec: {host: server, trafficPolicy: {connectionPool: {http: {http2MaxRequests: 20}}}}\n";
+    let documents = documents(&SERVERS[..1], PROCESS, rule);
+    let Some(ground) = Ground::start_processes(&documents, 1).await else { return };
+    let calls = Calls::start(&ground.places);
+    calls.pass(5).await;
+    let app = process(&ground.mesh, "postern app serve --listen 8080");
+    let sidecars = [SERVERS[0], "client"].map(|pod| sidecar(&ground.mesh, pod));
+    let before = sidecars.map(resident);
+    signal(app, Signal::SIGSTOP);
+    let stopped = Instant::now();
+    let mut burst = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let (client, service) = (ground.places.client.clone(), ground.places.service);
+        burst.spawn(async move {
+            let end = ask(&client, service, "GET", "/ok", &format!("burst-{number}"))
+                .await
+                .map(|(status, _)| status);
+            (end, stopped.elapsed())
+        });
+    }
+    calls.go_on(Duration::from_secs(5)).await;
+    let grown = [0, 1].map(|n| resident(sidecars[n]).saturating_sub(before[n]));
+    signal(app, Signal::SIGCONT);
+    let went_on = Instant::now();
+    calls.go_on(Duration::from_secs(1)).await;
+    calls.pass(5).await;
+    let (mut refused, mut held) = (0, 0);
+    while let Some(ended) = burst.join_next().await {
+        let (end, at) = ended.unwrap();
+        match end {
+            Ok(503) => {
+                refused += 1;
+                assert!(at < Duration::from_secs(4), "refused at once: {at:?}");
+            }
+            Ok(200) => {
+                held += 1;
+                assert!(at < Duration::from_secs(7), "answered when it goes on: {at:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(held <= 20 && held + refused == 200, "{held} of 20 waited");
+    let report = calls.stop().await;
+    report.assert_recovered(went_on, Duration::from_secs(1));
+    for call in report.lost() {
+        assert_eq!(call.end, Ok((503, "circuit-open".into())), "{call:?}");
+    }
+    assert!(
+        report.calls.iter().filter(|c| c.lane == Lane::Bytes).all(|c| c.is_good()),
+        "the other app is as before"
+    );
+    assert!(grown.iter().all(|grown| *grown < 8 << 20), "memory of the sidecars has grown: {grown:?}");
+    settle(&ground, &report);
+    report.assert_safe(&ground.seen());
+}
+
+/// Waits until the app's lines have come that tell of every call that was answered.
+fn settle(ground: &Ground, report: &Report) {
+    for call in report.calls.iter().filter(|call| call.is_good() && call.lane != Lane::Bytes).rev().take(20) {
+        ground.mesh.run.line(0, |line| line.contains(&format!("?id={} ", call.id)));
+    }
+}
+
+/// C18.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_get_that_is_reset_is_tried_again_and_a_post_is_refused_and_came_once() {
+    let Some(ground) = Ground::start(1, "").await else { return };
+    let calls = Calls::with(&ground.places, &http());
+    calls.pass(5).await;
+    ground.apps[0].set(Fault::ResetSome(3));
+    calls.go_on(Duration::from_secs(4)).await;
+    ground.apps[0].set(Fault::None);
+    let over = Instant::now();
+    calls.pass(5).await;
+    let report = calls.stop().await;
+    report.assert_safe(&ground.seen());
+    assert_only_posts_are_refused(&report, "upstream-reset");
+    assert!(report.lost().len() >= 5, "there were resets: {}", report.lost().len());
+    report.assert_recovered(over, Duration::from_millis(200));
+    report.assert_no_hang(Duration::from_secs(2));
+
+    // The network resets what is open between the sidecars, once in a while.
+    let calls = Calls::with(&ground.places, &http());
+    calls.pass(5).await;
+    for _ in 0..5 {
+        ground.servers[0].rules(
+            "chain resets { type filter hook input priority 0; iifname \"eth0\" tcp dport 15006 ct state established reject with tcp reset; }",
+        );
+        calls.go_on(Duration::from_millis(200)).await;
+        ground.servers[0].heal();
+        calls.go_on(Duration::from_millis(400)).await;
+    }
+    let over = Instant::now();
+    calls.go_on(Duration::from_millis(500)).await;
+    calls.pass(2).await;
+    let report = calls.stop().await;
+    report.assert_safe(&ground.seen());
+    report.assert_recovered(over, Duration::from_millis(500));
+    report.assert_no_hang(Duration::from_secs(2));
+    assert!(!report.lost().is_empty(), "there were resets");
+}
+
+/// C22, with 2,000 GETs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_closes_what_is_idle_in_the_moment_of_its_use_loses_no_get() {
+    let Some(ground) = Ground::start(1, "").await else { return };
+    // As long as a lane pauses between two calls.
+    ground.apps[0].set(Fault::CloseWhenIdle(Duration::from_millis(20)));
+    let calls = Calls::with(&ground.places, &http());
+    let mut gets = tokio::task::JoinSet::new();
+    for lane in 0..10_u64 {
+        let (client, service) = (ground.places.client.clone(), ground.places.service);
+        gets.spawn(async move {
+            for number in 0..200 {
+                let end = ask(&client, service, "GET", "/ok", &format!("race-{lane}-{number}")).await;
+                assert_eq!(end.map(|(status, _)| status), Ok(200), "{lane} {number}");
+                // Around the moment at which the app closes, before it and after.
+                tokio::time::sleep(Duration::from_millis(15 + (number + lane) % 10)).await;
+            }
+        });
+    }
+    while let Some(lane) = gets.join_next().await {
+        lane.expect("no GET is lost");
+    }
+    calls.pass(1).await;
+    let report = calls.stop().await;
+    report.assert_safe(&ground.seen());
+    assert_only_posts_are_refused(&report, "upstream-reset");
+    assert!(ground.apps[0].connections() > 200, "connections were closed: {}", ground.apps[0].connections());
+}
