@@ -27,7 +27,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     hash::{Hash, Hasher},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -39,6 +39,8 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 pub struct Key {
     /// Where it leads.
     pub address: SocketAddr,
+    /// Where it comes from, when that is not the kernel's choice.
+    pub source: Option<IpAddr>,
     /// Who must be there; `None`: plain.
     pub identity: Option<SpiffeId>,
     /// Server name sent in the handshake.
@@ -52,6 +54,9 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.address.hash(state);
         self.http2.hash(state);
+        if let Some(source) = self.source {
+            source.hash(state);
+        }
     }
 }
 

@@ -278,6 +278,7 @@ impl Connection {
         };
         let key = Key {
             address: endpoint.dial,
+            source: None,
             identity: endpoint.identity.clone(),
             sni: endpoint.identity.is_some().then(|| call.sni.clone()),
             http2: call.http2,
