@@ -8,6 +8,7 @@ pub mod flood;
 pub mod framing;
 pub mod headers;
 pub mod interim;
+pub mod opening;
 pub mod pool;
 pub mod repeat;
 pub mod reply;

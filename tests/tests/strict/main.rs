@@ -11,5 +11,6 @@ mod host;
 mod http2;
 mod interception;
 mod path;
+mod streams;
 mod upgrade;
 mod upstream;
