@@ -106,6 +106,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let stop = CancellationToken::new();
     let (trigger, draining) = drain::channel();
     let trigger = Arc::new(trigger);
+    telemetry.follow(draining.clone());
     let destinations = Destinations::new(Bounds::default(), telemetry.clone());
     if let Some(folder) = &folder {
         kept::recall(folder, &store, &destinations, &control.trust_domain);

@@ -6,6 +6,7 @@
 mod arena;
 mod frames;
 mod framing;
+mod goaway;
 mod headers;
 mod host;
 mod http2;
