@@ -11,6 +11,7 @@ mod headers;
 mod host;
 mod http2;
 mod interception;
+mod log;
 mod path;
 mod streams;
 mod upgrade;
