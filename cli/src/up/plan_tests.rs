@@ -247,9 +247,12 @@ fn the_interception_mode_is_read_from_istios_annotation_and_none_is_refused() {
     let of = |plan: &Plan| plan.pods[&Key::new("pay", "api-0")].interception;
     assert_eq!(of(&make(&sample(), &Plan::default())), InterceptionMode::Redirect);
     assert_eq!(of(&with("REDIRECT").unwrap()), InterceptionMode::Redirect);
-    let plan = with("TPROXY").unwrap();
+    let mut plan = with("TPROXY").unwrap();
     assert_eq!(of(&plan), InterceptionMode::Tproxy);
-    let refused = super::super::loopback::Layout::new(0).admit(&plan).unwrap_err();
+    let layout = super::super::loopback::Layout::new(0);
+    layout.admit(&plan).expect("without a sidecar nothing is intercepted");
+    plan.pods.values_mut().for_each(|pod| pod.injected = true);
+    let refused = layout.admit(&plan).unwrap_err();
     assert!(refused.cause.contains("pay/api-0 wants TPROXY"), "{refused:?}");
     for wrong in ["NONE", "tproxy", ""] {
         assert!(with(wrong).unwrap_err().cause.contains("interceptionMode"), "{wrong}");

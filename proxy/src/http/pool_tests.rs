@@ -32,7 +32,7 @@ async fn connect(answers: bool) -> http2::SendRequest<Upload> {
         }
     });
     let stream = Stream::Plain(Prefixed::new(TcpStream::connect(address).await.unwrap()));
-    handshake_http2(stream, address, Watch::default()).await.unwrap()
+    handshake_http2(stream, address, Watch::default()).await.unwrap().0
 }
 
 fn request() -> Request<Upload> {
