@@ -15,7 +15,7 @@ POSTERN := $(TARGET_DIR)/debug/postern
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: help setup build demo test check tidy e2e spire bench instructions fuzz docs
+.PHONY: help setup build demo test check tidy e2e spire h2spec bench instructions fuzz docs
 
 help: ## List the targets
 	@printf 'Postern: a service mesh you can run. Targets:\n\n'
@@ -47,6 +47,10 @@ e2e: build ## The demo as a test: every step is an assertion on real traffic
 spire: setup ## Build a SPIRE server and agent (Go, some minutes, once) and try a sidecar that takes its identity from them
 	@folder="$$(./scripts/spire.sh --build)"; POSTERN_SPIRE="$$folder" POSTERN_SPIRE_REQUIRED=1 \
 	  $(CARGO) test -p postern-tests --test spire -- --nocapture
+
+h2spec: setup ## Build h2spec, the conformance test of HTTP/2 (Go, seconds, once), and try a sidecar with it
+	@program="$$(./scripts/h2spec.sh --build)"; POSTERN_H2SPEC="$$program" POSTERN_H2SPEC_REQUIRED=1 \
+	  $(CARGO) test -p postern-tests --test h2spec -- --nocapture
 
 bench: ## Benches, judged against benches/budgets.toml: all of them run, and it fails when one broke a promise
 	@$(CARGO) build --release -q -p postern-benches

@@ -7,16 +7,16 @@ mod departure;
 
 use crate::{
     admin::{self, Admin, Door},
-    bootstrap::{Bootstrap, Failure, Interception, resources::Resources},
+    bootstrap::{Bootstrap, Failure, Interception, InterceptionMode, TPROXY_MARK, resources::Resources},
     control::{ControlPlane, Destinations, destinations::Bounds, stream::Subscriber},
     drain, inbound,
     kept::{self, Folder},
-    net::{Arrival, Listener},
+    net::{Arrival, Listener, may_be_transparent},
     outbound,
     ready::{Guard, Ready},
     state::Store,
     telemetry::{self, Direction, Telemetry},
-    traffic::{Settings, Shared, governor::Governor},
+    traffic::{AppSource, Settings, Shared, governor::Governor},
     workload_api,
     workload_identity::{
         WorkloadIdentity,
@@ -86,6 +86,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
             "Give `--identity-from` the socket of a SPIRE agent, or of another sidecar."
         )
     );
+    may_take(&bootstrap)?;
     let (telemetry, writers) = Telemetry::start(telemetry::Options {
         access_log: bootstrap.access_log.clone(),
         otlp_endpoint: bootstrap.otlp_endpoint.clone(),
@@ -105,6 +106,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let stop = CancellationToken::new();
     let (trigger, draining) = drain::channel();
     let trigger = Arc::new(trigger);
+    telemetry.follow(draining.clone());
     let destinations = Destinations::new(Bounds::default(), telemetry.clone());
     if let Some(folder) = &folder {
         kept::recall(folder, &store, &destinations, &control.trust_domain);
@@ -264,12 +266,33 @@ fn settings(bootstrap: &Bootstrap, addresses: &Addresses) -> Settings {
         mark: bootstrap.mark,
         workers: bootstrap.workers.max(1),
         app_source: match &bootstrap.interception {
-            Interception::Redirect { .. } => Settings::redirect_sources(),
-            Interception::Explicit { .. } => Vec::new(),
+            Interception::Redirect { mode: InterceptionMode::Redirect, .. } => AppSource::Passthrough,
+            Interception::Redirect { mode: InterceptionMode::Tproxy, .. } => AppSource::Caller,
+            Interception::Explicit { .. } => AppSource::Any,
         },
         own_ports: own.map(SocketAddr::port).collect(),
         ..Settings::default()
     }
+}
+
+/// TPROXY without the right to it would leave every inbound connection unanswered, and the app a mesh that it cannot see into.
+fn may_take(bootstrap: &Bootstrap) -> anyhow::Result<()> {
+    let Interception::Redirect { mode: InterceptionMode::Tproxy, .. } = &bootstrap.interception else {
+        return Ok(());
+    };
+    anyhow::ensure!(
+        bootstrap.mark != Some(TPROXY_MARK),
+        Failure::error(
+            format!("the mark {TPROXY_MARK} is that of TPROXY's connections to the app."),
+            "Give `--mark` another number, the same as `postern redirect` has."
+        )
+    );
+    may_be_transparent(TPROXY_MARK).map_err(|cause| {
+        Failure::error(
+            format!("inbound connections cannot be taken by TPROXY: {cause}."),
+            "Give the sidecar the capability CAP_NET_ADMIN, or leave `--interception-mode` and the rules at redirect.",
+        )
+    })
 }
 
 /// Where the app listens, when that is said; otherwise its ports are those that services declare.
@@ -285,8 +308,12 @@ type Set = Vec<(Direction, Listener)>;
 /// One set of listeners per worker, all on the same addresses.
 fn bind_all(interception: &Interception, workers: usize) -> anyhow::Result<(Vec<Set>, Addresses)> {
     let wanted: Vec<(Direction, SocketAddr, Arrival)> = match interception {
-        Interception::Redirect { inbound, outbound } => {
-            let inbound = inbound.iter().map(|address| (Direction::Inbound, *address, Arrival::Redirected));
+        Interception::Redirect { inbound, outbound, mode } => {
+            let arrival = match mode {
+                InterceptionMode::Redirect => Arrival::Redirected,
+                InterceptionMode::Tproxy => Arrival::Transparent,
+            };
+            let inbound = inbound.iter().map(|address| (Direction::Inbound, *address, arrival));
             let outbound =
                 outbound.iter().map(|address| (Direction::Outbound, *address, Arrival::Redirected));
             inbound.chain(outbound).collect()

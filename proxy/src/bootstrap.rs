@@ -18,6 +18,8 @@ pub enum Interception {
         inbound: Vec<SocketAddr>,
         /// Usually 15001.
         outbound: Vec<SocketAddr>,
+        /// How the inbound ones are taken; outbound ones are always redirected.
+        mode: InterceptionMode,
     },
     /// No rules and no privileges: each listener stands for one fixed original destination.
     Explicit {
@@ -27,6 +29,20 @@ pub enum Interception {
         outbound: Vec<(SocketAddr, SocketAddr)>,
     },
 }
+
+/// Istio's `interceptionMode`: how inbound connections are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum InterceptionMode {
+    /// Their destination is rewritten; the app sees 127.0.0.6 or ::6.
+    #[default]
+    Redirect,
+    /// They keep both addresses, and the app sees that of the caller; needs CAP_NET_ADMIN.
+    Tproxy,
+}
+
+/// `SO_MARK` of connections to the app that come from their caller's address (TPROXY). By it the rules know what is
+/// between sidecar and app, so that it must differ from the mark that exempts a sidecar.
+pub const TPROXY_MARK: u32 = 1338;
 
 /// Where access-log lines go.
 #[derive(Clone, Debug)]
@@ -229,6 +245,10 @@ pub struct Flags {
     /// Where redirected outbound connections arrive; repeatable [default: 0.0.0.0:15001 and [::]:15001]
     #[arg(long, value_name = "ADDR")]
     pub outbound: Vec<SocketAddr>,
+    /// How redirect rules take inbound connections; with `tproxy` the app sees the caller's address, which needs CAP_NET_ADMIN
+    #[arg(long, value_enum, ignore_case = true, default_value_t, value_name = "redirect|tproxy",
+        conflicts_with_all = ["explicit_inbound", "explicit_outbound"])]
+    pub interception_mode: InterceptionMode,
     /// Without redirect rules: inbound connections to BIND are for the app at APP; repeatable
     #[arg(long, value_name = "BIND=APP", value_parser = pair, conflicts_with_all = ["inbound", "outbound"])]
     pub explicit_inbound: Vec<(SocketAddr, SocketAddr)>,
@@ -304,6 +324,7 @@ impl Bootstrap {
             Interception::Redirect {
                 inbound: listen(flags.inbound, 15006),
                 outbound: listen(flags.outbound, 15001),
+                mode: flags.interception_mode,
             }
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -19,6 +19,13 @@ fn flags_are_checked_where_they_are_written() {
     assert!(parse(&[]).is_ok());
     assert!(parse(&["--explicit-inbound", "127.0.0.1:0=127.0.0.1:80"]).is_ok());
     assert!(parse(&["--explicit-outbound", "[::1]:1=[fd00::1]:80"]).is_ok());
+    let modes = [
+        (&[][..], InterceptionMode::Redirect),
+        (&["--interception-mode", "TPROXY"], InterceptionMode::Tproxy),
+    ];
+    for (flags, mode) in modes {
+        assert_eq!(parse(flags).unwrap().interception_mode, mode);
+    }
     for socket in ["unix:/run/workload.sock", "unix:///run/workload.sock"] {
         let flags = parse(&["--workload-api", socket]).unwrap();
         assert_eq!(flags.workload_api, Some("/run/workload.sock".into()));
@@ -27,6 +34,8 @@ fn flags_are_checked_where_they_are_written() {
         &["--explicit-inbound", "127.0.0.1:0"][..],
         &["--explicit-inbound", "127.0.0.1=127.0.0.1:80"],
         &["--explicit-inbound", "127.0.0.1:1=127.0.0.1:2", "--inbound", "0.0.0.0:15006"],
+        &["--explicit-inbound", "127.0.0.1:1=127.0.0.1:2", "--interception-mode", "tproxy"],
+        &["--interception-mode", "none"],
         &["--workers", "0"],
         &["--admin", "15000"],
         &["--identity-from", "unix:///run/agent.sock", "--join-token-file", "token"],

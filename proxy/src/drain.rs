@@ -73,6 +73,11 @@ impl Watch {
         self.0.borrow().is_some() || self.0.has_changed().is_err()
     }
 
+    /// Whether the drain has started and its time is over.
+    pub fn is_over(&self) -> bool {
+        self.0.borrow().is_some_and(|plan| plan.deadline <= Instant::now())
+    }
+
     /// Resolves when listeners of this side stop accepting.
     pub async fn closed(&self, side: Side) {
         let mut receiver = self.0.clone();

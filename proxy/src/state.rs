@@ -44,6 +44,8 @@ pub enum Destination {
         blocked: bool,
         /// Something outside is called by its name on this port: the name is asked for before anything passes.
         by_name: bool,
+        /// It belongs to the mesh all the same, and must not be called.
+        in_mesh: bool,
     },
 }
 

@@ -6,8 +6,9 @@ use postern_tests::{
     App, Mesh,
     apps::Speech,
     client,
-    mesh::Settings,
-    scenario::{namespace, payments},
+    mesh::{Settings, within},
+    ports,
+    scenario::{mode as strict, namespace, payments},
 };
 use serde_json::json;
 use std::{net::SocketAddr, sync::Arc};
@@ -264,4 +265,45 @@ async fn a_name_without_addresses_is_answered_at_once_and_leads_nowhere_else() {
     // The twin: another name passes, as it is.
     let answer = mesh.request("checkout-api", "out").host("other.example.com").send().await.unwrap();
     assert_eq!(answer.status, 200);
+}
+
+/// Whoever writes the zone of a name must not make a sidecar speak plaintext to a workload of the mesh.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_resolves_to_a_pod_of_the_mesh_is_called_with_mutual_tls_and_never_in_clear() {
+    let port = ports::real(8080);
+    let denied = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: denied, namespace: payments}\n\
+                  spec: {action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}\n";
+    let named = entry(
+        "named",
+        "hosts: [pod.example.com], resolution: DNS, endpoints: [{address: localhost}], \
+         ports: [{number: 8080, name: http, protocol: HTTP}]",
+    );
+    let documents = [&strict("payments", "STRICT"), denied, &named].concat();
+    let mut mesh = start(&documents, &[("out", nowhere(1, port))]).await;
+    // Who speaks plaintext to the address gets here; the pod's own sidecar is reached elsewhere.
+    let trap = App::default();
+    trap.serve(TcpListener::bind(("127.0.0.1", port)).await.unwrap(), Speech::Http);
+    let call = async |mesh: &Mesh, path: &str| {
+        mesh.request("checkout-api", "out").host("pod.example.com").path(path).send().await.unwrap().status
+    };
+    // The twin: while the address is nobody's, the name leads there as it is.
+    assert_eq!(call(&mesh, "/yes").await, 200);
+    assert_eq!(trap.received().len(), 1);
+
+    mesh.workloads.get_mut("payments-api").unwrap().ips = vec!["127.0.0.1".parse().unwrap()];
+    mesh.apply(&payments(&documents)).await;
+    let app = mesh.app("payments-api").clone();
+    within("the sidecar knows whose address it is", async {
+        while app.received().is_empty() {
+            assert!(matches!(call(&mesh, "/yes").await, 200 | 503));
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let (clear, mutual) = (trap.received().len(), app.received().len());
+    assert_eq!(call(&mesh, "/no").await, 403, "its own sidecar has refused");
+    assert_eq!(call(&mesh, "/yes").await, 200);
+    assert_eq!((trap.received().len(), app.received().len()), (clear, mutual + 1));
+    let told = app.received().last().unwrap().header("x-forwarded-client-cert").join(" ");
+    assert!(told.contains("ns/checkout/sa/checkout-api"), "{told}");
 }

@@ -7,17 +7,59 @@ use crate::{
     failure::Failure,
     tools::{Backend, Tools},
 };
+use postern_proxy::bootstrap::InterceptionMode;
 use std::{
     io::Write,
     process::{Command, Stdio},
 };
 
+/// Sends the app's answers back to the sidecar, for TPROXY, in the network namespace of the calling thread. Its loopback interface must
+/// be up.
+///
+/// # Errors
+/// `ip` is missing or refuses.
+pub fn route_back(tools: &Tools, ipv6: bool) -> Result<(), Failure> {
+    for (flag, family) in families(ipv6) {
+        if !is_routed(tools, flag)? {
+            feed(tools.command("ip").args([flag, "-batch", "-"]), &rules::routes(family))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes those routes out again, where they are.
+///
+/// # Errors
+/// As `route_back`.
+pub fn unroute(tools: &Tools, ipv6: bool) -> Result<(), Failure> {
+    for (flag, _) in families(ipv6) {
+        if is_routed(tools, flag)? {
+            feed(tools.command("ip").args([flag, "-batch", "-"]), &rules::routes_removal())?;
+        }
+    }
+    Ok(())
+}
+
+fn families(ipv6: bool) -> impl Iterator<Item = (&'static str, Family)> {
+    [("-4", Family::V4)].into_iter().chain(ipv6.then_some(("-6", Family::V6)))
+}
+
+fn is_routed(tools: &Tools, family: &str) -> Result<bool, Failure> {
+    let list = tools.command("ip").args([family, "rule", "list"]).stdin(Stdio::null()).output();
+    let list = list.map_err(|e| unstartable("ip", &e))?;
+    Ok(rules::routed_in(&String::from_utf8_lossy(&list.stdout)))
+}
+
 /// Installs the redirect rules in the network namespace of the calling thread, both families, in place of earlier ones of ours.
 ///
 /// # Errors
-/// The tool is missing or refuses; with nft nothing has changed then.
+/// The tool is missing or refuses; with nft nothing has changed then. TPROXY is made with nft alone.
 pub fn install(tools: &Tools, backend: Backend, redirect: &Redirect) -> Result<(), Failure> {
     match backend {
+        Backend::Iptables if redirect.mode == InterceptionMode::Tproxy => Err(Failure::new(
+            "TPROXY needs `nft`; there are iptables rules for redirect only.",
+            crate::tools::package_hint("nft"),
+        )),
         Backend::Nft => feed(tools.command("nft").args(["-f", "-"]), &rules::nft(redirect)),
         Backend::Iptables => {
             remove(tools, backend)?;

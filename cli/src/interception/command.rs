@@ -9,12 +9,17 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use postern_proxy::bootstrap::{InterceptionMode, TPROXY_MARK};
 
 /// Flags of `postern redirect`.
 #[derive(Args, Debug, Clone)]
 pub struct RedirectArgs {
     #[command(flatten)]
     action: Action,
+    /// How inbound connections are taken; with `tproxy` the app sees the address of its caller, and the sidecar needs
+    /// `--interception-mode tproxy` and CAP_NET_ADMIN
+    #[arg(long, value_enum, ignore_case = true, default_value_t)]
+    mode: InterceptionMode,
     /// User and group of the sidecar, whose own traffic is left alone
     #[arg(long, default_value_t = rules::PROXY_UID, conflicts_with = "mark")]
     uid: u32,
@@ -68,7 +73,14 @@ pub fn run(args: &RedirectArgs) -> u8 {
 }
 
 fn redirect(args: &RedirectArgs) -> Result<(), Failure> {
+    if args.mark == Some(TPROXY_MARK) {
+        return Err(Failure::new(
+            format!("the mark {TPROXY_MARK} is that of TPROXY's connections to the app."),
+            "Choose another one for the sidecar's traffic.",
+        ));
+    }
     let redirect = Redirect {
+        mode: args.mode,
         exemption: match args.mark {
             Some(mark) => Exemption::Mark(mark),
             None => Exemption::User { uid: args.uid, gid: args.uid },
@@ -80,7 +92,22 @@ fn redirect(args: &RedirectArgs) -> Result<(), Failure> {
     if args.action.print {
         // Printing needs no tool, so that the rules can be read on any machine.
         match args.backend {
-            Choice::Auto | Choice::Nft => print!("{}", rules::nft(&redirect)),
+            Choice::Auto | Choice::Nft => {
+                if args.mode == InterceptionMode::Tproxy {
+                    for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
+                        for line in rules::routes(family).lines() {
+                            println!("# ip {flag} {line}");
+                        }
+                    }
+                }
+                print!("{}", rules::nft(&redirect));
+            }
+            Choice::Iptables if args.mode == InterceptionMode::Tproxy => {
+                return Err(Failure::new(
+                    "there are iptables rules for redirect only.",
+                    "Leave out --backend, or --mode.",
+                ));
+            }
             Choice::Iptables => {
                 println!("# iptables-restore --noflush\n{}", rules::iptables(&redirect, Family::V4));
                 print!("# ip6tables-restore --noflush\n{}", rules::iptables(&redirect, Family::V6));
@@ -100,11 +127,19 @@ fn redirect(args: &RedirectArgs) -> Result<(), Failure> {
         Choice::Iptables => Backend::Iptables,
         Choice::Auto => tools.backend()?,
     };
-    if args.action.apply {
-        apply::install(&tools, backend, &redirect)
-    } else {
-        apply::remove(&tools, backend)
+    let ipv6 = std::path::Path::new("/proc/sys/net/ipv6").is_dir();
+    if args.action.apply && args.mode == InterceptionMode::Tproxy {
+        // Rules first: without routes nothing gets through, without rules everything does.
+        apply::install(&tools, backend, &redirect)?;
+        return apply::route_back(&tools, ipv6);
     }
+    if args.action.apply {
+        apply::install(&tools, backend, &redirect)?;
+    } else {
+        apply::remove(&tools, backend)?;
+    }
+    // Where there is no `ip` there are no routes of ours.
+    if tools.find("ip").is_some() { apply::unroute(&tools, ipv6) } else { Ok(()) }
 }
 
 fn is_host_network() -> bool {

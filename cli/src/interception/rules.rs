@@ -5,7 +5,13 @@
 //! the passthrough source (127.0.0.6, ::6) is left alone;
 //! what the sidecar sends to its own pod's address comes in again through inbound, everything else it sends is free;
 //! the app talking to itself is free; the rest goes out through the sidecar.
+//!
+//! With TPROXY inbound connections keep their addresses, and the sidecar calls the app from the caller's. Between those two the mark
+//! `TPROXY_MARK` tells what belongs together: the app's answers, which are addressed to another machine, turn back to the
+//! sidecar by it and by a route of their own ([`routes`]). What comes from the network as if it were part of such a connection is dropped,
+//! and what nobody takes is refused: without its sidecar a pod is closed.
 use ipnet::IpNet;
+use postern_proxy::bootstrap::{InterceptionMode, TPROXY_MARK};
 use std::fmt::Write;
 
 /// Where the sidecar takes inbound traffic.
@@ -44,6 +50,8 @@ impl Default for Exemption {
 /// What to redirect in one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Redirect {
+    /// How inbound connections are taken: `sidecar.istio.io/interceptionMode`.
+    pub mode: InterceptionMode,
     /// The sidecar's own traffic.
     pub exemption: Exemption,
     /// `traffic.sidecar.istio.io/excludeInboundPorts`.
@@ -71,15 +79,41 @@ pub fn nft(redirect: &Redirect) -> String {
         text.push('\n');
     };
     line(&format!("table inet {TABLE} {{"));
+    let free = joined(&inbound_ports(redirect), ", ");
     line("\tchain inbound {");
-    line("\t\ttype nat hook prerouting priority -100; policy accept;");
-    line("\t\tmeta l4proto != tcp return");
-    line(&format!("\t\ttcp dport {{ {} }} return", joined(&inbound_ports(redirect), ", ")));
-    line(&format!("\t\tmeta l4proto tcp redirect to :{INBOUND_PORT}"));
+    match redirect.mode {
+        InterceptionMode::Redirect => {
+            line("\t\ttype nat hook prerouting priority -100; policy accept;");
+            line("\t\tmeta l4proto != tcp return");
+            line(&format!("\t\ttcp dport {{ {free} }} return"));
+            line(&format!("\t\tmeta l4proto tcp redirect to :{INBOUND_PORT}"));
+        }
+        InterceptionMode::Tproxy => {
+            line("\t\ttype filter hook prerouting priority -150; policy accept;");
+            line("\t\tmeta l4proto != tcp return");
+            line("\t\tiifname \"lo\" return");
+            line(&format!("\t\tct mark {TPROXY_MARK:#x} drop"));
+            line("\t\tct direction reply return");
+            line(&format!("\t\ttcp dport {{ {free} }} return"));
+            line("\t\tfib daddr type != local return");
+            line("\t\tsocket transparent 1 return");
+            line(&format!("\t\tmeta l4proto tcp tproxy to :{INBOUND_PORT} return"));
+            line("\t\treject with tcp reset");
+            line("\t}");
+            line("\tchain answers {");
+            line("\t\ttype route hook output priority -150; policy accept;");
+            line("\t\tmeta l4proto != tcp return");
+            line(&format!("\t\tmeta mark {TPROXY_MARK:#x} ct state new ct mark set {TPROXY_MARK:#x} return"));
+            line(&format!("\t\tct direction reply ct mark {TPROXY_MARK:#x} meta mark set {TPROXY_MARK:#x}"));
+        }
+    }
     line("\t}");
     line("\tchain outbound {");
     line("\t\ttype nat hook output priority -100; policy accept;");
     line("\t\tmeta l4proto != tcp return");
+    if redirect.mode == InterceptionMode::Tproxy {
+        line(&format!("\t\tmeta mark {TPROXY_MARK:#x} return"));
+    }
     line("\t\toifname \"lo\" ip saddr 127.0.0.6 return");
     line("\t\toifname \"lo\" ip6 saddr ::6 return");
     match redirect.exemption {
@@ -111,6 +145,30 @@ pub fn nft(redirect: &Redirect) -> String {
     line("\t}");
     line("}");
     text
+}
+
+/// The routing table of TPROXY; Istio's number.
+pub const ROUTES: u32 = 133;
+
+/// What `ip -batch` is told for TPROXY in one family, without which the app's answers leave for the network.
+pub fn routes(family: Family) -> String {
+    let all = match family {
+        Family::V4 => "0.0.0.0/0",
+        Family::V6 => "::/0",
+    };
+    format!(
+        "rule add fwmark {TPROXY_MARK:#x} lookup {ROUTES}\nroute replace local {all} dev lo table {ROUTES}\n"
+    )
+}
+
+/// Takes `routes` out again; only valid while `routed_in` says that they are there.
+pub fn routes_removal() -> String {
+    format!("rule del fwmark {TPROXY_MARK:#x} lookup {ROUTES}\nroute flush table {ROUTES}\n")
+}
+
+/// Whether the output of `ip rule` shows ours.
+pub fn routed_in(rules: &str) -> bool {
+    rules.contains(&format!("fwmark {TPROXY_MARK:#x} lookup {ROUTES}"))
 }
 
 /// Removes our table, whether or not it is there.
@@ -237,6 +295,43 @@ table inet postern {
 }
 ";
         assert_eq!(nft(&Redirect::default()), expected);
+    }
+
+    #[test]
+    fn the_nft_rules_of_tproxy_differ_on_the_way_in_alone() {
+        let text = nft(&Redirect { mode: InterceptionMode::Tproxy, ..Redirect::default() });
+        let inbound = "\
+\tchain inbound {
+\t\ttype filter hook prerouting priority -150; policy accept;
+\t\tmeta l4proto != tcp return
+\t\tiifname \"lo\" return
+\t\tct mark 0x53a drop
+\t\tct direction reply return
+\t\ttcp dport { 15008, 15020, 15021, 15090 } return
+\t\tfib daddr type != local return
+\t\tsocket transparent 1 return
+\t\tmeta l4proto tcp tproxy to :15006 return
+\t\treject with tcp reset
+\t}
+\tchain answers {
+\t\ttype route hook output priority -150; policy accept;
+\t\tmeta l4proto != tcp return
+\t\tmeta mark 0x53a ct state new ct mark set 0x53a return
+\t\tct direction reply ct mark 0x53a meta mark set 0x53a
+\t}
+";
+        assert!(text.contains(inbound), "{text}");
+        let after = |text: &str| text.split_once("\tchain outbound {").unwrap().1.to_owned();
+        let exempt = "\t\tmeta mark 0x53a return\n";
+        assert_eq!(after(&text).replacen(exempt, "", 1), after(&nft(&Redirect::default())));
+        assert!(after(&text).find(exempt) < after(&text).find("goto sidecar"), "{text}");
+    }
+
+    #[test]
+    fn the_routes_of_tproxy_are_recognised() {
+        let rules = "0:\tfrom all lookup local\n32765:\tfrom all fwmark 0x53a lookup 133\n";
+        assert!(routed_in(rules) && !routed_in("0:\tfrom all lookup local\n"));
+        assert!(routes(Family::V6).ends_with("route replace local ::/0 dev lo table 133\n"));
     }
 
     #[test]

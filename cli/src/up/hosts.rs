@@ -77,6 +77,7 @@ mod tests {
         super::plan::{Exclusions, Service, ServicePort},
         *,
     };
+    use postern_proxy::bootstrap::InterceptionMode;
 
     fn pod(namespace: &str, name: &str, number: u16) -> Pod {
         Pod {
@@ -86,6 +87,7 @@ mod tests {
             injected: true,
             number,
             containers: vec![],
+            interception: InterceptionMode::default(),
             exclusions: Exclusions::default(),
         }
     }

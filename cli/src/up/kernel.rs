@@ -52,3 +52,53 @@ pub fn bound_capabilities(keep: &[i32]) -> nix::Result<()> {
     })
     .map(|_| ())
 }
+
+/// The kernel's `struct __user_cap_header_struct` (linux/capability.h).
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// Half of what capset(2) takes; two of them make 64 bits.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityHalf {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives this process exactly these capabilities of those that it is permitted, and lets the program it becomes have them too.
+///
+/// # Errors
+/// It is not permitted one of them.
+pub fn hold_capabilities(numbers: &[i32]) -> nix::Result<()> {
+    // _LINUX_CAPABILITY_VERSION_3; pid 0 is ourselves.
+    let header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+    let mut halves = [CapabilityHalf::default(); 2];
+    for number in numbers.iter().map(|number| u32::try_from(*number).unwrap_or_default()) {
+        if let Some(half) = halves.get_mut(usize::from(number >= 32)) {
+            let bit = 1 << (number % 32);
+            half.effective |= bit;
+            half.permitted |= bit;
+            half.inheritable |= bit;
+        }
+    }
+    // SAFETY: the kernel reads a header and two halves, which are laid out as it has them and live until it is done.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) })?;
+    for number in numbers {
+        // SAFETY: this prctl takes numbers only and touches no memory of ours.
+        let raised = unsafe {
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong,
+                *number as libc::c_ulong,
+                0,
+                0,
+            )
+        };
+        Errno::result(raised)?;
+    }
+    Ok(())
+}

@@ -33,7 +33,7 @@ pub struct LaunchArgs {
     /// User and group to become
     #[arg(long)]
     pub user: Option<u32>,
-    /// Bound what the program may have to these capabilities; `none` for none
+    /// Bound what the program may have to these capabilities, which it keeps as another user; `none` for none
     #[arg(long, value_parser = bounds)]
     pub capabilities: Option<Bounds>,
     /// End when the process that started this one ends
@@ -125,10 +125,19 @@ fn prepare(args: &LaunchArgs) -> Result<(), String> {
     if let Some(Bounds(capabilities)) = &args.capabilities {
         kernel::bound_capabilities(capabilities).map_err(|e| format!("capabilities: {e}"))?;
     }
+    // Whoever becomes another user loses what it may do, but for what it was given by name.
+    let kept =
+        args.capabilities.as_ref().filter(|Bounds(numbers)| args.user.is_some() && !numbers.is_empty());
+    if kept.is_some() {
+        prctl::set_keepcaps(true).map_err(|e| format!("capabilities: {e}"))?;
+    }
     if let Some(user) = args.user {
         unistd::setgroups(&[]).map_err(|e| format!("setgroups: {e}"))?;
         unistd::setgid(user.into()).map_err(|e| format!("setgid: {e}"))?;
         unistd::setuid(user.into()).map_err(|e| format!("setuid: {e}"))?;
+    }
+    if let Some(Bounds(numbers)) = kept {
+        kernel::hold_capabilities(numbers).map_err(|e| format!("capabilities: {e}"))?;
     }
     prctl::set_no_new_privs().map_err(|e| format!("no_new_privs: {e}"))?;
     if args.die_with_parent {

@@ -4,6 +4,7 @@ use super::{
     plan::{Plan, Pod, Service, ServicePort},
 };
 use crate::failure::Failure;
+use postern_proxy::bootstrap::InterceptionMode;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -39,13 +40,20 @@ impl Layout {
     /// Whether all pods and services fit.
     ///
     /// # Errors
-    /// More than 254 of either.
+    /// More than 254 of either, or a pod that shall see the addresses of its callers.
     pub fn admit(self, plan: &Plan) -> Result<(), Failure> {
         let most = plan.pods.values().map(|p| p.number).chain(plan.services.values().map(|s| s.number)).max();
         if most.is_some_and(|n| n > 254) {
             return Err(Failure::new(
                 "without namespaces a mesh has at most 250 pods and services.",
                 "Run as root or enable user namespaces.",
+            ));
+        }
+        let tproxy = plan.pods.values().find(|p| p.injected && p.interception == InterceptionMode::Tproxy);
+        if let Some(pod) = tproxy {
+            return Err(Failure::new(
+                format!("{} wants TPROXY, which nothing but a network of its own can give it.", pod.key),
+                "Run as root or enable user namespaces, or take the annotation away.",
             ));
         }
         Ok(())
@@ -185,6 +193,7 @@ mod tests {
             injected,
             number,
             containers: vec![Container { name: "app".into(), ports, ..Container::default() }],
+            interception: InterceptionMode::default(),
             exclusions: Exclusions::default(),
         }
     }

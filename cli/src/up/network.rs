@@ -8,6 +8,7 @@ use crate::{
     interception::{Exemption, Redirect, apply, services::VirtualAddress},
     tools::{Backend, Tools},
 };
+use postern_proxy::bootstrap::InterceptionMode;
 use std::{
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
@@ -93,6 +94,7 @@ impl Network {
             shown: shown.map(Path::to_owned),
         };
         let redirect = pod.injected.then(|| Redirect {
+            mode: pod.interception,
             exemption: self.exemption,
             free_inbound_ports: pod.exclusions.inbound_ports.clone(),
             free_outbound_ports: pod.exclusions.outbound_ports.clone(),
@@ -108,7 +110,11 @@ impl Network {
                 apply::install(&tools, backend, redirect)?;
             }
             apply::install_services(&tools, backend, &services, true)?;
-            apply::feed(tools.command("ip").args(["-batch", "-"]), &batch)
+            apply::feed(tools.command("ip").args(["-batch", "-"]), &batch)?;
+            match redirect {
+                Some(Redirect { mode: InterceptionMode::Tproxy, .. }) => apply::route_back(&tools, ipv6),
+                _ => Ok(()),
+            }
         })?;
         let plug = format!("link set dev {cable} master {BRIDGE} up\n");
         apply::feed(self.tools.command("ip").args(["-batch", "-"]), &plug)?;

@@ -5,6 +5,7 @@ use postern_config::documents::{
     Documents, Located, Metadata,
     kubernetes::{self, Container, TargetPort},
 };
+use postern_proxy::bootstrap::InterceptionMode;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -55,6 +56,8 @@ pub struct Pod {
     pub number: u16,
     /// What runs in it.
     pub containers: Vec<Container>,
+    /// How its inbound connections are taken: `sidecar.istio.io/interceptionMode`.
+    pub interception: InterceptionMode,
     /// What its redirect rules leave alone.
     pub exclusions: Exclusions,
 }
@@ -139,7 +142,7 @@ impl Plan {
     /// Makes the plan. Pods and services that `previous` knows keep their addresses.
     ///
     /// # Errors
-    /// An annotation is no list of ports or ranges, two services claim one address, or there are too many of them.
+    /// An annotation is no interception mode, or no list of ports or ranges, two services claim one address, or there are too many of them.
     pub fn make(documents: &Documents, previous: &Plan) -> Result<Self, Failure> {
         let replicas = replicas(documents);
         let keys: BTreeSet<Key> = replicas.iter().map(|(pod, _)| key_of(&pod.value.metadata)).collect();
@@ -164,6 +167,7 @@ impl Plan {
                     injected: kubernetes::injected(namespace, pod),
                     number,
                     containers: pod.spec.containers.clone(),
+                    interception: interception(&pod.metadata)?,
                     exclusions: exclusions(&pod.metadata)?,
                     key,
                 },
@@ -395,6 +399,19 @@ fn assign(
         }
     }
     Ok(numbers)
+}
+
+fn interception(metadata: &Metadata) -> Result<InterceptionMode, Failure> {
+    const ANNOTATION: &str = "sidecar.istio.io/interceptionMode";
+    match metadata.annotations.get(ANNOTATION).map(String::as_str) {
+        None | Some("REDIRECT") => Ok(InterceptionMode::Redirect),
+        Some("TPROXY") => Ok(InterceptionMode::Tproxy),
+        // NONE among them: a sidecar that nothing leads to would leave its pod open.
+        Some(other) => Err(Failure::new(
+            format!("the annotation {ANNOTATION} of {} is `{other}`.", key_of(metadata)),
+            "Write REDIRECT or TPROXY.",
+        )),
+    }
 }
 
 fn exclusions(metadata: &Metadata) -> Result<Exclusions, Failure> {

@@ -237,6 +237,29 @@ fn exclusions_are_read_from_istio_annotations() {
 }
 
 #[test]
+fn the_interception_mode_is_read_from_istios_annotation_and_none_is_refused() {
+    let mut documents = sample();
+    let mut with = |mode: &str| {
+        let annotations = &mut documents.deployments[1].value.template.metadata.annotations;
+        annotations.insert("sidecar.istio.io/interceptionMode".into(), mode.into());
+        Plan::make(&documents, &Plan::default())
+    };
+    let of = |plan: &Plan| plan.pods[&Key::new("pay", "api-0")].interception;
+    assert_eq!(of(&make(&sample(), &Plan::default())), InterceptionMode::Redirect);
+    assert_eq!(of(&with("REDIRECT").unwrap()), InterceptionMode::Redirect);
+    let mut plan = with("TPROXY").unwrap();
+    assert_eq!(of(&plan), InterceptionMode::Tproxy);
+    let layout = super::super::loopback::Layout::new(0);
+    layout.admit(&plan).expect("without a sidecar nothing is intercepted");
+    plan.pods.values_mut().for_each(|pod| pod.injected = true);
+    let refused = layout.admit(&plan).unwrap_err();
+    assert!(refused.cause.contains("pay/api-0 wants TPROXY"), "{refused:?}");
+    for wrong in ["NONE", "tproxy", ""] {
+        assert!(with(wrong).unwrap_err().cause.contains("interceptionMode"), "{wrong}");
+    }
+}
+
+#[test]
 fn published_pods_and_services_carry_their_addresses() {
     let plan = make(&sample(), &Plan::default());
     let documents = plan.published(|pod| (vec![pod.addresses().0.into()], [("a".into(), "b".into())].into()));

@@ -6,7 +6,7 @@ use super::{
     plan::Pod,
 };
 use crate::interception::rules::{PROXY_MARK, PROXY_UID};
-use postern_proxy::workload_api::Socket;
+use postern_proxy::{bootstrap::InterceptionMode, workload_api::Socket};
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
@@ -90,6 +90,9 @@ pub fn command(mesh: &Mesh, pod: &Pod, home: &Home) -> io::Result<Command> {
             if user.is_none() {
                 flag("mark", PROXY_MARK.to_string());
             }
+            if pod.interception == InterceptionMode::Tproxy {
+                flag("interception-mode", "tproxy".to_owned());
+            }
         }
         Ground::Loopback(layout) => {
             for l in layout.inbound(pod) {
@@ -114,10 +117,10 @@ pub fn command(mesh: &Mesh, pod: &Pod, home: &Home) -> io::Result<Command> {
             launch.network = Some(network);
             launch.names = Some(names);
             launch.user = user;
-            launch.capabilities = Some(Bounds(if user.is_some() {
-                vec![]
-            } else {
-                vec![capability::NET_ADMIN, capability::NET_RAW]
+            launch.capabilities = Some(Bounds(match (user, pod.interception) {
+                (Some(_), InterceptionMode::Redirect) => vec![],
+                (Some(_), InterceptionMode::Tproxy) => vec![capability::NET_ADMIN],
+                (None, _) => vec![capability::NET_ADMIN, capability::NET_RAW],
             }));
         }
         Home::Loopback => launch.die_with_parent = true,

@@ -21,7 +21,7 @@ pub struct Resolved {
 
 /// Must not be called.
 const BLOCKED: v1::destination::Kind =
-    v1::destination::Kind::Outside(v1::Outside { blocked: true, by_name: false });
+    v1::destination::Kind::Outside(v1::Outside { blocked: true, by_name: false, in_mesh: true });
 
 /// What a sidecar asks about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Index {
 
     fn outside(&self, by_name: bool) -> v1::destination::Kind {
         let blocked = self.documents.mesh.outbound_registry_only;
-        v1::destination::Kind::Outside(v1::Outside { blocked, by_name })
+        v1::destination::Kind::Outside(v1::Outside { blocked, by_name, in_mesh: false })
     }
 
     fn service(&self, ip: IpAddr, port: u16, namespace: &str) -> Option<v1::Service> {

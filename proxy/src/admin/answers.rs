@@ -193,7 +193,7 @@ fn summary(denial: &Denial) -> Value {
 fn shown(destination: Option<&Destination>) -> Value {
     match destination {
         None => json!("asked for"),
-        Some(Destination::Outside { blocked, by_name }) => {
+        Some(Destination::Outside { blocked, by_name, .. }) => {
             json!({ "outside": { "blocked": blocked, "by_name": by_name } })
         }
         Some(Destination::Workload(endpoint)) => json!({ "workload": shown_endpoint(endpoint) }),

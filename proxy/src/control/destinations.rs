@@ -1,7 +1,7 @@
 //! The cache of destinations: asked for on first use, shared by all workers, kept fresh by the stream, forgotten when idle.
 
 use super::{
-    slot::Slot,
+    slot::{Place, Slot},
     translate::{canonical, socket_address},
 };
 use crate::{
@@ -13,10 +13,10 @@ use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Bounds of the cache.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +71,8 @@ impl std::fmt::Display for Asked {
 #[derive(Clone)]
 pub struct Destinations(Arc<Cache>);
 
-struct Cache {
+/// The cache itself, which what follows names in the background does not keep alive.
+pub(super) struct Cache {
     slots: RwLock<HashMap<Asked, Arc<Slot>>>,
     wishes: Mutex<Wishes>,
     wished: Notify,
@@ -149,7 +150,7 @@ impl Destinations {
     /// Takes an update; `false` when nobody wants it any more. Names in it are looked up in the background, now and again.
     pub fn apply(&self, asked: &Asked, destination: Destination) -> bool {
         let Some(slot) = self.0.slots.read().get(asked).cloned() else { return false };
-        slot.take(destination);
+        slot.take(destination, &Arc::downgrade(&self.0));
         true
     }
 
@@ -158,8 +159,9 @@ impl Destinations {
         let mut slots = self.0.slots.write();
         if slots.len() < self.0.bounds.most && !slots.contains_key(&asked) {
             let slot = Arc::new(Slot::new(self.0.age(Instant::now())));
-            slot.take(destination);
-            slots.insert(asked, slot);
+            slots.insert(asked, slot.clone());
+            drop(slots);
+            slot.take(destination, &Arc::downgrade(&self.0));
         }
     }
 
@@ -217,6 +219,23 @@ impl Destinations {
             .collect();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all
+    }
+
+    /// What an address that a name resolved to is in the mesh, asked for like any other and fresh for as long as somebody looks.
+    pub(super) fn place(&self, address: SocketAddr) -> Result<watch::Receiver<Option<Place>>, ProxyError> {
+        let (asked, now) = (Asked::Address(canonical(address)), Instant::now());
+        let known = self.0.slots.read().get(&asked).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None => self.ask(asked, now)?,
+        };
+        slot.last_used.store(self.0.age(now), Ordering::Relaxed);
+        Ok(slot.place.subscribe())
+    }
+
+    /// The cache, when it is still there.
+    pub(super) fn of(cache: &Weak<Cache>) -> Option<Self> {
+        cache.upgrade().map(Self)
     }
 
     fn ask(&self, asked: Asked, now: Instant) -> Result<Arc<Slot>, ProxyError> {

@@ -1,6 +1,7 @@
 //! Which destinations are asked for, kept and forgotten.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
+use crate::state::{Endpoint, Lookup, ServiceTarget};
 
 fn address(number: u16) -> SocketAddr {
     SocketAddr::new([10, 0, 0, 1].into(), number)
@@ -15,7 +16,7 @@ fn cache(most: usize) -> Destinations {
     Destinations::new(bounds, Telemetry::silent())
 }
 
-const OUTSIDE: Destination = Destination::Outside { blocked: false, by_name: true };
+const OUTSIDE: Destination = Destination::Outside { blocked: false, by_name: true, in_mesh: false };
 
 #[tokio::test]
 async fn concurrent_askers_share_one_subscription() {
@@ -52,8 +53,8 @@ async fn a_held_handle_stays_fresh_through_updates() {
     let _ = cache.ask(asked(80), Instant::now());
     cache.apply(&asked(80), OUTSIDE);
     let handle = cache.resolve(address(80)).await.unwrap();
-    cache.apply(&asked(80), Destination::Outside { blocked: true, by_name: false });
-    assert_eq!(*handle.current(), Destination::Outside { blocked: true, by_name: false });
+    cache.apply(&asked(80), Destination::Outside { blocked: true, by_name: false, in_mesh: false });
+    assert_eq!(*handle.current(), Destination::Outside { blocked: true, by_name: false, in_mesh: false });
 }
 
 #[tokio::test]
@@ -116,4 +117,47 @@ async fn one_address_has_one_slot_in_every_spelling() {
     let mapped: SocketAddr = "[::ffff:10.0.0.1]:80".parse().unwrap();
     assert!(cache.resolve(mapped).await.is_ok());
     assert_eq!(cache.list().len(), 1);
+}
+
+/// A name that somebody points to a workload of the mesh must not make us speak plaintext to it.
+#[tokio::test]
+async fn an_address_that_a_name_resolves_to_is_called_as_what_it_is_in_the_mesh() {
+    let cache = cache(10);
+    cache.connected();
+    let (name, pod) = (Asked::Name("a.example".into(), 80), SocketAddr::from(([127, 0, 0, 1], 9)));
+    let entry = ServiceTarget {
+        lookups: vec![Lookup { name: "127.0.0.1".into(), port: 9 }],
+        ..ServiceTarget::default()
+    };
+    let asking = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.resolve_name("a.example", address(80)).await.unwrap() }
+    });
+    assert_eq!(cache.wish().await, Wish::Subscribe(name.clone()));
+    cache.apply(&name, Destination::Service(entry));
+    assert_eq!(cache.wish().await, Wish::Subscribe(Asked::Address(pod)));
+    let workload = Endpoint {
+        identity: Some("spiffe://td/ns/a/sa/a".parse().unwrap()),
+        dial: SocketAddr::from(([127, 0, 0, 1], 15006)),
+        ..Endpoint::outside(pod)
+    };
+    cache.apply(&Asked::Address(pod), Destination::Workload(workload.clone()));
+    let handle = asking.await.unwrap();
+    let endpoints = || match &*handle.current() {
+        Destination::Service(service) => service.endpoints.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(endpoints(), [workload]);
+    let turns_into = async |destination: Destination, expected: &[Endpoint]| {
+        cache.apply(&Asked::Address(pod), destination);
+        let changed = async {
+            while endpoints() != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), changed).await.expect("it follows");
+    };
+    let outside = |in_mesh| Destination::Outside { blocked: true, by_name: false, in_mesh };
+    turns_into(outside(true), &[]).await;
+    turns_into(outside(false), &[Endpoint::outside(pod)]).await;
 }

@@ -33,7 +33,8 @@ pub fn destination(wire: v1::Destination) -> Result<(Asked, Destination), String
         Some(v1::destination::Kind::Service(wire)) => Destination::Service(service(wire)?),
         Some(v1::destination::Kind::Workload(workload)) => Destination::Workload(endpoint(workload)?),
         Some(v1::destination::Kind::Outside(outside)) => {
-            Destination::Outside { blocked: outside.blocked, by_name: outside.by_name }
+            let v1::Outside { blocked, by_name, in_mesh } = outside;
+            Destination::Outside { blocked, by_name, in_mesh }
         }
         None => return Err(format!("destination {address} is of a kind that this sidecar does not know")),
     };

@@ -21,6 +21,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Exchange {
     received: Cell<u64>,
     uploaded: Cell<bool>,
+    begun: Cell<bool>,
     broken: Cell<Option<Broken>>,
     repeats: Cell<u32>,
 }
@@ -52,6 +53,14 @@ impl Exchange {
     /// Whether the request was read to its end.
     pub fn is_uploaded(&self) -> bool {
         self.uploaded.get()
+    }
+    /// Whether the request has been taken to be sent, since the last call of [`Exchange::handed_over`].
+    pub fn is_begun(&self) -> bool {
+        self.begun.get()
+    }
+    /// A request is handed to a connection, which takes its body when it can send it, and drops it when there is none.
+    pub fn handed_over(&self) {
+        self.begun.set(false);
     }
     /// What the client did when its half of the exchange failed: then the failure is not the upstream's fault.
     pub fn broken(&self) -> Option<ProxyError> {
@@ -118,6 +127,12 @@ impl Upload {
     }
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.exchange.begun.set(true);
+    }
+}
+
 impl HttpBody for Upload {
     type Data = Bytes;
     type Error = BoxError;
@@ -127,6 +142,7 @@ impl HttpBody for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let http2 = self.http2;
+        self.exchange.begun.set(true);
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         let ended = incoming.is_end_stream();

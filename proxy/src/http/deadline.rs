@@ -4,6 +4,10 @@ use crate::error::ProxyError;
 use http::HeaderMap;
 use std::time::Duration;
 
+/// What the application is given beyond the deadline to say itself that it is over, since it knows more of it. The caller's
+/// sidecar gives as much again, so that the one nearer to the application speaks first.
+pub const GRACE: Duration = Duration::from_millis(100);
+
 /// The `grpc-timeout` header: one to eight digits and a unit of `H`, `M`, `S`, `m`, `u`, `n` (gRPC over HTTP/2, Requests).
 ///
 /// # Errors

@@ -46,6 +46,7 @@ pub struct Paced<S> {
 pub struct Seen {
     flooded: Cell<bool>,
     streams: Cell<u64>,
+    most_streams: Cell<Option<usize>>,
 }
 
 impl Seen {
@@ -56,6 +57,10 @@ impl Seen {
     /// Streams that the peer has opened.
     pub fn streams(&self) -> u64 {
         self.streams.get()
+    }
+    /// How many streams of ours the peer allows at once; `None` before its SETTINGS have come.
+    pub fn most_streams(&self) -> Option<usize> {
+        self.most_streams.get()
     }
 }
 
@@ -114,6 +119,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         let fresh = buf.filled().get(before..).unwrap_or_default();
         let fed = this.frames.feed(fresh, &mut this.budget);
         this.seen.streams.set(this.frames.streams);
+        this.seen.most_streams.set(this.frames.settings.most_streams);
         if let Err(at) = fed {
             this.seen.flooded.set(true);
             buf.set_filled(before + at);
@@ -188,9 +194,47 @@ struct Frames {
     tripped: bool,
     last_stream: u32,
     streams: u64,
+    settings: Settings,
+}
+
+/// The one setting of the peer that we have to know before h2 does.
+#[derive(Debug, Default)]
+struct Settings {
+    // The payload that is being read is one of SETTINGS.
+    is_open: bool,
+    entry: [u8; 6],
+    known: usize,
+    most_streams: Option<usize>,
+}
+
+impl Settings {
+    fn begin(&mut self) {
+        (self.is_open, self.known) = (true, 0);
+        // Without a word about it there is no limit (RFC 9113 section 6.5.2).
+        self.most_streams.get_or_insert(usize::MAX);
+    }
+
+    fn feed(&mut self, payload: &[u8]) {
+        for byte in payload {
+            if let Some(place) = self.entry.get_mut(self.known) {
+                *place = *byte;
+            }
+            self.known += 1;
+            if self.known == self.entry.len() {
+                self.known = 0;
+                let [high, low, value @ ..] = self.entry;
+                if u16::from_be_bytes([high, low]) == MAX_CONCURRENT_STREAMS {
+                    self.most_streams = usize::try_from(u32::from_be_bytes(value)).ok();
+                }
+            }
+        }
+    }
 }
 
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const ACK: u8 = 1;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
@@ -207,6 +251,9 @@ impl Frames {
         while at < bytes.len() {
             if self.left > 0 {
                 let count = self.left.min(bytes.len() - at);
+                if self.settings.is_open {
+                    self.settings.feed(bytes.get(at..at + count).unwrap_or_default());
+                }
                 self.left -= count;
                 at += count;
                 continue;
@@ -234,6 +281,10 @@ impl Frames {
                 if kind == HEADERS && stream > self.last_stream {
                     self.last_stream = stream;
                     self.streams += 1;
+                }
+                self.settings.is_open = false;
+                if kind == SETTINGS && flags & ACK == 0 {
+                    self.settings.begin();
                 }
                 if is_cheap(kind) && !budget.takes_one() {
                     self.tripped = true;
@@ -314,6 +365,29 @@ mod tests {
         }
         for kind in [0, 1, 3, 7, 9] {
             assert_eq!(follow(&frame(kind, 4, 5).repeat(20), 3, 2), None, "type {kind} is bounded by h2");
+        }
+    }
+
+    #[test]
+    fn how_many_streams_a_peer_allows_is_read_at_every_split() {
+        let settings = |flags: u8, entries: &[u8]| {
+            [&[0, 0, entries.len() as u8, 4, flags, 0, 0, 0, 0][..], entries].concat()
+        };
+        let (window, none, two) = ([0, 4, 0, 0, 255, 255], [0, 3, 0, 0, 0, 0], [0, 3, 0, 0, 0, 2]);
+        for (bytes, most) in [
+            (frame(0, 0, 12), None),
+            (settings(1, &[]), None),
+            (settings(0, &[]), Some(usize::MAX)),
+            (settings(0, &window), Some(usize::MAX)),
+            (settings(0, &[window, none].concat()), Some(0)),
+            ([settings(0, &none), frame(0, 0, 6), settings(0, &two), settings(0, &window)].concat(), Some(2)),
+        ] {
+            for at in 0..bytes.len() {
+                let (mut frames, mut budget) = (Frames::default(), Budget::full(10));
+                frames.feed(&bytes[..at], &mut budget).unwrap();
+                frames.feed(&bytes[at..], &mut budget).unwrap();
+                assert_eq!(frames.settings.most_streams, most, "{bytes:?} split at {at}");
+            }
         }
     }
 

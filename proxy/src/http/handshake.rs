@@ -2,7 +2,7 @@
 
 use super::{
     body::Upload,
-    flood::{Bounds, Paced},
+    flood::{Bounds, Paced, Seen},
     interim::{Bounded, Sender},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 };
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 /// A connection that carries one request after the other; ends with the trust in the peer.
 ///
@@ -43,9 +43,9 @@ pub async fn http2(
     stream: Stream,
     address: SocketAddr,
     watch: Watch,
-) -> Result<http2::SendRequest<Upload>, ProxyError> {
+) -> Result<(http2::SendRequest<Upload>, Rc<Seen>), ProxyError> {
     // A hostile upstream floods as well as a hostile client.
-    let (io, _) =
+    let (io, seen) =
         Paced::client(Prefixed::new(stream), Bounds { frames: 10_000, stalled: Duration::from_secs(300) });
     let (sender, connection) = http2::Builder::new(Watched(watch.clone()))
         .timer(TokioTimer::new())
@@ -65,7 +65,7 @@ pub async fn http2(
             _ = watch.ended() => {}
         }
     }));
-    Ok(sender)
+    Ok((sender, seen))
 }
 
 /// hyper runs the connection itself in a task of its own, which outlives what we hold of it until the last stream has ended.

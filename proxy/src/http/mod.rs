@@ -10,6 +10,7 @@ pub mod framing;
 pub mod handshake;
 pub mod headers;
 pub mod interim;
+pub mod opening;
 pub mod pool;
 pub mod repeat;
 pub mod reply;

@@ -3,13 +3,15 @@
 //! A connection is used again only for the same address, the same expected identity, the same name and protocol, and as long as
 //! the credentials it was made with are the current ones.
 
+pub use super::opening::InFlight;
 use super::{
     body::{Exchange, Upload},
     budget::Budget,
     dials::Dials,
+    flood::Seen,
     handshake,
     interim::Sender,
-    repeat,
+    opening, repeat,
 };
 use crate::{
     error::ProxyError,
@@ -23,7 +25,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     hash::{Hash, Hasher},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -35,6 +37,8 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 pub struct Key {
     /// Where it leads.
     pub address: SocketAddr,
+    /// Where it comes from, when that is not the kernel's choice.
+    pub source: Option<IpAddr>,
     /// Who must be there; `None`: plain.
     pub identity: Option<SpiffeId>,
     /// Server name sent in the handshake.
@@ -48,6 +52,9 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.address.hash(state);
         self.http2.hash(state);
+        if let Some(source) = self.source {
+            source.hash(state);
+        }
     }
 }
 
@@ -78,6 +85,8 @@ pub struct Terms {
     pub idle: Option<Duration>,
     /// How many requests one carries at most.
     pub requests: Option<u32>,
+    /// How long a request may wait for an HTTP/2 stream, when that is not the usual.
+    pub opening: Option<Duration>,
 }
 
 /// The pool of one worker.
@@ -117,26 +126,9 @@ struct SharedConnection {
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
     streams: Rc<Cell<usize>>,
+    seen: Rc<Seen>,
     since: Instant,
     carried: u32,
-}
-
-/// Something under way; ends when dropped.
-#[derive(Debug)]
-pub struct InFlight(Rc<Cell<usize>>);
-
-impl InFlight {
-    /// Counts one more.
-    pub fn enter(counter: &Rc<Cell<usize>>) -> Self {
-        counter.set(counter.get() + 1);
-        Self(counter.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
 }
 
 /// The use of a connection by one exchange.
@@ -197,7 +189,7 @@ pub struct Failure {
 
 enum Connection {
     Http1(Sender, Watch, u32),
-    Http2(http2::SendRequest<Upload>, InFlight, Watch),
+    Http2(http2::SendRequest<Upload>, InFlight, Watch, Rc<Seen>),
 }
 
 impl Pool {
@@ -243,10 +235,18 @@ impl Pool {
                     let home = terms.requests.is_none_or(|most| carried + 1 < most).then_some(home);
                     (sent, Lease { watch, home, ..Lease::default() })
                 }
-                Connection::Http2(mut sender, stream, watch) => (
-                    sender.try_send_request(request).await,
-                    Lease { watch, _stream: Some(stream), ..Lease::default() },
-                ),
+                Connection::Http2(mut sender, stream, watch, seen) => {
+                    exchange.handed_over();
+                    let patience = terms.opening.unwrap_or(opening::PATIENCE);
+                    let answer = sender.try_send_request(request);
+                    let Some(sent) = opening::in_time(answer, exchange, (&seen, &stream), patience).await
+                    else {
+                        self.leave(key, &seen);
+                        let error = opening::none_free(key.address, patience);
+                        return Err(Failure { error, again: repeat::harmless(spare).map(Box::new) });
+                    };
+                    (sent, Lease { watch, _stream: Some(stream), ..Lease::default() })
+                }
             };
             let mut error = match sent {
                 Ok(response) => return Ok((response, lease)),
@@ -318,7 +318,7 @@ impl Pool {
             }
         };
         let (stream, watch) = dial().await?;
-        let sender = handshake::http2(stream, key.address, watch.clone()).await?;
+        let (sender, seen) = handshake::http2(stream, key.address, watch.clone()).await?;
         let streams = Rc::new(Cell::new(0));
         let stream = InFlight::enter(&streams);
         let shared = SharedConnection {
@@ -326,11 +326,12 @@ impl Pool {
             made_with: credentials.cloned(),
             watch: watch.clone(),
             streams,
+            seen: seen.clone(),
             since: Instant::now(),
             carried: 1,
         };
         self.slots.borrow_mut().entry(key.clone()).or_default().http2.push(shared);
-        Ok((Connection::Http2(sender, stream, watch), false))
+        Ok((Connection::Http2(sender, stream, watch, seen), false))
     }
 
     fn kept(&self, key: &Key, terms: Terms, credentials: Option<&Arc<Credentials>>) -> Option<Connection> {
@@ -343,14 +344,15 @@ impl Pool {
             slot.http2.retain(|shared| !shared.sender.is_closed());
             let shared = slot.http2.iter_mut().find(|shared| {
                 same(&shared.made_with, credentials)
-                    && shared.streams.get() < MOST_STREAMS
+                    && shared.streams.get()
+                        < shared.seen.most_streams().map_or(MOST_STREAMS, |most| most.min(MOST_STREAMS))
                     && shared.watch.takes_more(wall)
                     && terms.requests.is_none_or(|most| shared.carried < most)
             })?;
             shared.since = now;
             shared.carried = shared.carried.saturating_add(1);
             let (sender, stream) = (shared.sender.clone(), InFlight::enter(&shared.streams));
-            return Some(Connection::Http2(sender, stream, shared.watch.clone()));
+            return Some(Connection::Http2(sender, stream, shared.watch.clone(), shared.seen.clone()));
         }
         while let Some(idle) = slot.http1.pop() {
             let patience = terms.idle.unwrap_or(self.idle.of(key.identity.is_some()));
@@ -361,6 +363,13 @@ impl Pool {
             }
         }
         None
+    }
+
+    /// Gives no more requests to a connection.
+    fn leave(&self, key: &Key, seen: &Rc<Seen>) {
+        if let Some(slot) = self.slots.borrow_mut().get_mut(key) {
+            slot.http2.retain(|shared| !Rc::ptr_eq(&shared.seen, seen));
+        }
     }
 
     fn keep(&self, home: Home) {

@@ -33,7 +33,7 @@ async fn connect(answers: bool) -> http2::SendRequest<Upload> {
         }
     });
     let stream = Stream::Plain(Prefixed::new(TcpStream::connect(address).await.unwrap()));
-    handshake::http2(stream, address, Watch::default()).await.unwrap()
+    handshake::http2(stream, address, Watch::default()).await.unwrap().0
 }
 
 fn request() -> Request<Upload> {
@@ -96,7 +96,7 @@ async fn burst<F>(pool: &Rc<Pool>, address: SocketAddr, count: usize, dial: impl
 where
     F: Future<Output = Result<(Stream, Watch), ProxyError>>,
 {
-    let key = Key { address, identity: None, sni: None, http2: false };
+    let key = Key { address, identity: None, sni: None, http2: false, source: None };
     let requests = (0..count).map(|_| async {
         let request = Request::get("/").header("host", "app").body(Upload::empty()).unwrap();
         let sent = pool.send(&key, Terms::default(), None, request, &Exchange::default(), &dial).await;

@@ -58,6 +58,11 @@ pub fn again(
     may.then_some(Again::Repeat(spare))
 }
 
+/// A copy that may be sent although the first may be sent, too, some time.
+pub fn harmless(spare: Option<Request<Upload>>) -> Option<Request<Upload>> {
+    spare.filter(|spare| is_idempotent(spare.method()))
+}
+
 fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
 }

@@ -172,11 +172,14 @@ impl Connection {
             Err(error) => return forward::refuse(&error, record, grpc),
         };
         let settings = &self.worker.shared.settings;
-        let key = Key { address: app, identity: None, sni: None, http2 };
+        let caller = self.caller.downstream.ip();
+        // A connection that shows its caller's address carries nobody else's requests.
+        let source = settings.app_source.on_behalf_of(caller);
+        let key = Key { address: app, source, identity: None, sni: None, http2 };
         record.set_upstream(app, None);
         record.upstream_started();
         let dial = || async {
-            let stream = connect_app(app, settings).await?;
+            let stream = connect_app(app, caller, settings).await?;
             Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
         };
         self.worker.pool.budget.deposit();

@@ -35,8 +35,8 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     let deadline = Instant::now() + worker.shared.settings.limits.first_request;
 
     let (settings, port) = (&worker.shared.settings, accepted.destination.port());
-    // Whatever redirect rules bring to the inbound side is for this machine, so a port of ours is a loop on any address.
-    let own_port = accepted.arrival == Arrival::Redirected && settings.own_ports.contains(&port);
+    // Whatever rules bring to the inbound side is for this machine, so a port of ours is a loop on any address.
+    let own_port = !matches!(accepted.arrival, Arrival::Fixed(_)) && settings.own_ports.contains(&port);
     if own_port || accepted.is_loop(&settings.own_ports, &[]) {
         reset_on_close(&accepted.stream);
         return record.set_error(&ProxyError::Loop(port));

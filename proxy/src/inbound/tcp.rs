@@ -2,6 +2,7 @@
 
 use super::Caller;
 use crate::{
+    bootstrap::TPROXY_MARK,
     error::ProxyError,
     http::upgrade::ended_as,
     net::{
@@ -11,7 +12,7 @@ use crate::{
     },
     telemetry::Record,
     tls::Stream,
-    traffic::{Settings, Worker},
+    traffic::{AppSource, Settings, Worker},
 };
 use postern_config::Verdict;
 use std::net::{IpAddr, SocketAddr};
@@ -44,7 +45,7 @@ async fn decide_and_carry(
     let settings = &worker.shared.settings;
     record.set_upstream(caller.destination, None);
     record.upstream_started();
-    let app = connect_app(caller.destination, settings).await;
+    let app = connect_app(caller.destination, caller.downstream.ip(), settings).await;
     record.upstream_answered();
     let mut app = app?;
     let revoked = worker.revoked(|policy| {
@@ -72,11 +73,16 @@ async fn decide_and_carry(
     ended.map_or(Ok(()), Err)
 }
 
-/// Connects to the app, from the address that the redirect rules leave alone.
-pub async fn connect_app(address: SocketAddr, settings: &Settings) -> Result<TcpStream, ProxyError> {
-    let source =
-        settings.app_source.iter().copied().find(|source: &IpAddr| source.is_ipv4() == address.is_ipv4());
-    dial::connect(address, settings.mark, source, settings.limits.connect)
-        .await
-        .map_err(|cause| ProxyError::Connect { address, cause })
+/// Connects to the app on behalf of `caller`, from the address that the rules of interception leave alone.
+pub async fn connect_app(
+    address: SocketAddr,
+    caller: IpAddr,
+    settings: &Settings,
+) -> Result<TcpStream, ProxyError> {
+    let (source, patience) = (settings.app_source.on_behalf_of(caller), settings.limits.connect);
+    let connected = match (settings.app_source, source) {
+        (AppSource::Caller, Some(source)) => dial::connect_as(address, source, TPROXY_MARK, patience).await,
+        _ => dial::connect(address, settings.mark, source, patience).await,
+    };
+    connected.map_err(|cause| ProxyError::Connect { address, cause })
 }

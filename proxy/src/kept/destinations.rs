@@ -61,8 +61,8 @@ fn wire(address: &Asked, destination: &Destination) -> v1::Destination {
             traffic: serde_json::to_vec(&*service.traffic).unwrap_or_default(),
         }),
         Destination::Workload(workload) => Kind::Workload(endpoint(workload)),
-        Destination::Outside { blocked, by_name } => {
-            Kind::Outside(v1::Outside { blocked: *blocked, by_name: *by_name })
+        Destination::Outside { blocked, by_name, in_mesh } => {
+            Kind::Outside(v1::Outside { blocked: *blocked, by_name: *by_name, in_mesh: *in_mesh })
         }
     };
     v1::Destination { address: address.to_string(), kind: Some(kind) }

@@ -130,7 +130,7 @@ fn destinations_come_back_as_they_were() {
     identity::keep(&folder, &credentials(3600));
     let (_, destinations) = recalled(&folder);
     let address = Asked::parse("//api.example.com:443").unwrap();
-    let known = Destination::Outside { blocked: true, by_name: false };
+    let known = Destination::Outside { blocked: true, by_name: false, in_mesh: true };
     destinations.recall(address.clone(), known.clone());
     folder.keep(destinations::FILE, &destinations::encode(&destinations));
     let (_, back) = recalled(&folder);

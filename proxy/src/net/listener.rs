@@ -17,6 +17,8 @@ use tokio::{net::TcpStream, time::Instant};
 pub enum Arrival {
     /// Redirect rules brought them: the kernel knows (`SO_ORIGINAL_DST`).
     Redirected,
+    /// Rules brought them as they are (TPROXY): our end of the socket is where they wanted to go.
+    Transparent,
     /// Every connection wanted to go to this address.
     Fixed(SocketAddr),
 }
@@ -39,6 +41,9 @@ impl Listener {
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
+        if arrival == Arrival::Transparent {
+            super::set_transparent(&SockRef::from(&socket), address)?;
+        }
         socket.bind(&address.into())?;
         socket.listen(4096)?;
         Ok(Self { socket: socket.into(), arrival })
@@ -119,12 +124,12 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// Whether the connection was meant for the proxy itself. Redirected connections are compared with `own_ports` on every
+    /// Whether the connection was meant for the proxy itself. What rules brought is compared with `own_ports` on every
     /// address that is certainly ours; explicit ones with the listener that took them.
     pub fn is_loop(&self, own_ports: &[u16], own_addresses: &[IpAddr]) -> bool {
         match self.arrival {
             Arrival::Fixed(_) => self.destination == self.local,
-            Arrival::Redirected => {
+            Arrival::Redirected | Arrival::Transparent => {
                 let ip = self.destination.ip();
                 let ours = ip.is_loopback() || ip.is_unspecified() || ip == self.local.ip();
                 own_ports.contains(&self.destination.port()) && (ours || own_addresses.contains(&ip))
@@ -168,6 +173,11 @@ impl Acceptor {
             Arrival::Fixed(destination) => destination,
             // Without a redirect rule the kernel knows of no other destination than our own address, which is a loop.
             Arrival::Redirected => original_destination(&stream).map_or(local, canonical),
+            // What the sidecar sends to its own pod does not cross the network, and is redirected to the loopback address.
+            Arrival::Transparent if local.ip().is_loopback() => {
+                original_destination(&stream).map_or(local, canonical)
+            }
+            Arrival::Transparent => local,
         };
         Ok(Accepted { stream, downstream: canonical(downstream), destination, arrival: self.arrival, local })
     }

@@ -11,13 +11,28 @@ pub use listener::{Accepted, Acceptor, Arrival, Listener};
 pub use prefixed::Prefixed;
 
 use socket2::{SockRef, TcpKeepalive};
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 use tokio::net::TcpStream;
 
 /// What every stream of ours gets: no Nagle; a peer that is gone is noticed after 60 + 6 × 10 s.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_nodelay(true)?;
     set_keepalive(stream, None, None, None)
+}
+
+/// Lets a socket have addresses that are not of this machine; needs `CAP_NET_ADMIN` (or `CAP_NET_RAW`).
+fn set_transparent(socket: &SockRef<'_>, family: SocketAddr) -> io::Result<()> {
+    if family.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
+}
+
+/// Whether this process may do what TPROXY needs: take and open connections with addresses of others, and mark them.
+///
+/// # Errors
+/// What the kernel says to that.
+pub fn may_be_transparent(mark: u32) -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.set_mark(mark)
 }
 
 /// When a silent peer is asked whether it is still there, and how often before it counts as dead. Whoever does not acknowledge
@@ -40,7 +55,7 @@ pub fn set_keepalive(
 
 /// Whether somebody listens there: then it cannot be bound. Nobody is called, so nobody notices. What cannot be told counts as
 /// taken, but an address family that this machine does not have.
-pub fn is_taken(address: std::net::SocketAddr) -> bool {
+pub fn is_taken(address: SocketAddr) -> bool {
     let probe = || {
         let socket =
             socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;

@@ -278,11 +278,16 @@ impl Connection {
         };
         let key = Key {
             address: endpoint.dial,
+            source: None,
             identity: endpoint.identity.clone(),
             sni: endpoint.identity.is_some().then(|| call.sni.clone()),
             http2: call.http2,
         };
-        let terms = Terms { idle: traffic.http_idle, requests: traffic.requests_per_connection };
+        let terms = Terms {
+            idle: traffic.http_idle,
+            requests: traffic.requests_per_connection,
+            opening: traffic.connect_timeout,
+        };
         let carries = if call.http2 { Carries::Http2 } else { Carries::Http1 };
         let (met, sent) = (RefCell::new(None), Cell::new(Instant::now()));
         let dial = || async {

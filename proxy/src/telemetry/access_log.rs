@@ -2,7 +2,7 @@
 //!
 //! What a caller controls is bounded and escaped; queries, headers and cookies are never written.
 
-use super::{Entry, Metrics, trace_context::hex};
+use super::{Entry, Metrics, entry::Entries, trace_context::hex};
 use crate::bootstrap::AccessLogSink;
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -41,7 +41,7 @@ pub struct Queue(Arc<Waiting>);
 
 #[derive(Debug)]
 struct Waiting {
-    lanes: [Mutex<Vec<Box<Entry>>>; LANES],
+    lanes: [Mutex<Entries>; LANES],
     /// There is something.
     news: Notify,
     /// There is so much that the writer must not linger.
@@ -87,7 +87,7 @@ impl Queue {
 
     /// Waits until there is something or it is time to stop, then moves all of it into `batch`; `false` when asked to stop and
     /// nothing is left.
-    async fn next(&self, batch: &mut Vec<Box<Entry>>, stop: &CancellationToken) -> bool {
+    async fn next(&self, batch: &mut Entries, stop: &CancellationToken) -> bool {
         let is_over = stop.is_cancelled();
         if !is_over {
             tokio::select! { () = self.0.news.notified() => {}, () = stop.cancelled() => {} }

@@ -129,6 +129,10 @@ pub struct Entry {
     pub sni: Option<Arc<str>>,
 }
 
+/// Several, each where its record had it: moving one is no copy.
+#[allow(clippy::vec_box)]
+pub type Entries = Vec<Box<Entry>>;
+
 impl Entry {
     /// A new one with nothing known but its addresses.
     pub fn new(

@@ -21,9 +21,12 @@ pub use metrics::Metrics;
 pub use record::Record;
 pub use upstream_metrics::Repeat;
 
-use crate::bootstrap::AccessLogSink;
+use crate::{bootstrap::AccessLogSink, drain};
 use arc_swap::ArcSwap;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +41,7 @@ struct Inner {
     log: Option<access_log::Queue>,
     spans: Option<trace::Queue>,
     service: Arc<ArcSwap<String>>,
+    drain: OnceLock<drain::Watch>,
 }
 
 /// Where entries go.
@@ -91,6 +95,7 @@ impl Telemetry {
                 log,
                 spans,
                 service,
+                drain: OnceLock::new(),
             })),
             writers,
         ))
@@ -105,7 +110,18 @@ impl Telemetry {
             log: None,
             spans: None,
             service: Arc::default(),
+            drain: OnceLock::new(),
         }))
+    }
+
+    /// From now on what is cut off at the end of the way down says so. Once.
+    pub fn follow(&self, drain: drain::Watch) {
+        let _ = self.0.drain.set(drain);
+    }
+
+    /// Whether the time of the way down is over, so that everything ends.
+    fn is_over(&self) -> bool {
+        self.0.drain.get().is_some_and(drain::Watch::is_over)
     }
 
     /// Opens the record of a connection.

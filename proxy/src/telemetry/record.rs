@@ -327,6 +327,12 @@ impl Drop for Record {
                 (entry.status, entry.grpc_status) = (Some(200), Some(error.grpc_status()));
                 (entry.flag, entry.reason) = (error.flag(), Some(error.to_string()));
             }
+            Scope::Request
+                if entry.status.is_none() && entry.reason.is_none() && self.telemetry.is_over() =>
+            {
+                let error = ProxyError::Draining;
+                (entry.flag, entry.reason) = (error.flag(), Some(error.to_string()));
+            }
             // The server dropped the exchange before we could answer: the client is gone.
             Scope::Request if entry.status.is_none() && entry.reason.is_none() => {
                 entry.flag = "DC";

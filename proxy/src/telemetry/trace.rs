@@ -4,7 +4,10 @@
 //! IDs that went out in `traceparent`, so the SDK's tracers, contexts and environment variables have nothing to do here.
 //! Attribute names follow the OpenTelemetry semantic conventions 1.39; our own start with `postern.`.
 
-use super::{Direction, Entry, Metrics, entry::Decided};
+use super::{
+    Direction, Entry, Metrics,
+    entry::{Decided, Entries},
+};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use opentelemetry_proto::tonic::{
@@ -114,7 +117,7 @@ impl Exporter {
         let _ = tokio::time::timeout(EXPORT_DEADLINE, last).await;
     }
 
-    async fn export(&mut self, batch: &mut Vec<Box<Entry>>) {
+    async fn export(&mut self, batch: &mut Entries) {
         let count = batch.len() as u64;
         let spans = batch.drain(..).filter_map(|entry| span(&entry)).collect();
         let request = request(spans, &self.service.load());

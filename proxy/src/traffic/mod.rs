@@ -10,7 +10,7 @@ pub mod upstream;
 mod upstreams;
 mod worker;
 
-pub use shared::{Limits, Settings, Shared};
+pub use shared::{AppSource, Limits, Settings, Shared};
 pub use upstreams::Upstreams;
 pub use worker::Worker;
 

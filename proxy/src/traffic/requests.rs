@@ -5,10 +5,11 @@ use super::{
     governor::{Governor, Level},
 };
 use crate::{
+    drain::Side,
     error::ProxyError,
     http::{
         Body,
-        deadline::grpc_timeout,
+        deadline::{GRACE, grpc_timeout},
         is_grpc, reply,
         serve::{self, Close, Deadlines},
     },
@@ -49,6 +50,7 @@ pub async fn serve<F, R>(
     };
     let record = Rc::new(RefCell::new(record));
     let requests = record.clone();
+    let grace = if worker.side == Side::Inbound { GRACE } else { 2 * GRACE };
     let (governor, telemetry) = (worker.shared.governor.clone(), worker.shared.telemetry.clone());
     let respond = move |request: Request<Incoming>| {
         let mut record = requests.borrow_mut().request();
@@ -69,7 +71,7 @@ pub async fn serve<F, R>(
             record.set_deadline(patience);
         }
         // On the heap at once, since it would be moved around on its way to hyper's: the story of a request is long.
-        Either::Right(in_time(Box::pin(respond(request, record)), patience))
+        Either::Right(in_time(Box::pin(respond(request, record)), patience, grace))
     };
     if let Err(ended) = serve::serve(stream, http2, deadlines, &worker.shared.drain, &watch, respond).await {
         let mut record = record.borrow_mut();
@@ -95,14 +97,14 @@ fn admit(request: &Request<Incoming>, governor: &Governor) -> Result<Option<Dura
     if is_grpc(request.headers()) { grpc_timeout(request.headers()) } else { Ok(None) }
 }
 
-/// The answer, or the news that it did not come in time; what has begun by then ends with that news.
-async fn in_time<R>(answer: R, patience: Option<Duration>) -> Result<Response<Body>, Close>
+/// The answer, or the news that it did not come in time, `grace` later; what has begun by then ends with that news.
+async fn in_time<R>(answer: R, patience: Option<Duration>, grace: Duration) -> Result<Response<Body>, Close>
 where
     R: Future<Output = Result<Response<Body>, Close>>,
 {
     // A time that the clock cannot hold is for ever.
-    let Some((patience, end)) =
-        patience.and_then(|patience| Some((patience, Instant::now().checked_add(patience)?)))
+    let Some((patience, end)) = patience
+        .and_then(|patience| Some((patience, Instant::now().checked_add(patience)?.checked_add(grace)?)))
     else {
         return answer.await;
     };

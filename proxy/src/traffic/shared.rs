@@ -25,9 +25,8 @@ pub struct Shared {
 pub struct Settings {
     /// `SO_MARK` on every socket we open; needs `CAP_NET_ADMIN`.
     pub mark: Option<u32>,
-    /// Source addresses of the connection from the inbound side to the app (Istio: 127.0.0.6 and ::6), which the redirect
-    /// rules leave alone. Empty in explicit mode. At most one per address family.
-    pub app_source: Vec<IpAddr>,
+    /// From where the inbound side connects to the app.
+    pub app_source: AppSource,
     /// Our own listening ports on local addresses: a connection whose original destination is one of them is a loop.
     pub own_ports: Vec<u16>,
     /// Workers that share the limits of a DestinationRule.
@@ -36,10 +35,27 @@ pub struct Settings {
     pub limits: Limits,
 }
 
-impl Settings {
-    /// The source addresses of redirect mode.
-    pub fn redirect_sources() -> Vec<IpAddr> {
-        vec![IpAddr::from([127, 0, 0, 6]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 6])]
+/// From which address the inbound side connects to the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AppSource {
+    /// Any: nothing is intercepted.
+    #[default]
+    Any,
+    /// 127.0.0.6 and ::6, as Istio has it, which redirect rules leave alone.
+    Passthrough,
+    /// The caller's, with [`TPROXY_MARK`](crate::bootstrap::TPROXY_MARK).
+    Caller,
+}
+
+impl AppSource {
+    /// The address that a connection on behalf of `caller` comes from, when that is not the kernel's choice.
+    pub fn on_behalf_of(self, caller: IpAddr) -> Option<IpAddr> {
+        match self {
+            Self::Any => None,
+            Self::Passthrough if caller.is_ipv4() => Some(IpAddr::from([127, 0, 0, 6])),
+            Self::Passthrough => Some(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 6])),
+            Self::Caller => Some(caller),
+        }
     }
 }
 

@@ -74,6 +74,11 @@ pub struct Arena {
 impl Arena {
     /// payments-api in STRICT mode, with these policies; its ports 8080 (HTTP) and 8081 (undeclared) are bytes.
     pub async fn new(policies: &str) -> Self {
+        Self::with(policies, Settings::default()).await
+    }
+
+    /// The same, with what else differs.
+    pub async fn with(policies: &str, settings: Settings) -> Self {
         let one = ONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("authority");
@@ -81,7 +86,7 @@ impl Arena {
             "{name: http, containerPort: 8080}, {name: web, containerPort: 8081}",
             "{name: http-raw, containerPort: 8080}, {name: raw, containerPort: 8081}",
         );
-        let settings = Settings { state: Some(state.clone()), ..Settings::default() };
+        let settings = Settings { state: Some(state.clone()), ..settings };
         let mesh = Mesh::start_with(&yaml, settings).await;
         let signer = Signer::of_mesh(&state, folder.path());
         let (last, logged) = Default::default();

@@ -28,7 +28,11 @@ async fn a_connection_to_a_redirect_port_itself_is_closed_within_a_second_and_le
         trust_domain: "cluster.local".into(),
         trust_bundle_pem: arena.mesh.control.trust_bundle_pem().into_bytes(),
         join_token: None,
-        interception: Interception::Redirect { inbound: vec![v4, v6], outbound: vec![v4, v6] },
+        interception: Interception::Redirect {
+            inbound: vec![v4, v6],
+            outbound: vec![v4, v6],
+            mode: Default::default(),
+        },
         admin: any(Ipv4Addr::LOCALHOST.into()),
         probes: any(Ipv4Addr::LOCALHOST.into()),
         metrics: any(Ipv4Addr::LOCALHOST.into()),

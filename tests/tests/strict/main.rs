@@ -6,10 +6,13 @@
 mod arena;
 mod frames;
 mod framing;
+mod goaway;
 mod headers;
 mod host;
 mod http2;
 mod interception;
+mod log;
 mod path;
+mod streams;
 mod upgrade;
 mod upstream;

@@ -177,3 +177,24 @@ async fn a_tunnel_half_closes_and_leaves_one_line() {
     arena.app().be_honest();
     arena.survived().await;
 }
+
+/// S-H1-17: what is in such a tunnel no rule could see, so HTTP opens none, whatever policy says of the method. An app that is a proxy
+/// itself declares its port as TCP, and policy speaks of identity and port.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connect_is_refused_where_http_is_spoken_and_passes_as_bytes_where_the_port_is_tcp() {
+    let rules = "action: ALLOW, rules: [{to: [{operation: {methods: [CONNECT, GET]}}]}, \
+                 {to: [{operation: {ports: ['9000']}}], \
+                 from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}]}]";
+    let arena = Arena::new(&policy("connect", rules)).await;
+    let connect = b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n";
+    for side in BOTH {
+        arena.refused(side, "S-H1-17", connect, 405).await;
+    }
+    for (caller, echoes) in [("checkout-api", true), ("reports", false)] {
+        let entry = arena.mesh.entry(caller, "payments-api:9000").0;
+        let echoed = postern_tests::client::exchange_bytes(entry, connect).await;
+        assert_eq!(echoed.is_ok_and(|echoed| echoed == connect), echoes, "{caller}");
+    }
+    assert_eq!(arena.mesh.app("payments-api").connections(), 1, "of the two, one reached the app");
+    arena.survived().await;
+}

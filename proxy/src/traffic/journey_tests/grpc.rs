@@ -19,11 +19,20 @@ async fn grpc_app() -> App {
                     if request.uri().path() == "/v1/mute" {
                         return std::future::pending().await;
                     }
+                    if request.uri().path() == "/v1/late" {
+                        // Its own deadline is over, and it says what it was about.
+                        tokio::time::sleep(Duration::from_millis(310)).await;
+                        let data = Full::new(bytes::Bytes::new()).with_trailers(async { None });
+                        let answer = http::Response::builder()
+                            .header("grpc-status", "4")
+                            .header("grpc-message", "charging");
+                        return Ok(answer.body(data.boxed_unsync()).unwrap());
+                    }
                     let data = request.into_body().collect().await.unwrap().to_bytes();
                     let trailers =
                         http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
                     let data = Full::new(data).with_trailers(async move { Some(Ok(trailers)) });
-                    Ok::<_, std::convert::Infallible>(http::Response::new(data))
+                    Ok::<_, std::convert::Infallible>(http::Response::new(data.boxed_unsync()))
                 }
             });
             let io = hyper_util::rt::TokioIo::new(stream);
@@ -134,6 +143,33 @@ async fn the_deadline_of_a_grpc_caller_is_kept() {
                     let waited = tokio::time::timeout(Duration::from_millis(600), patient).await;
                     assert!(waited.is_err(), "without a deadline it waits");
                 }
+            }
+        })
+        .await;
+}
+
+/// Who is asked last knows best: what the app says about a deadline that is over is what the caller hears.
+#[tokio::test]
+async fn the_apps_own_word_about_a_deadline_comes_before_ours() {
+    use http_body_util::Empty;
+    LocalSet::new()
+        .run_until(async {
+            let pair = pair_to(grpc_app().await, Protocol::Http2, MtlsMode::Strict, vec![], PAYMENTS).await;
+            let stream = TcpStream::connect(pair.outbound).await.unwrap();
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
+            spawn_local(connection);
+            for (path, message) in [("/v1/late", Some("charging")), ("/v1/mute", None)] {
+                let request = http::Request::post(format!("http://payments-api{path}"))
+                    .header("content-type", "application/grpc")
+                    .header("te", "trailers")
+                    .header("grpc-timeout", "300m");
+                let response =
+                    sender.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
+                assert_eq!(response.headers()["grpc-status"], "4", "{path}: {response:?}");
+                let told = response.headers().get("grpc-message").map(|text| text.to_str().unwrap());
+                assert_eq!(told == Some("charging"), message.is_some(), "{path}: {told:?}");
             }
         })
         .await;

@@ -1,0 +1,188 @@
+//! S-LOG: what a peer says can spoil no line of the log, secrets are in none, and a log that nobody takes costs no traffic.
+
+use crate::arena::{Arena, talk, talk_until};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use postern_proxy::{
+    Interception, Sidecar,
+    bootstrap::{AccessLogSink, JoinToken, JoinTokens},
+};
+use postern_tests::{Request, mesh::within, workload_api::bootstrap};
+use serde_json::Value;
+use std::{
+    fs::{File, OpenOptions},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::net::TcpStream;
+
+/// Another sidecar of checkout-api, whose log goes where the test wants it.
+async fn sidecar(arena: &Arena, sink: AccessLogSink) -> Sidecar {
+    let mut bootstrap = bootstrap("checkout-api");
+    let control = &arena.mesh.control;
+    bootstrap.control_plane = control.address().into();
+    bootstrap.trust_bundle_pem = control.trust_bundle_pem().into_bytes();
+    let token = control.join_token("checkout", "checkout-api", "checkout-api");
+    bootstrap.join_token = Some(JoinTokens::Given(JoinToken(token)));
+    let service = SocketAddr::from(([10, 96, 0, 1], 80));
+    bootstrap.interception =
+        Interception::Explicit { inbound: vec![], outbound: vec![("127.0.0.1:0".parse().unwrap(), service)] };
+    bootstrap.access_log = sink;
+    let sidecar = postern_proxy::start(bootstrap).await.unwrap();
+    within("it is ready", sidecar.ready()).await;
+    sidecar
+}
+
+async fn call(sidecar: &Sidecar, path: &str) -> u16 {
+    let through = sidecar.addresses().outbound[0];
+    Request::new(through, "payments-api.payments").path(path).send().await.unwrap().status
+}
+
+async fn metric(sidecar: &Sidecar, name: &str) -> f64 {
+    let page = Request::new(sidecar.addresses().metrics.unwrap(), "metrics").path("/metrics").send().await;
+    let text = String::from_utf8(page.unwrap().body.to_vec()).unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).expect("the metric is there");
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// The lines of a log once there are so many, as they lie in the file.
+async fn lines(log: &Path, number: usize) -> Vec<String> {
+    let began = Instant::now();
+    loop {
+        let text = std::fs::read(log).map(|bytes| String::from_utf8(bytes).expect("UTF-8")).unwrap();
+        if text.matches('\n').count() >= number && text.ends_with('\n') {
+            return text.lines().map(str::to_owned).collect();
+        }
+        assert!(began.elapsed() < Duration::from_secs(8), "fewer than {number} lines: {text}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Line 01.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_peer_says_leaves_one_short_line_of_json() {
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("access.log");
+    let sidecar = sidecar(&arena, AccessLogSink::File(log.clone())).await;
+    let long = |byte: u8, number: usize| vec![byte; number];
+    let request = |method: &[u8], target: &[u8], agent: &[u8]| {
+        [
+            method,
+            b" ",
+            target,
+            b" HTTP/1.1\r\nHost: a\r\nUser-Agent: ",
+            agent,
+            b"\r\nConnection: close\r\n\r\n",
+        ]
+        .concat()
+    };
+    let attacks = [
+        request(b"GET", b"/a%0d%0a{\"x\":1}%1b[31m", b"a"),
+        request(b"GET", b"/\"quoted\\\"", b"\"},{\"forged\":\"line"),
+        request(b"GET", b"/a\nb", b"a"),
+        request(b"GET", b"/a\0b", b"a"),
+        request(b"GET", b"/\xe2\x80\xae\xff", b"a"),
+        request(b"GET", b"/agent", b"\xff\xfe\xe2\x80\xae right to left"),
+        request(b"GET", b"/agent", b"esc \x1b[2J"),
+        request(b"GET", b"/agent", &long(b'"', 30 << 10)),
+        request(b"GET", &[b"/".to_vec(), long(b'\\', 7 << 10)].concat(), b"a"),
+        request(b"GET", &[b"/".to_vec(), long(b'p', 64 << 10)].concat(), b"a"),
+        request(&long(b'M', 4 << 10), b"/method", b"a"),
+        request(b"G\"T", b"/method", b"a"),
+        request(b"GET", b"/host", b"a\r\nx-request-id: {\"forged\":\"\\n\"}"),
+        b"\x16\x03\x01\xff\xff\x01 no TLS, no HTTP\r\n\r\n".to_vec(),
+    ];
+    for (n, attack) in attacks.iter().enumerate() {
+        let stream = TcpStream::connect(sidecar.addresses().outbound[0]).await.unwrap();
+        let from = stream.local_addr().unwrap().to_string();
+        talk(Box::new(stream), &[attack], Duration::from_secs(8)).await;
+        let shown = String::from_utf8_lossy(&attack[..attack.len().min(60)]).into_owned();
+        let all = lines(&log, n + 1).await;
+        assert_eq!(all.len(), n + 1, "S-LOG-01 {shown}: one line each: {all:#?}");
+        let line = all.last().unwrap();
+        let value: Value =
+            serde_json::from_str(line).unwrap_or_else(|e| panic!("S-LOG-01 {shown}: {e}: {line}"));
+        assert_eq!(value["source_address"], from, "S-LOG-01 {shown}: {line}");
+        assert!(value["forged"].is_null() && value["x"].is_null(), "S-LOG-01 {shown}: {line}");
+        assert!(line.len() < 16 << 10, "S-LOG-01 {shown}: {} bytes", line.len());
+        let is_control = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+        assert!(!line.contains(is_control), "S-LOG-01 {shown}: {line:?}");
+    }
+    assert_eq!(call(&sidecar, "/good").await, 200);
+    sidecar.drain().await;
+    arena.survived().await;
+}
+
+/// Line 02, on both sides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_of_a_request_are_in_no_line() {
+    const CANARY: &str = "canary-7f3a";
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("access.log");
+    let sidecar = sidecar(&arena, AccessLogSink::File(log.clone())).await;
+    let seen = arena.mesh.access_log("payments-api").lines().len();
+    let request = format!(
+        "GET /seen?token={CANARY} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CANARY}\r\nCookie: session={CANARY}\r\n\
+         Proxy-Authorization: Basic {CANARY}\r\nX-Api-Key: {CANARY}\r\nReferer: http://a/?{CANARY}\r\n\r\n"
+    );
+    let stream = TcpStream::connect(sidecar.addresses().outbound[0]).await.unwrap();
+    let answer = talk_until(Box::new(stream), request.as_bytes()).await;
+    assert_eq!(answer.statuses(), [200], "{}", answer.text);
+    assert!(arena.app().text().contains(CANARY), "the app has them");
+    let line = lines(&log, 1).await.remove(0);
+    assert!(line.contains("/seen") && !line.contains(CANARY), "S-LOG-02: {line}");
+    arena.mesh.access_log("payments-api").at_least(seen + 1).await;
+    let inbound = arena.mesh.access_log("payments-api").lines()[seen].to_string();
+    assert!(inbound.contains("/seen") && !inbound.contains(CANARY), "S-LOG-02: {inbound}");
+    sidecar.drain().await;
+    arena.survived().await;
+}
+
+/// Lines 03 and 04: a reader that reads nothing, and a disk without room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_takes_costs_no_request() {
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let reader = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
+    for (what, sink) in [("S-LOG-03", pipe.as_path()), ("S-LOG-04", Path::new("/dev/full"))] {
+        let sidecar = sidecar(&arena, AccessLogSink::File(sink.to_owned())).await;
+        // A pipe takes 64 KiB, about a hundred lines.
+        let began = Instant::now();
+        for n in 0..400 {
+            assert_eq!(call(&sidecar, &format!("/{n}")).await, 200, "{what}");
+        }
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(20), "{what}: {took:?} for 400 calls");
+        if what == "S-LOG-04" {
+            let dropped = async {
+                while metric(&sidecar, "postern_access_log_dropped_total").await < 1.0 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            within("what was lost is counted", dropped).await;
+        } else {
+            assert!(is_full(&reader), "the pipe was to be full");
+        }
+        let stopping = Instant::now();
+        sidecar.drain().await;
+        assert!(stopping.elapsed() < Duration::from_secs(12), "{what}: it stops all the same");
+    }
+    drop(reader);
+    arena.survived().await;
+}
+
+/// Whether a pipe holds as much as it can, give or take a line.
+fn is_full(pipe: &File) -> bool {
+    use std::io::Read;
+    let mut pipe = pipe;
+    let (mut buffer, mut held) = (vec![0; 64 << 10], 0);
+    while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+        held += count;
+    }
+    held >= 60 << 10
+}
