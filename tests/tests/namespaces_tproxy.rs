@@ -6,7 +6,7 @@ use postern_tests::up::{Curl, Place, SOON, Up, User, until};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 use std::{
     sync::{Arc, Mutex, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 const MESH: &str = include_str!("namespaces_tproxy.yaml");
@@ -168,30 +168,23 @@ fn without_its_sidecar_a_pod_under_tproxy_is_closed() {
         for (family, url) in &calls {
             assert_eq!(mesh.curl("legacy", &[family, url]).status, 200, "{url}");
         }
-        let arrived = mesh.run.since(0).iter().filter(|l| l.contains("/inward")).count();
         let sidecar =
             mesh.processes().into_iter().find(|p| p.command.contains(" proxy --instance=clear ")).unwrap();
-        let (killed, down) = (Instant::now(), mesh.run.here());
+        let down = mesh.run.here();
         sidecar.kill();
         let mut failed = 0;
-        // It starts again after a second; what is tried before must fail.
+        // It is started again after a tenth of a second: until then calls must fail, and what comes in has passed a sidecar, which
+        // says so with a request id that curl does not send.
         for (family, url) in calls.iter().cycle() {
             let tried = mesh.curl("legacy", &[family, url]);
-            if killed.elapsed() > Duration::from_millis(900) {
+            if tried.status == 200 {
+                assert!(tried.body.contains("x-request-id"), "past the sidecar: {url}: {tried:?}");
                 break;
             }
             assert_eq!(tried.status, 0, "{url}: {tried:?}");
             failed += 1;
         }
-        assert!(failed >= 2, "only {failed} tries in the time without a sidecar");
-        let now = mesh.run.since(0);
-        assert!(
-            now.iter()
-                .filter(|l| l.contains(" app | ") && l.contains("received") && l.contains("/inward"))
-                .count()
-                <= arrived,
-            "nothing came in while the sidecar was dead"
-        );
+        assert!(failed >= 1, "not one try in the time without a sidecar");
         mesh.run.line(down, |l| l.starts_with("clear: sidecar ended"));
         for (family, url) in &calls {
             until("calls work again", SOON, || mesh.curl("legacy", &[family, url]).status == 200);
