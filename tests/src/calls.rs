@@ -389,7 +389,18 @@ async fn one(
             let mut request = request(method, "http://server.shop/ok", id);
             request.headers_mut().remove("host");
             sender.ready().await.map_err(|e| format!("connection: {e}"))?;
-            answer(sender.send_request(request).await).await.map(told)
+            match sender.send_request(request.clone()).await {
+                // Sent while the other end said that it takes no more: by RFC 9113 section 6.8 nobody has seen it, and any client may
+                // send it again.
+                Err(left) if format!("{left:?}").contains("NO_ERROR, Remote") => {
+                    let opened = Connection::open(lane, places).await?;
+                    let Connection::Http2(sender) = kept.insert(opened) else {
+                        unreachable!("a connection of this lane")
+                    };
+                    answer(sender.send_request(request).await).await.map(told)
+                }
+                first => answer(first).await.map(told),
+            }
         }
         Connection::Bytes(_) => unreachable!("a connection of this lane"),
     }
