@@ -1,6 +1,5 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
-pub mod heap;
 pub mod resources;
 
 use std::{

@@ -3,12 +3,9 @@
 //! Connections may take 40 % of the descriptors beyond those that the sidecar needs for itself, since each may need a second
 //! one. Memory is looked at ten times a second: from 80 % of the limit idle connections go, from 90 % new requests are answered
 //! 503, from 95 % nothing is accepted and the newest connections are ended, an eighth
-//! at a time, until there is room; what is free goes back to the machine. Envoy has the same as its overload manager, off by default.
+//! at a time, until there is room. The allocator (mimalloc) gives freed memory back by itself. Envoy has the same as its overload manager, off by default.
 
-use crate::bootstrap::{
-    heap,
-    resources::{Resident, Resources},
-};
+use crate::bootstrap::resources::{Resident, Resources};
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -45,8 +42,6 @@ const SHARE: u64 = 40;
 const OWN: u64 = 40;
 /// Between two looks at the memory.
 const LOOK: Duration = Duration::from_millis(100);
-/// So many looks short of memory, and what is free is given back: else a level would outlast the load that has caused it.
-const GIVES_BACK: u32 = 10;
 
 /// One for the whole sidecar.
 #[derive(Debug)]
@@ -144,14 +139,9 @@ impl Governor {
         let (Some(_), Ok(resident)) = (self.memory, Resident::open()) else { return };
         let governor = Arc::downgrade(&self);
         drop(self);
-        let mut looks = 0;
         while let Some(governor) = governor.upgrade() {
             if let Some(bytes) = resident.bytes() {
                 governor.note(bytes);
-            }
-            looks = if governor.level() >= Level::Tight { looks + 1 } else { 0 };
-            if looks % GIVES_BACK == 1 || governor.level() == Level::Full {
-                heap::give_back();
             }
             drop(governor);
             tokio::time::sleep(LOOK).await;
