@@ -1,19 +1,18 @@
 //! Connections that are being made to one place. A burst of requests finds no kept connection and would open one for each of them at
 //! once: handshakes that the other end has to refuse when they are too many, and most of them of no use a moment later. So only
-//! some are made at a time, and who waits gets whatever is there first: a connection that was given back, or a turn to make one.
+//! some are made at a time, and who waits gets whatever is there first: a connection that was given back, one that
+//! carries several, or a turn to make one.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::sync::Notify;
 
-/// Connections made at the same time to one place by one worker. Another sidecar takes 500 that are not proven from one source, of all
-/// workers.
-pub const MOST: usize = 64;
 /// After so long whoever waits makes a connection all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One worker's for one place.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Dials {
+    most: usize,
     under_way: Cell<usize>,
     waiting: Cell<usize>,
     // Goes up when one fails.
@@ -29,6 +28,17 @@ pub struct Turn(Rc<Dials>);
 struct Waiting<'d>(&'d Dials);
 
 impl Dials {
+    /// At most so many at a time.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            under_way: Cell::default(),
+            waiting: Cell::default(),
+            failures: Cell::default(),
+            news: Notify::new(),
+        }
+    }
+
     /// A turn, unless others are at it already or wait for theirs.
     pub fn turn(self: &Rc<Self>) -> Option<Turn> {
         (self.waiting.get() == 0).then(|| self.take()).flatten()
@@ -74,7 +84,7 @@ impl Dials {
     }
 
     fn take(self: &Rc<Self>) -> Option<Turn> {
-        (self.under_way.get() < MOST).then(|| self.enter())
+        (self.under_way.get() < self.most).then(|| self.enter())
     }
 
     fn enter(self: &Rc<Self>) -> Turn {
@@ -93,5 +103,7 @@ impl Drop for Turn {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.set(self.0.waiting.get().saturating_sub(1));
+        // What served this one may serve the next one as well, or a turn is left.
+        self.0.given_back();
     }
 }

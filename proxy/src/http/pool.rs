@@ -60,6 +60,9 @@ impl Hash for Key {
 
 /// Streams we put on one HTTP/2 connection before we open another (what Envoy and ztunnel allow too).
 const MOST_STREAMS: usize = 100;
+/// HTTP/1 connections of one key that are made at the same time. Another sidecar's worker takes 500 from one source that have not
+/// proven themselves yet.
+const MOST_DIALS: usize = 64;
 /// Idle HTTP/1 connections kept per key.
 const MOST_IDLE: usize = 64;
 
@@ -97,19 +100,22 @@ pub struct Pool {
     pub budget: Budget,
 }
 
-#[derive(Default)]
 struct Slot {
     terms: Terms,
     http1: Vec<IdleConnection>,
     http2: Vec<SharedConnection>,
     dials: Rc<Dials>,
-    // One dial at a time for HTTP/2, so that a burst shares one connection.
-    dialling: Rc<tokio::sync::Mutex<()>>,
 }
 
 impl Slot {
+    fn of(key: &Key) -> Self {
+        // One at a time for HTTP/2, so that a burst shares one connection.
+        let dials = Rc::new(Dials::new(if key.http2 { 1 } else { MOST_DIALS }));
+        Self { terms: Terms::default(), http1: Vec::new(), http2: Vec::new(), dials }
+    }
+
     fn is_dialled(&self) -> bool {
-        Rc::strong_count(&self.dialling) > 1 || Rc::strong_count(&self.dials) > 1
+        Rc::strong_count(&self.dials) > 1
     }
 }
 
@@ -289,35 +295,33 @@ impl Pool {
         if let Some(kept) = kept() {
             return Ok((kept, true));
         }
-        if !key.http2 {
-            let dials = self.slots.borrow_mut().entry(key.clone()).or_default().dials.clone();
-            let _turn = match dials.turn() {
-                Some(turn) => turn,
-                None => match dials.wait(kept).await {
-                    Ok(kept) => return Ok((kept, true)),
-                    Err(turn) => turn,
-                },
-            };
-            let made = async {
-                let (stream, watch) = dial().await?;
-                let sender = handshake::http1(stream, key.address, watch.clone()).await?;
-                Ok((Connection::Http1(sender, watch, 0), false))
-            };
-            return made.await.inspect_err(|_| dials.failed());
-        }
-        let dialling = self.slots.borrow_mut().entry(key.clone()).or_default().dialling.clone();
-        let _turn = match dialling.try_lock() {
-            Ok(turn) => Some(turn),
-            // Somebody dials already. Wait for that one; when it failed, all who waited dial at once and not one by one.
-            Err(_) => {
-                drop(dialling.lock().await);
-                if let Some(kept) = kept() {
-                    return Ok((kept, true));
-                }
-                None
-            }
+        let dials = self.slots.borrow_mut().entry(key.clone()).or_insert_with(|| Slot::of(key)).dials.clone();
+        let _turn = match dials.turn() {
+            Some(turn) => turn,
+            None => match dials.wait(kept).await {
+                Ok(kept) => return Ok((kept, true)),
+                Err(turn) => turn,
+            },
         };
+        let made = self.made(key, credentials, dial).await;
+        Ok((made.inspect_err(|_| dials.failed())?, false))
+    }
+
+    async fn made<D, F>(
+        &self,
+        key: &Key,
+        credentials: Option<&Arc<Credentials>>,
+        dial: &D,
+    ) -> Result<Connection, ProxyError>
+    where
+        D: Fn() -> F,
+        F: Future<Output = Result<(Stream, Watch), ProxyError>>,
+    {
         let (stream, watch) = dial().await?;
+        if !key.http2 {
+            let sender = handshake::http1(stream, key.address, watch.clone()).await?;
+            return Ok(Connection::Http1(sender, watch, 0));
+        }
         let (sender, seen) = handshake::http2(stream, key.address, watch.clone()).await?;
         let streams = Rc::new(Cell::new(0));
         let stream = InFlight::enter(&streams);
@@ -330,8 +334,8 @@ impl Pool {
             since: Instant::now(),
             carried: 1,
         };
-        self.slots.borrow_mut().entry(key.clone()).or_default().http2.push(shared);
-        Ok((Connection::Http2(sender, stream, watch, seen), false))
+        self.slots.borrow_mut().entry(key.clone()).or_insert_with(|| Slot::of(key)).http2.push(shared);
+        Ok(Connection::Http2(sender, stream, watch, seen))
     }
 
     fn kept(&self, key: &Key, terms: Terms, credentials: Option<&Arc<Credentials>>) -> Option<Connection> {
@@ -374,7 +378,7 @@ impl Pool {
 
     fn keep(&self, home: Home) {
         let mut slots = self.slots.borrow_mut();
-        let slot = slots.entry(home.key).or_default();
+        let slot = slots.entry(home.key).or_insert_with_key(Slot::of);
         if slot.http1.len() >= MOST_IDLE {
             slot.http1.remove(0);
         }

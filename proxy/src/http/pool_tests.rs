@@ -72,7 +72,7 @@ async fn a_peer_that_is_only_slow_is_waited_for() {
 }
 
 /// A server that answers each request with 200; how many connections it has accepted.
-async fn server() -> (SocketAddr, Rc<Cell<usize>>) {
+async fn server(http2: bool) -> (SocketAddr, Rc<Cell<usize>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, accepted) = (listener.local_addr().unwrap(), Rc::new(Cell::new(0)));
     let count = accepted.clone();
@@ -81,6 +81,13 @@ async fn server() -> (SocketAddr, Rc<Cell<usize>>) {
             let (mut stream, _) = listener.accept().await.unwrap();
             count.set(count.get() + 1);
             tokio::task::spawn_local(async move {
+                if http2 {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        respond.send_response(Response::new(()), true).unwrap();
+                    }
+                    return;
+                }
                 let mut read = [0; 1024];
                 while stream.read(&mut read).await.is_ok_and(|count| count > 0) {
                     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
@@ -92,14 +99,17 @@ async fn server() -> (SocketAddr, Rc<Cell<usize>>) {
 }
 
 /// Sends `count` requests at once; connections come of `dial`. How many were answered.
-async fn burst<F>(pool: &Rc<Pool>, address: SocketAddr, count: usize, dial: impl Fn() -> F) -> usize
+async fn burst<F>(pool: &Rc<Pool>, key: &Key, count: usize, dial: impl Fn() -> F) -> usize
 where
     F: Future<Output = Result<(Stream, Watch), ProxyError>>,
 {
-    let key = Key { address, identity: None, sni: None, http2: false, source: None };
     let requests = (0..count).map(|_| async {
-        let request = Request::get("/").header("host", "app").body(Upload::empty()).unwrap();
-        let sent = pool.send(&key, Terms::default(), None, request, &Exchange::default(), &dial).await;
+        let request = if key.http2 {
+            request()
+        } else {
+            Request::get("/").header("host", "app").body(Upload::empty()).unwrap()
+        };
+        let sent = pool.send(key, Terms::default(), None, request, &Exchange::default(), &dial).await;
         let answered = sent.is_ok();
         if let Ok((_, lease)) = sent {
             // As the body does, a moment after the head.
@@ -113,9 +123,16 @@ where
 
 #[tokio::test]
 async fn a_burst_makes_only_some_connections_at_a_time_and_all_of_it_is_answered() {
+    check_burst(false, MOST_DIALS, 999).await;
+    // As few as can carry it.
+    check_burst(true, 1, 1000 / MOST_STREAMS).await;
+}
+
+async fn check_burst(http2: bool, at_a_time: usize, connections: usize) {
     let local = LocalSet::new();
     let story = async {
-        let (address, accepted) = server().await;
+        let (address, accepted) = server(http2).await;
+        let key = Key { address, identity: None, sni: None, http2, source: None };
         let pool = Pool::new(Idle { plain: Duration::from_secs(60), mesh: Duration::from_secs(60) });
         let (at_once, most) = (Rc::new(Cell::new(0)), Cell::new(0));
         let dial = || {
@@ -127,9 +144,9 @@ async fn a_burst_makes_only_some_connections_at_a_time_and_all_of_it_is_answered
                 Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
             }
         };
-        assert_eq!(burst(&pool, address, 1000, dial).await, 1000);
-        assert_eq!(most.get(), super::super::dials::MOST);
-        assert!(accepted.get() < 1000, "{} connections for 1,000 requests", accepted.get());
+        assert_eq!(burst(&pool, &key, 1000, dial).await, 1000);
+        assert_eq!(most.get(), at_a_time);
+        assert!(accepted.get() <= connections, "{} connections for 1,000 requests", accepted.get());
     };
     local.run_until(story).await;
 }
@@ -144,9 +161,12 @@ async fn nobody_in_a_burst_waits_for_those_who_cannot_be_reached() {
             tokio::time::sleep(Duration::from_secs(5)).await;
             Err(ProxyError::Connect { address, cause: std::io::ErrorKind::TimedOut.into() })
         };
-        let began = Instant::now();
-        assert_eq!(burst(&pool, address, 1000, dial).await, 0);
-        assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+        for http2 in [false, true] {
+            let key = Key { address, identity: None, sni: None, http2, source: None };
+            let began = Instant::now();
+            assert_eq!(burst(&pool, &key, 1000, dial).await, 0);
+            assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+        }
     };
     local.run_until(story).await;
 }
