@@ -2,6 +2,7 @@
 
 use super::{
     body::Upload,
+    canonical,
     flood::{Bounds, Paced, Seen},
     interim::{Bounded, Sender},
 };
@@ -14,6 +15,11 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
+/// When no more is read of an answer ahead of a client that does not take it, in octets, and of its head: as of requests. The last
+/// read may be as large again.
+/// hyper's own 400 KiB would be held for each slow reader, and make no large body faster.
+const READ_AHEAD: usize = canonical::MAX_HEADER_BYTES + 16 * 1024;
+
 /// A connection that carries one request after the other; ends with the trust in the peer.
 ///
 /// # Errors
@@ -22,6 +28,7 @@ pub async fn http1(stream: Stream, address: SocketAddr, watch: Watch) -> Result<
     let (io, turn) = Bounded::new(Prefixed::new(stream));
     let (sender, connection) = http1::Builder::new()
         // At most 100 headers, as of requests, is what hyper does by itself.
+        .max_buf_size(READ_AHEAD)
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
