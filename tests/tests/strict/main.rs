@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod arena;
+mod floods;
 mod frames;
 mod framing;
 mod goaway;
