@@ -20,6 +20,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Notify,
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
@@ -118,6 +119,8 @@ struct Sums {
     forbidden: AtomicU64,
     refused: [AtomicU64; 3],
     breaches: Mutex<Vec<String>>,
+    // A call has ended.
+    ended: Notify,
 }
 
 /// What apps have seen.
@@ -195,6 +198,7 @@ impl Calls {
     pub async fn pass(&self, more: usize) {
         let began = Instant::now();
         loop {
+            let ended = self.sums.ended.notified();
             let calls = self.so_far();
             let good = |lane: Lane| {
                 calls.iter().filter(|call| call.lane == lane && call.is_good() && call.began >= began).count()
@@ -202,8 +206,9 @@ impl Calls {
             if self.kinds.iter().all(|lane| good(*lane) >= more) {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(30), "no good calls: {:?}", calls.last());
-            tokio::time::sleep(EVERY / 2).await;
+            let left = Duration::from_secs(30).saturating_sub(began.elapsed());
+            let waited = tokio::time::timeout(left, ended).await;
+            assert!(waited.is_ok(), "no good calls: {:?}", calls.last());
         }
     }
 
@@ -358,6 +363,7 @@ async fn allowed(lane: Lane, places: Places, stop: CancellationToken, sums: Arc<
             kept = None;
         }
         sums.calls.lock().unwrap().push(Call { lane, id, began, ended: Instant::now(), end });
+        sums.ended.notify_waiters();
     }
 }
 

@@ -21,6 +21,7 @@ pub mod processes;
 pub mod raw;
 pub mod relay;
 pub mod scenario;
+pub mod shared;
 pub mod spire;
 pub mod standalone;
 pub mod tree;

@@ -2,29 +2,19 @@
 //! connections holds for these as well. Each claim has its twin, a pod of the same kind that is redirected.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use postern_tests::up::{Curl, Place, SOON, Up, User, until};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
-use std::{
-    sync::{Arc, Mutex, Weak},
-    time::Duration,
+use postern_tests::{
+    shared::Shared,
+    up::{Curl, Place, SOON, Up, User, until},
 };
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
+use std::{sync::Arc, time::Duration};
 
 const MESH: &str = include_str!("namespaces_tproxy.yaml");
 
-/// One mesh for each user, shared by the tests that run at the same time.
+/// One mesh for each user.
 fn meshes() -> Vec<Arc<Up>> {
-    static SHARED: Mutex<Vec<(User, Weak<Up>)>> = Mutex::new(Vec::new());
-    let users = User::with_namespaces();
-    let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
-    let mut all = Vec::new();
-    for user in users {
-        let running = shared.iter().find_map(|(of, mesh)| mesh.upgrade().filter(|_| *of == user));
-        let mesh = running.unwrap_or_else(|| Arc::new(Up::start(user, MESH, &[])));
-        shared.retain(|(of, _)| *of != user);
-        shared.push((user, Arc::downgrade(&mesh)));
-        all.push(mesh);
-    }
-    all
+    static SHARED: Shared = Shared::new();
+    SHARED.meshes(MESH)
 }
 
 /// The addresses of a pod as a URL has them, by the flag that `curl` has for the family.

@@ -4,31 +4,22 @@
 
 use postern_tests::{
     certificates::{Leaf, Pair, Signer, self_signed},
-    up::{Curl, Process, SOON, Up, User, find, skipped, until},
+    shared::Shared,
+    up::{Curl, Process, SOON, Up, find, skipped, until},
 };
 use std::{
     path::Path,
-    sync::{Arc, Mutex, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 const MESH: &str = include_str!("namespaces_traffic.yaml");
 const GOOD: &str = "URI=spiffe://cluster.local/ns/callers/sa/good";
 
-/// One mesh for each user, shared by the tests that run at the same time.
+/// One mesh for each user.
 fn meshes() -> Vec<Arc<Up>> {
-    static SHARED: Mutex<Vec<(User, Weak<Up>)>> = Mutex::new(Vec::new());
-    let users = User::with_namespaces();
-    let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
-    let mut all = Vec::new();
-    for user in users {
-        let running = shared.iter().find_map(|(of, mesh)| mesh.upgrade().filter(|_| *of == user));
-        let mesh = running.unwrap_or_else(|| Arc::new(Up::start(user, MESH, &[])));
-        shared.retain(|(of, _)| *of != user);
-        shared.push((user, Arc::downgrade(&mesh)));
-        all.push(mesh);
-    }
-    all
+    static SHARED: Shared = Shared::new();
+    SHARED.meshes(MESH)
 }
 
 /// The ways to an app on port 8080 of `pod`, behind port 80 of `service`.
