@@ -4,6 +4,7 @@
 //! in front of it counts them. Beyond the budget it hands h2 something that h2 answers with GOAWAY and ENHANCE_YOUR_CALM (11),
 //! at the next boundary of frames, and nothing after it is read. It also holds the deadline of a peer that takes nothing.
 
+use super::gather::Gather;
 use std::{
     cell::Cell,
     io,
@@ -30,9 +31,10 @@ pub struct Bounds {
 /// The connection's preface (RFC 9113 section 3.4), which only clients send.
 const PREFACE: usize = 24;
 
-/// Counts the frames in what it reads; writes pass untouched.
+/// Counts the frames in what it reads; what is written is gathered ([`Gather`]) and passes untouched.
 pub struct Paced<S> {
     stream: S,
+    gather: Gather,
     frames: Frames,
     budget: Budget,
     poison: Option<&'static [u8]>,
@@ -79,6 +81,7 @@ impl<S> Paced<S> {
         let seen = Rc::new(Seen::default());
         let paced = Self {
             stream,
+            gather: Gather::default(),
             frames: Frames { left: skip, ..Frames::default() },
             budget: Budget::full(bounds.frames),
             poison: None,
@@ -101,13 +104,16 @@ impl<S> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Poll::Ready(Err(error)) = this.poll_send(cx) {
+            return Poll::Ready(Err(error));
+        }
         if let Some(poison) = this.poison {
             let (now, later) = poison.split_at(poison.len().min(buf.remaining()));
             buf.put_slice(now);
@@ -131,29 +137,48 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Paced<S> {
+    /// Sends what was gathered. A peer that does not take it has the same time as for anything else.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = self.gather.poll_send(&mut self.stream, cx);
+        self.budget.sent(&sent);
+        self.watch_write(cx, sent).map_ok(drop)
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.budget.sent(&written);
-        self.watch_write(cx, written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.budget.sent(&written);
-        self.watch_write(cx, written)
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        if !self.gather.takes(length) {
+            ready!(self.poll_send(cx))?;
+        }
+        if !self.gather.takes(length) {
+            let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+            self.budget.sent(&written);
+            return self.watch_write(cx, written);
+        }
+        bufs.iter().for_each(|buf| self.gather.hold(buf));
+        Poll::Ready(Ok(length))
     }
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.gather.will_send(cx) {
+            return Poll::Ready(Ok(()));
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         self.watch_write(cx, flushed)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -7,6 +7,7 @@ pub mod deadline;
 pub mod dials;
 pub mod flood;
 pub mod framing;
+pub mod gather;
 pub mod handshake;
 pub mod headers;
 pub mod interim;
