@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         let counts = [WARM, WARM + MORE].map(|times| instructions(name, times));
         let [Ok(few), Ok(many)] = counts else {
             let cause = counts.into_iter().find_map(Result::err).unwrap_or_default();
-            eprintln!("error: {cause}\nhelp: `make setup` installs valgrind, or says how");
+            eprintln!("error: {cause}\nhelp: install valgrind (Debian: apt-get install valgrind)");
             return ExitCode::FAILURE;
         };
         let each = (many.saturating_sub(few)) as f64 / MORE as f64;
