@@ -196,7 +196,12 @@ impl Calls {
 
     /// Waits until so many more have ended well on every lane that is called.
     pub async fn pass(&self, more: usize) {
-        let began = Instant::now();
+        self.pass_from(Instant::now(), more).await;
+    }
+
+    /// Waits until so many that began at or after this moment, which may be still to come, have ended well on every lane that is
+    /// called.
+    pub async fn pass_from(&self, began: Instant, more: usize) {
         loop {
             let ended = self.sums.ended.notified();
             let calls = self.so_far();

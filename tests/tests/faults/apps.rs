@@ -37,8 +37,7 @@ async fn an_app_that_does_not_listen_is_refused_at_once_with_the_reason_and_serv
     calls.go_on(Duration::from_secs(2)).await;
     let back = Instant::now();
     ground.apps[0].listen_again(ground.servers[0].listen(PORT));
-    calls.go_on(Duration::from_secs(1)).await;
-    calls.pass(5).await;
+    calls.pass_from(back + Duration::from_secs(1), 5).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     report.assert_recovered(back, Duration::from_secs(1));
@@ -84,8 +83,7 @@ async fn an_app_that_stands_still_keeps_as_many_waiting_as_the_rule_says_and_ans
     let grown = [0, 1].map(|n| resident(sidecars[n]).saturating_sub(before[n]));
     signal(app, Signal::SIGCONT);
     let went_on = Instant::now();
-    calls.go_on(Duration::from_secs(1)).await;
-    calls.pass(5).await;
+    calls.pass_from(went_on + Duration::from_secs(1), 5).await;
     let (mut refused, mut held) = (0, 0);
     while let Some(ended) = burst.join_next().await {
         let (end, at) = ended.unwrap();
@@ -133,7 +131,7 @@ async fn a_get_that_is_reset_is_tried_again_and_a_post_is_refused_and_came_once(
     calls.go_on(Duration::from_secs(4)).await;
     ground.apps[0].set(Fault::None);
     let over = Instant::now();
-    calls.pass(5).await;
+    calls.pass_from(over + Duration::from_millis(200), 5).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     assert_only_posts_are_refused(&report, "upstream-reset");
@@ -153,8 +151,7 @@ async fn a_get_that_is_reset_is_tried_again_and_a_post_is_refused_and_came_once(
         calls.go_on(Duration::from_millis(400)).await;
     }
     let over = Instant::now();
-    calls.go_on(Duration::from_millis(500)).await;
-    calls.pass(2).await;
+    calls.pass_from(over + Duration::from_millis(500), 2).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     report.assert_recovered(over, Duration::from_millis(500));

@@ -43,8 +43,7 @@ async fn a_server_that_is_swallowed_by_the_network_is_left_for_the_other_one() {
     // One that is used again just before its 4 s are over has 4 s more.
     calls.go_on(Duration::from_secs(6)).await;
     until("connections that nobody uses are given up as well", Duration::from_secs(4), || open() == 0);
-    calls.go_on(Duration::from_secs(8).saturating_sub(began.elapsed())).await;
-    calls.pass(5).await;
+    calls.pass_from(began + Duration::from_secs(8), 5).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     // Who is noticed to be gone in the middle of a call costs the 4 s, and then a new connection's second.
@@ -87,8 +86,7 @@ async fn lost_packets_cost_time_and_no_call() {
         network.heal();
     }
     let healed = Instant::now();
-    calls.go_on(Duration::from_secs(4)).await;
-    calls.pass(2).await;
+    calls.pass_from(healed + Duration::from_secs(4), 2).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     for (percent, from, to) in &phases {

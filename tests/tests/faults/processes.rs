@@ -22,7 +22,7 @@ async fn killed(ground: &Ground, pod: &str) -> Report {
     let (from, killed) = (ground.mesh.run.here(), Instant::now());
     signal(sidecar(&ground.mesh, pod), Signal::SIGKILL);
     ground.mesh.run.line(from, |line| line.starts_with(&format!("{pod}: sidecar ended (signal: 9")));
-    calls.pass(5).await;
+    calls.pass_from(killed + RESTART, 5).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     report.assert_recovered(killed, RESTART);

@@ -105,8 +105,7 @@ async fn system_calls_that_fail_end_calls_and_neither_the_sidecar_nor_its_admin_
         assert_eq!(sidecar(&ground.mesh, SERVERS[0]), pid, "{fault}: {:?}", ground.mesh.run.since(0).last());
     }
     let over = Instant::now();
-    calls.go_on(Duration::from_secs(1)).await;
-    calls.pass(5).await;
+    calls.pass_from(over + Duration::from_secs(1), 5).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     report.assert_recovered(over, Duration::from_secs(1));
