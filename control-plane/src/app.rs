@@ -178,6 +178,11 @@ impl ControlPlane {
         self.publisher.tokens.issue(pod, JOIN_TOKEN_LIFETIME, SystemTime::now())
     }
 
+    /// Whether a token of [`ControlPlane::join_token`] is neither used nor expired.
+    pub fn is_join_token_good(&self, token: &str) -> bool {
+        self.publisher.tokens.is_good(token, SystemTime::now())
+    }
+
     /// Replaces the registry's content whole: pods with `pod_ips`, services, policies. Publishes what changed, to whom it
     /// concerns. The documents must have been read without errors. The number of this state of them, for
     /// [`SessionStatus::documents`].

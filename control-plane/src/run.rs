@@ -102,7 +102,7 @@ pub struct Flags {
     pub allow_ending_authority: bool,
 }
 
-/// How often spent join tokens are looked for. Whoever spends one removes its file.
+/// How often spent join tokens are looked for. Whoever spends one removes its file, unless it is killed in between.
 const SPENT_TOKENS: Duration = Duration::from_secs(5);
 /// The shortest life of a workload certificate that an operator may choose, in seconds: renewal needs time to be tried again.
 const SHORTEST_LIFETIME: u64 = 300;
@@ -318,7 +318,7 @@ fn agree_on_trust_domain(documents: &mut Documents, flag: Option<&str>) -> anyho
 /// Which token files to write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Refresh {
-    /// For pods that have none: new ones, and those that have used theirs and may have to begin again.
+    /// For pods that have none that is good: new ones, and those that have used theirs and may have to begin again.
     Missing,
     /// For all: tokens end.
     All,
@@ -358,7 +358,11 @@ impl TokenFiles {
         }
         self.written.retain(|pod, _| wanted.contains_key(pod));
         for (pod, file) in wanted {
-            if refresh == Refresh::All || !self.written.contains_key(&pod) || !file.exists() {
+            let is_good = || {
+                self.written.contains_key(&pod)
+                    && fs::read_to_string(&file).is_ok_and(|token| control_plane.is_join_token_good(&token))
+            };
+            if refresh == Refresh::All || !is_good() {
                 let token = control_plane.join_token(&pod.0, &pod.1, &pod.2);
                 replace_secret(&file, &token).with_context(|| {
                     format!(

@@ -93,14 +93,14 @@ impl Drop for Running {
     }
 }
 
-fn appears(file: &Path) {
+fn becomes(folder: &Path, is_so: impl Fn() -> bool, what: &str) {
     let (tell, told) = mpsc::channel::<notify::Result<notify::Event>>();
     let mut watcher = notify::recommended_watcher(tell).unwrap();
-    watcher.watch(file.parent().unwrap(), RecursiveMode::NonRecursive).unwrap();
+    watcher.watch(folder, RecursiveMode::NonRecursive).unwrap();
     let deadline = Instant::now() + DEADLINE;
-    while !file.exists() {
+    while !is_so() {
         let news = told.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        assert!(news.is_ok(), "{} does not appear", file.display());
+        assert!(news.is_ok(), "not so in {}: {what}", folder.display());
     }
 }
 
@@ -165,7 +165,12 @@ fn it_says_where_it_listens_follows_the_folder_and_ends_cleanly_on_a_signal() {
     assert!(fs::read_to_string(&token).unwrap().len() > 32);
 
     fs::write(dir.path().join("mesh/two.yaml"), POD.replace("NAME", "two")).unwrap();
-    appears(&tokens.join("shop.two.token"));
+    becomes(&tokens, || tokens.join("shop.two.token").exists(), "a token for the new pod");
+
+    // Who was killed between the use of its token and the removal of the file finds another one.
+    fs::write(&token, "pjt1.used").unwrap();
+    let is_new = || fs::read_to_string(&token).is_ok_and(|text| text != "pjt1.used");
+    becomes(&tokens, is_new, "a token instead of the used one");
 
     // A bad state is told, and the good one stays: so do its tokens.
     fs::write(dir.path().join("mesh/two.yaml"), "kind: Nonsense\n").unwrap();
@@ -175,11 +180,7 @@ fn it_says_where_it_listens_follows_the_folder_and_ends_cleanly_on_a_signal() {
     // Put right, without the second pod: its token goes.
     fs::remove_file(dir.path().join("mesh/two.yaml")).unwrap();
     running.tells("was read again");
-    let deadline = Instant::now() + DEADLINE;
-    while tokens.join("shop.two.token").exists() {
-        assert!(Instant::now() < deadline, "the token of a removed pod stays");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    becomes(&tokens, || !tokens.join("shop.two.token").exists(), "no token for a removed pod");
     assert_eq!(running.ends_after(nix::sys::signal::Signal::SIGTERM), Some(0));
 }
 

@@ -92,6 +92,11 @@ impl JoinTokens {
         result
     }
 
+    /// Whether [`JoinTokens::redeem`] would take it now. Only for who keeps tokens for others: nothing is used up.
+    pub fn is_good(&self, token: &str, now: SystemTime) -> bool {
+        self.tokens.lock().get(&hash(token)).is_some_and(|token| !token.used && token.expires > now)
+    }
+
     /// Forgets all tokens whose time has passed. Call it now and then; nothing depends on it but memory.
     pub fn prune(&self, now: SystemTime) {
         self.tokens.lock().retain(|_, token| token.expires > now);
@@ -130,7 +135,9 @@ mod tests {
     fn check(after: Duration, expected: Result<Attested, TokenRefusal>) {
         let tokens = JoinTokens::default();
         let token = tokens.issue(pod("a"), TTL, start());
+        assert_eq!(tokens.is_good(&token, start() + after), expected.is_ok(), "{after:?}");
         assert_eq!(tokens.redeem(&token, start() + after), expected, "{after:?}");
+        assert!(!tokens.is_good(&token, start() + after), "used, or never good");
     }
 
     #[test]
