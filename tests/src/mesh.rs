@@ -19,7 +19,7 @@ use postern_config::{
 use postern_control_plane::{ControlPlane, Options, SessionStatus};
 use postern_proxy::{
     Bootstrap, Interception, Sidecar,
-    bootstrap::{AccessLogSink, JoinToken, JoinTokens},
+    bootstrap::{AccessLogSink, JoinToken, JoinTokens, otel},
 };
 use std::{
     collections::BTreeMap,
@@ -65,7 +65,7 @@ pub struct Settings {
     /// Where the authority keeps its root, for tests that sign certificates of their own.
     pub state: Option<PathBuf>,
     pub certificate_lifetime: Duration,
-    pub otlp_endpoint: Option<String>,
+    pub otel: otel::Settings,
     /// Other original destinations that every sidecar gets an outbound listener for, by name.
     pub outside: Vec<(String, SocketAddr)>,
     /// Do not send any policy yet.
@@ -80,7 +80,7 @@ impl Default for Settings {
         Self {
             state: None,
             certificate_lifetime: Duration::from_secs(600),
-            otlp_endpoint: None,
+            otel: otel::Settings::default(),
             outside: vec![],
             without_policy: false,
             workload_api: None,
@@ -330,7 +330,7 @@ impl Mesh {
             workers: 1,
             mark: None,
             access_log: AccessLogSink::Channel(log_sink),
-            otlp_endpoint: settings.otlp_endpoint.clone(),
+            otel: settings.otel.clone(),
             certificate_lifetime: None,
             drain_deadline: settings.drain_deadline,
         })

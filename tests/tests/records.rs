@@ -1,16 +1,22 @@
 //! What a person sees: the body of a refusal, the access log, and the explanation behind a decision id.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use postern_proxy::bootstrap::otel::{self, Exporter, Protocol};
 use postern_tests::{
     Mesh, Request,
+    mesh::Settings,
     scenario::{mode, payments, policy},
 };
 use serde_json::json;
 
 async fn strict() -> Mesh {
+    strict_with(Settings::default()).await
+}
+
+async fn strict_with(settings: Settings) -> Mesh {
     let rules = "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}], \
                  to: [{operation: {methods: [POST], paths: [/v1/charges]}}]}]";
-    Mesh::start(&payments(&(mode("payments", "STRICT") + &policy("charges", rules)))).await
+    Mesh::start_with(&payments(&(mode("payments", "STRICT") + &policy("charges", rules))), settings).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -59,7 +65,10 @@ async fn a_denied_grpc_call_gets_a_grpc_status() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_line_for_each_request_names_both_ends_the_decision_and_the_times() {
-    let mesh = strict().await;
+    // Nobody is there to take the spans, which costs nothing but them.
+    let exporter = Some(Exporter::new("http://127.0.0.1:1", Protocol::Http).unwrap());
+    let otel = otel::Settings { exporter, ..otel::Settings::default() };
+    let mesh = strict_with(Settings { otel, ..Settings::default() }).await;
     let call = mesh.request("checkout-api", "payments-api").method("POST").path("/v1/charges?secret=1");
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     call.header("traceparent", traceparent).header("x-request-id", "r-1").body("12345").send().await.unwrap();
@@ -95,6 +104,22 @@ async fn one_line_for_each_request_names_both_ends_the_decision_and_the_times() 
     let seen = mesh.app("payments-api").last().header("traceparent").join(",");
     assert!(seen.contains("0af7651916cd43dd8448eb211c80319c") && seen != traceparent, "{seen}");
     assert!(seen.contains(inbound["span_id"].as_str().unwrap()), "{seen} {inbound}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_spans_are_sent_a_callers_trace_passes_as_it_is_and_stands_in_the_log() {
+    let mesh = strict().await;
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let call = || mesh.request("checkout-api", "payments-api").method("POST").path("/v1/charges");
+    assert_eq!(call().header("traceparent", traceparent).send().await.unwrap().status, 200);
+    assert_eq!(mesh.app("payments-api").last().header("traceparent"), [traceparent]);
+    let line = mesh.access_log("payments-api").next_with(&[("direction", json!("inbound"))]).await;
+    assert_eq!(
+        (&line["trace_id"], &line["span_id"]),
+        (&json!(&traceparent[3..35]), &json!(&traceparent[36..52]))
+    );
+    assert_eq!(call().send().await.unwrap().status, 200);
+    assert!(mesh.app("payments-api").last().header("traceparent").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -179,13 +179,14 @@ fn record(times: u64) {
     let judgement = judge(&snapshot, &facts);
     let (telemetry, workload, version) = (Telemetry::silent(), Workload::default(), Arc::from("7"));
     let parts = parts();
+    let mut passed = parts.headers.clone();
     let mut connection = telemetry.connection(Direction::Inbound, address(), address());
     for _ in 0..times {
         let mut record = connection.request();
         record.set_protocol("http/1.1");
         record.set_request(&parts.method, "shop:8080", parts.uri.path(), &parts.headers);
         record.set_decision(&judgement, &facts, &workload, &version);
-        black_box(record.traceparent());
+        record.pass_trace_on(black_box(&mut passed));
         record.set_upstream(address(), None);
         record.upstream_started();
         record.upstream_answered();

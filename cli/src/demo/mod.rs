@@ -7,7 +7,7 @@ mod story;
 
 use crate::{
     failure::Failure,
-    up::{Mesh, Opened, Telling},
+    up::{Mesh, Opened, Telling, telemetry_relay::Endpoint},
 };
 use collector::Collector;
 use std::{
@@ -24,7 +24,7 @@ pub fn story(hub: IpAddr) -> Telling<Result<Opened, Failure>> {
                 "Stop what holds the address, or try again.",
             )
         })?;
-        let telemetry_endpoint = Some(format!("http://{}", collector.address()));
+        let telemetry_endpoint = Some(Endpoint::of_story(collector.address()));
         let tell = Box::new(move |mesh: Mesh| -> Telling<ExitCode> {
             Box::pin(async move { story::tell(&mesh, &collector).await })
         });

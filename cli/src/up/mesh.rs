@@ -75,7 +75,7 @@ pub struct Parts {
     /// The trust domain of this run.
     pub trust_domain: String,
     /// Where sidecars send spans.
-    pub telemetry_endpoint: Option<String>,
+    pub telemetry_endpoint: Option<super::telemetry_relay::Endpoint>,
     /// What is said.
     pub journal: Arc<Journal>,
 }
@@ -405,8 +405,8 @@ impl Mesh {
         &self.0.parts.trust_domain
     }
 
-    pub(super) fn telemetry_endpoint(&self) -> Option<&str> {
-        self.0.parts.telemetry_endpoint.as_deref()
+    pub(super) fn telemetry_endpoint(&self) -> Option<&super::telemetry_relay::Endpoint> {
+        self.0.parts.telemetry_endpoint.as_ref()
     }
 
     pub(super) fn executable(&self) -> &Path {

@@ -50,8 +50,8 @@ pub struct Options {
     pub once: bool,
     /// Lifetime of workload certificates; the control plane's default is one hour.
     pub certificate_lifetime: Option<Duration>,
-    /// `OTEL_EXPORTER_OTLP_ENDPOINT` for the sidecars, unless the story brings its own.
-    pub telemetry_endpoint: Option<String>,
+    /// Where the sidecars' spans go, unless the story brings a collector of its own.
+    pub telemetry_endpoint: Option<telemetry_relay::Endpoint>,
     /// This program as the person started it; apps find it in their `PATH`.
     pub program: PathBuf,
 }
@@ -64,8 +64,8 @@ pub type Story = fn(hub: IpAddr) -> Telling<Result<Opened, Failure>>;
 
 /// A story that is ready to be told.
 pub struct Opened {
-    /// Where sidecars send their spans (`http://…`, reachable from the pods).
-    pub telemetry_endpoint: Option<String>,
+    /// Where sidecars send their spans; reachable from the pods.
+    pub telemetry_endpoint: Option<telemetry_relay::Endpoint>,
     /// Told once all pods are ready; its exit code becomes that of the command.
     pub tell: Tell,
     /// What to try next, as pods and the commands to run in them; empty: calls that fit any mesh.

@@ -36,7 +36,7 @@ fn attempt(mut options: Options) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::from(ERROR));
     }
     let collector = match &options.telemetry_endpoint {
-        Some(endpoint) if !options.story => Some(telemetry_relay::authority(endpoint)?),
+        Some(endpoint) if !options.story => Some(endpoint.authority()?),
         _ => None,
     };
     let plan = Plan::make(&folder.documents, &Plan::default())?;

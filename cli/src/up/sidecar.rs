@@ -129,7 +129,7 @@ pub fn command(mesh: &Mesh, pod: &Pod, home: &Home) -> io::Result<Command> {
     // Its standard error is for what goes wrong; what it does is in the access log.
     command.env_clear().env("POSTERN_LOG", "warn");
     if let Some(endpoint) = mesh.telemetry_endpoint() {
-        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+        command.envs(endpoint.variables());
     }
     Ok(command)
 }

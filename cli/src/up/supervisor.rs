@@ -200,13 +200,13 @@ async fn telemetry_endpoint(
     options: &Options,
     runtime: &Path,
     hub: Ipv4Addr,
-) -> Result<Option<String>, Failure> {
+) -> Result<Option<telemetry_relay::Endpoint>, Failure> {
     match &options.telemetry_endpoint {
-        Some(_) if !options.loopback => {
+        Some(endpoint) if !options.loopback => {
             let inside = telemetry_relay::serve_inside(runtime, hub.into())
                 .await
                 .map_err(|e| Failure::new(format!("spans cannot be taken in the hub: {e}."), "Try again."))?;
-            Ok(Some(format!("http://{inside}")))
+            Ok(Some(endpoint.clone().through(inside)))
         }
         as_named => Ok(as_named.clone()),
     }

@@ -15,7 +15,7 @@ use crate::{
     },
     net::Prefixed,
     state::{Credentials, Inbound},
-    telemetry::{Record, trace_context::TRACEPARENT},
+    telemetry::Record,
     tls::{Stream, open::Watch},
     traffic::{
         Worker,
@@ -143,9 +143,7 @@ impl Connection {
             }
         }
         headers::ensure_request_id(&mut parts.headers);
-        if let Some(traceparent) = record.traceparent() {
-            parts.headers.insert(&TRACEPARENT, traceparent);
-        }
+        record.pass_trace_on(&mut parts.headers);
     }
 
     #[allow(clippy::too_many_arguments)]

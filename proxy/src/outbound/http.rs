@@ -19,7 +19,7 @@ use crate::{
     },
     net::Prefixed,
     state::{Destination, Endpoint},
-    telemetry::{Record, Repeat, trace_context::TRACEPARENT},
+    telemetry::{Record, Repeat},
     tls::{Carries, Stream},
     traffic::{
         Worker, balance,
@@ -123,9 +123,7 @@ impl Connection {
             note_service(&mut record, &destination);
         }
         headers::ensure_request_id(&mut parts.headers);
-        if let Some(traceparent) = record.traceparent() {
-            parts.headers.insert(&TRACEPARENT, traceparent);
-        }
+        record.pass_trace_on(&mut parts.headers);
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let (upload, exchange) = Upload::new(incoming, self.http2);

@@ -63,7 +63,7 @@ async fn what_the_caller_controls_is_bounded_and_the_query_is_left_out() {
     let (sender, mut lines) = mpsc::channel(8);
     let options = crate::telemetry::Options {
         access_log: AccessLogSink::Channel(sender),
-        otlp_endpoint: None,
+        otel: Default::default(),
         service: "shop".into(),
     };
     let (telemetry, _writers) = Telemetry::start(options).unwrap();
@@ -91,7 +91,7 @@ async fn lines_are_appended_to_a_file_and_flushed_at_the_end() {
     std::fs::write(&path, "before\n").unwrap();
     let options = crate::telemetry::Options {
         access_log: AccessLogSink::File(path.clone()),
-        otlp_endpoint: None,
+        otel: Default::default(),
         service: "shop".into(),
     };
     let (telemetry, writers) = Telemetry::start(options).unwrap();

@@ -55,6 +55,12 @@ struct LimitLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SpanLabels {
+    reporter: &'static str,
+    parent: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: &'static str,
 }
@@ -86,6 +92,7 @@ pub struct Metrics {
     heard_unix_millis: AtomicU64,
     destinations: Gauge,
     log_dropped: Counter,
+    spans: Family<SpanLabels, Counter>,
     spans_dropped: Counter,
     span_export_failures: Counter,
     panics: Counter,
@@ -118,6 +125,7 @@ impl Default for Metrics {
             heard_unix_millis: AtomicU64::new(0),
             destinations: Gauge::default(),
             log_dropped: Counter::default(),
+            spans: Family::default(),
             spans_dropped: Counter::default(),
             span_export_failures: Counter::default(),
             panics: Counter::default(),
@@ -253,6 +261,12 @@ impl Metrics {
         before == 0 || before / 1000 != (before + count) / 1000
     }
 
+    /// A span was made.
+    pub fn span_made(&self, direction: Direction, has_parent: bool) {
+        let parent = if has_parent { "yes" } else { "no" };
+        self.spans.get_or_create(&SpanLabels { reporter: direction.reporter(), parent }).inc();
+    }
+
     /// Spans dropped because the queue was full or the collector did not take them.
     pub fn spans_dropped(&self, count: u64) {
         self.spans_dropped.inc_by(count);
@@ -364,6 +378,11 @@ impl Metrics {
             "postern_access_log_dropped",
             "Lines of the access log dropped",
             self.log_dropped.clone(),
+        );
+        registry.register(
+            "postern_spans",
+            "Spans made, by whether the caller named a parent; none from the source: the app does not pass traceparent on",
+            self.spans.clone(),
         );
         registry.register("postern_spans_dropped", "Spans dropped", self.spans_dropped.clone());
         registry.register(

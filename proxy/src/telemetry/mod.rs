@@ -7,7 +7,9 @@ pub mod access_log;
 pub mod denials;
 pub mod ejections;
 pub mod entry;
+pub mod export;
 pub mod metrics;
+pub mod propagation;
 pub mod record;
 pub mod request_metrics;
 pub mod trace;
@@ -21,14 +23,19 @@ pub use metrics::Metrics;
 pub use record::Record;
 pub use upstream_metrics::Repeat;
 
-use crate::{bootstrap::AccessLogSink, drain};
+use crate::{
+    bootstrap::{AccessLogSink, otel},
+    drain,
+};
 use arc_swap::ArcSwap;
+use propagation::Propagation;
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use trace_context::Trace;
 
 /// Sinks shared by all workers. Clones are cheap.
 #[derive(Clone)]
@@ -40,6 +47,8 @@ struct Inner {
     ejections: Ejections,
     log: Option<access_log::Queue>,
     spans: Option<trace::Queue>,
+    // None where no spans are sent.
+    propagation: Option<Propagation>,
     service: Arc<ArcSwap<String>>,
     drain: OnceLock<drain::Watch>,
 }
@@ -49,9 +58,9 @@ struct Inner {
 pub struct Options {
     /// Access log.
     pub access_log: AccessLogSink,
-    /// OTLP/gRPC collector, e.g. `http://127.0.0.1:4317`; `None` = no spans.
-    pub otlp_endpoint: Option<String>,
-    /// `service.name` until the policy has told us the workload's name.
+    /// Spans: which are made, and where they go.
+    pub otel: otel::Settings,
+    /// `service.name` until the policy has told us the workload's name, when [`otel::Settings::service`] is not set.
     pub service: String,
 }
 
@@ -66,7 +75,7 @@ impl Telemetry {
     /// Opens the sinks and spawns their writers on the current runtime.
     ///
     /// # Errors
-    /// When the access-log file cannot be opened or the collector's address is not a URL.
+    /// When the access-log file cannot be opened, or the files for the collector's TLS cannot be used.
     pub fn start(options: Options) -> anyhow::Result<(Self, Writers)> {
         let metrics = Arc::new(Metrics::default());
         let service = Arc::new(ArcSwap::from_pointee(options.service));
@@ -78,10 +87,14 @@ impl Telemetry {
             }
             None => None,
         };
-        let spans = match options.otlp_endpoint {
-            Some(endpoint) => {
-                let (queue, task) =
-                    trace::start(&endpoint, service.clone(), metrics.clone(), writers.stop.clone())?;
+        let propagation = options
+            .otel
+            .exporter
+            .is_some()
+            .then_some(Propagation { sampler: options.otel.sampler, propagators: options.otel.propagators });
+        let spans = match trace::start(options.otel, service.clone(), metrics.clone(), writers.stop.clone())?
+        {
+            Some((queue, task)) => {
                 writers.tasks.push(task);
                 Some(queue)
             }
@@ -94,6 +107,7 @@ impl Telemetry {
                 ejections: Ejections::default(),
                 log,
                 spans,
+                propagation,
                 service,
                 drain: OnceLock::new(),
             })),
@@ -109,6 +123,7 @@ impl Telemetry {
             ejections: Ejections::default(),
             log: None,
             spans: None,
+            propagation: None,
             service: Arc::default(),
             drain: OnceLock::new(),
         }))
@@ -153,6 +168,19 @@ impl Telemetry {
     pub fn set_service(&self, name: &str) {
         if self.0.service.load().as_str() != name {
             self.0.service.store(Arc::new(name.to_owned()));
+        }
+    }
+
+    /// Whether spans are sent.
+    fn is_tracing(&self) -> bool {
+        self.0.propagation.is_some()
+    }
+
+    /// The trace of a request: a span of ours in it where spans are sent, else what the caller says of its own.
+    fn trace(&self, headers: &http::HeaderMap) -> Option<Trace> {
+        match &self.0.propagation {
+            Some(propagation) => Some(propagation.begin(headers)),
+            None => propagation::traceparent(headers).map(Trace::of_caller),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{
     Denial, Telemetry,
     access_log::cut,
     entry::{Decided, Direction, Entry, Request, Would},
-    trace_context::{REQUEST_ID, Trace},
+    trace_context::REQUEST_ID,
 };
 use crate::{
     error::ProxyError,
@@ -144,7 +144,7 @@ impl Record {
         self.note(|entry| entry.protocol = Some(protocol));
     }
 
-    /// Method, authority and path (without query) as decided on; reads `traceparent` from the headers, or starts a trace.
+    /// Method, authority and path (without query) as decided on; continues the trace that the headers name, or starts one.
     pub fn set_request(
         &mut self,
         method: &http::Method,
@@ -160,16 +160,21 @@ impl Record {
             path: cut(without_query, PATH_KEPT).to_owned(),
             id: id.map(|id| cut(id, TEXT_KEPT).to_owned()),
         };
-        let trace = Trace::continued_from(headers);
+        let trace = self.telemetry.trace(headers);
         self.note(|entry| {
             entry.request = Some(request);
-            entry.trace = Some(trace);
+            entry.trace = trace;
         });
     }
 
-    /// The `traceparent` to send on: our span as the parent of what follows.
-    pub fn traceparent(&self) -> Option<http::HeaderValue> {
-        self.entry.as_ref()?.trace.as_ref()?.header()
+    /// Our span as the parent of what follows. Where no spans are sent, the caller's headers stay: a parent that nobody ever
+    /// sees would break its trace.
+    pub fn pass_trace_on(&self, headers: &mut http::HeaderMap) {
+        if self.telemetry.is_tracing()
+            && let Some(trace) = self.entry.as_ref().and_then(|entry| entry.trace)
+        {
+            trace.pass_on(headers);
+        }
     }
 
     /// The decision with its reason, and what dry-run and AUDIT policies have to say beside it. A denial makes a decision

@@ -1,17 +1,19 @@
-//! Spans to an OTLP/gRPC collector, built from finished records off the request path.
+//! Spans to an OTLP collector, built from finished records off the request path.
 //!
 //! The messages are the collector's own (`opentelemetry-proto`): a span of ours is complete when its record ends, with the
-//! IDs that went out in `traceparent`, so the SDK's tracers, contexts and environment variables have nothing to do here.
+//! IDs that went out in `traceparent`, so the SDK's tracers and contexts have nothing to do here.
 //! Attribute names follow the OpenTelemetry semantic conventions 1.39; our own start with `postern.`.
 
 use super::{
     Direction, Entry, Metrics,
     entry::{Decided, Entries},
+    export::Collector,
 };
-use anyhow::Context;
+use crate::bootstrap::otel;
 use arc_swap::ArcSwap;
+use http::uri::Authority;
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
     resource::v1::Resource,
     trace::v1::{
@@ -27,16 +29,9 @@ use std::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
-/// Spans that may wait for the exporter; more are counted and dropped.
-const QUEUED: usize = 4096;
-/// Spans sent in one call.
-const BATCH: usize = 512;
-/// The longest a finished span waits before it is sent.
-const DELAY: Duration = Duration::from_millis(500);
-/// The longest the collector may take, and at shutdown the longest the last call may take.
-const EXPORT_DEADLINE: Duration = Duration::from_secs(5);
+/// At shutdown, the longest that all that is left may take.
+const LAST_DEADLINE: Duration = Duration::from_secs(5);
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.39.0";
 
 /// The data plane's end of the queue.
@@ -55,87 +50,102 @@ impl Queue {
     }
 }
 
-/// Spawns the exporter on the current runtime. The collector need not be there yet.
+/// Spawns the exporter on the current runtime; `None` when there is none. The collector need not be there yet.
 ///
 /// # Errors
-/// When `endpoint` is not a URL, or asks for TLS.
+/// When the files for the collector's TLS cannot be used.
 pub fn start(
-    endpoint: &str,
-    service: Arc<ArcSwap<String>>,
+    settings: otel::Settings,
+    workload: Arc<ArcSwap<String>>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
-) -> anyhow::Result<(Queue, JoinHandle<()>)> {
-    let wrong = || {
-        format!(
-            "OTEL_EXPORTER_OTLP_ENDPOINT `{endpoint}` cannot be used; give the collector's gRPC address, e.g. `http://127.0.0.1:4317`"
-        )
-    };
-    let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-    anyhow::ensure!(url.starts_with("http://"), wrong());
-    let channel = Endpoint::from_shared(url)
-        .with_context(wrong)?
-        .connect_timeout(Duration::from_secs(2))
-        .timeout(EXPORT_DEADLINE)
-        .connect_lazy();
-    let (sender, receiver) = mpsc::channel(QUEUED);
+) -> anyhow::Result<Option<(Queue, JoinHandle<()>)>> {
+    let Some(exporter) = settings.exporter else { return Ok(None) };
+    let (sender, receiver) = mpsc::channel(settings.batch.queue);
     let queue = Queue { entries: sender, metrics: metrics.clone() };
-    let exporter = Exporter { client: TraceServiceClient::new(channel), service, metrics };
-    Ok((queue, tokio::spawn(exporter.run(receiver, stop))))
+    let exporter = Exporter {
+        collector: Collector::open(exporter)?,
+        service: settings.service,
+        workload,
+        resource: settings.resource,
+        batch: settings.batch,
+        metrics,
+    };
+    Ok(Some((queue, tokio::spawn(exporter.run(receiver, stop)))))
 }
 
 struct Exporter {
-    client: TraceServiceClient<Channel>,
-    service: Arc<ArcSwap<String>>,
+    collector: Collector,
+    service: Option<String>,
+    workload: Arc<ArcSwap<String>>,
+    resource: Vec<(String, String)>,
+    batch: otel::Batch,
     metrics: Arc<Metrics>,
 }
 
 impl Exporter {
     async fn run(mut self, mut entries: mpsc::Receiver<Box<Entry>>, stop: CancellationToken) {
-        let mut batch = Vec::with_capacity(BATCH);
+        let otel::Batch { most, delay, .. } = self.batch;
+        let mut batch = Vec::with_capacity(most);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                count = entries.recv_many(&mut batch, BATCH) => if count == 0 { break },
+                count = entries.recv_many(&mut batch, most) => if count == 0 { break },
             }
             // Gather what follows shortly, then send at once.
             let gather =
-                async { while batch.len() < BATCH && entries.recv_many(&mut batch, BATCH).await > 0 {} };
+                async { while batch.len() < most && entries.recv_many(&mut batch, most).await > 0 {} };
             tokio::select! {
                 () = stop.cancelled() => {}
-                _ = tokio::time::timeout(DELAY, gather) => {}
+                _ = tokio::time::timeout(delay, gather) => {}
             }
             self.export(&mut batch).await;
         }
         entries.close();
         // One deadline for all that is left: a dead collector must not hold up the shutdown.
         let last = async {
-            while entries.recv_many(&mut batch, BATCH).await > 0 || !batch.is_empty() {
+            while entries.recv_many(&mut batch, most).await > 0 || !batch.is_empty() {
                 self.export(&mut batch).await;
             }
         };
-        let _ = tokio::time::timeout(EXPORT_DEADLINE, last).await;
+        let _ = tokio::time::timeout(LAST_DEADLINE, last).await;
     }
 
     async fn export(&mut self, batch: &mut Entries) {
         let count = batch.len() as u64;
-        let spans = batch.drain(..).filter_map(|entry| span(&entry)).collect();
-        let request = request(spans, &self.service.load());
-        if let Err(status) = self.client.export(request).await {
-            self.metrics.spans_dropped(count);
-            self.metrics.span_export_failed();
-            tracing::debug!(code = ?status.code(), message = status.message(), "spans could not be exported");
+        let made = batch.drain(..).filter_map(|entry| {
+            let span = span(&entry)?;
+            self.metrics.span_made(entry.direction, !span.parent_span_id.is_empty());
+            Some(span)
+        });
+        let spans = made.collect();
+        match self.collector.send(self.request(spans)).await {
+            Ok(0) => {}
+            Ok(rejected) => self.metrics.spans_dropped(rejected.min(count)),
+            Err(why) => {
+                self.metrics.spans_dropped(count);
+                self.metrics.span_export_failed();
+                tracing::debug!(why, "spans could not be exported");
+            }
         }
+    }
+
+    fn request(&self, spans: Vec<Span>) -> ExportTraceServiceRequest {
+        let service = self.service.clone().unwrap_or_else(|| self.workload.load().as_str().to_owned());
+        let mut attributes = vec![text("service.name", &service)];
+        attributes.extend(self.resource.iter().map(|(name, value)| text(name, value)));
+        request(spans, attributes)
     }
 }
 
-fn request(spans: Vec<Span>, service: &str) -> ExportTraceServiceRequest {
+fn request(spans: Vec<Span>, attributes: Vec<KeyValue>) -> ExportTraceServiceRequest {
     let scope = InstrumentationScope {
         name: "postern".into(),
         version: env!("CARGO_PKG_VERSION").into(),
         ..Default::default()
     };
-    let resource = Resource { attributes: vec![text("service.name", service)], ..Default::default() };
+    let resource = Resource { attributes, ..Default::default() };
     ExportTraceServiceRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(resource),
@@ -179,9 +189,21 @@ fn attributes(entry: &Entry, method: &str) -> Vec<KeyValue> {
         number("postern.proxy_us", i64::try_from(entry.proxy.as_micros()).unwrap_or(i64::MAX)),
     ];
     let mut add = |name, value: Option<&str>| all.extend(value.map(|value| text(name, value)));
+    // What the app speaks; mutual TLS between the sidecars is not its business.
+    add("url.scheme", Some("http"));
+    let mut port = None;
     if let Some(request) = &entry.request {
         add("url.path", Some(&request.path));
-        add("server.address", Some(&request.authority));
+        let authority: Option<Authority> = request.authority.parse().ok();
+        add(
+            "server.address",
+            Some(authority.as_ref().map_or(&request.authority, |authority| authority.host())),
+        );
+        port = authority.and_then(|authority| authority.port_u16());
+        if entry.protocol == Some("grpc") {
+            add("rpc.system.name", Some("grpc"));
+            add("rpc.method", Some(request.path.trim_start_matches('/')));
+        }
     }
     add("network.protocol.name", entry.protocol.and_then(|protocol| protocol.split('/').next()));
     add("network.protocol.version", entry.protocol.and_then(|protocol| protocol.split('/').nth(1)));
@@ -204,6 +226,7 @@ fn attributes(entry: &Entry, method: &str) -> Vec<KeyValue> {
         let status = entry.status.map(|status| status.to_string());
         add("error.type", if entry.flag == "-" { status.as_deref() } else { Some(entry.flag) });
     }
+    all.extend(port.map(|port| number("server.port", i64::from(port))));
     all.extend(entry.status.map(|status| number("http.response.status_code", i64::from(status))));
     all.extend(entry.grpc_status.map(|status| number("rpc.response.status_code", i64::from(status))));
     all

@@ -2,13 +2,13 @@
 //!
 //! Source: W3C Recommendation "Trace Context" (level 1), section 3.2. What is not exactly right starts a new trace.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use super::propagation::{Form, SAMPLED};
+use http::{HeaderName, HeaderValue};
 
 /// Name of the header.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// `x-request-id`, which is no part of the recommendation, and which people look for all the same.
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const SAMPLED: u8 = 1;
 
 /// One span of ours: its trace, its ID, its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,29 +19,19 @@ pub struct Trace {
     pub span_id: u64,
     /// The caller's span, when it sent one.
     pub parent: Option<u64>,
-    /// The caller's flags; a new trace is sampled.
+    /// Bit 0: the trace is recorded.
     pub flags: u8,
+    /// In which headers it came, and goes on.
+    pub form: Form,
 }
 
 impl Trace {
-    /// Continues the caller's trace with a new span, or starts a trace.
-    pub fn continued_from(headers: &HeaderMap) -> Self {
-        let mut values = headers.get_all(&TRACEPARENT).iter();
-        // Two headers are as bad as none (section 3.2.1: the field occurs once).
-        let parent = match (values.next(), values.next()) {
-            (Some(value), None) => value.to_str().ok().and_then(parse),
-            _ => None,
-        };
-        let span_id = rand::random::<u64>().max(1);
-        match parent {
-            Some(Parent { trace_id, span_id: parent, flags }) => {
-                Self { trace_id, span_id, parent: Some(parent), flags }
-            }
-            None => Self { trace_id: rand::random::<u128>().max(1), span_id, parent: None, flags: SAMPLED },
-        }
+    /// The caller's own span, where we make none.
+    pub(super) fn of_caller(Parent { trace_id, span_id, flags }: Parent) -> Self {
+        Self { trace_id, span_id, parent: None, flags, form: Form::TraceContext }
     }
 
-    /// Whether the caller wants this trace recorded.
+    /// Whether this trace is recorded.
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
@@ -98,7 +88,7 @@ pub fn parse(value: &str) -> Option<Parent> {
 }
 
 /// Lower-case hex only, as the specification demands.
-fn digits(bytes: &[u8]) -> Option<u128> {
+pub(super) fn digits(bytes: &[u8]) -> Option<u128> {
     bytes.iter().try_fold(0u128, |value, byte| {
         let digit = match byte {
             b'0'..=b'9' => byte - b'0',
@@ -152,25 +142,5 @@ mod tests {
         for (input, expected) in table {
             assert_eq!(parse(input), *expected, "{input}");
         }
-    }
-
-    #[test]
-    fn a_valid_parent_is_continued_and_anything_else_starts_a_trace() {
-        let mut headers = HeaderMap::new();
-        let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
-        headers.insert(&TRACEPARENT, value.clone());
-        let ours = Trace::continued_from(&headers);
-        assert_eq!(ours.trace_id, 0x4bf92f3577b34da6a3ce929d0e0e4736);
-        assert_eq!(ours.parent, Some(0xf067aa0ba902b7));
-        assert!(!ours.is_sampled());
-        let sent = ours.header().unwrap();
-        assert_eq!(sent.to_str().unwrap(), format!("00-{:032x}-{:016x}-00", ours.trace_id, ours.span_id));
-
-        headers.append(&TRACEPARENT, value);
-        let new = Trace::continued_from(&headers);
-        assert_eq!(new.parent, None);
-        assert_ne!(new.trace_id, ours.trace_id);
-        assert!(new.is_sampled());
-        assert!(parse(new.header().unwrap().to_str().unwrap()).is_some());
     }
 }

@@ -29,7 +29,7 @@ async fn gate(app: App, mode: MtlsMode, limits: Limits, resources: Resources) ->
     let (sink, lines) = mpsc::channel(64);
     let options = telemetry::Options {
         access_log: AccessLogSink::Channel(sink),
-        otlp_endpoint: None,
+        otel: Default::default(),
         service: "payments-api".into(),
     };
     let (telemetry, writers) = Telemetry::start(options).unwrap();
