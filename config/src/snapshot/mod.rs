@@ -31,6 +31,16 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
 }
 
+impl Workload {
+    /// The app's name as people see it in traces and metrics: Istio's canonical service, by the same labels in the same order.
+    pub fn canonical_service(&self) -> &str {
+        ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
+            .into_iter()
+            .find_map(|label| self.labels.get(label))
+            .map_or(self.name.as_str(), String::as_str)
+    }
+}
+
 /// Declared protocol of a port (reference 1.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default, Hash)]
 pub enum Protocol {

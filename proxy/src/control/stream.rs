@@ -9,7 +9,6 @@ use crate::{
     telemetry::Telemetry,
 };
 use postern_api::v1::{self, control_message, discovery_client::DiscoveryClient, sidecar_message};
-use postern_config::snapshot::Workload;
 use rustls_pki_types::UnixTime;
 use std::{
     collections::VecDeque,
@@ -220,7 +219,9 @@ impl Subscriber {
             .is_none_or(|current| *current.version != *version || current.snapshot.spec() != snapshot.spec());
         // After a reconnect the same policy comes again: nobody needs to re-check anything.
         if is_news {
-            self.telemetry.set_service(service_name(&snapshot.spec().workload));
+            let workload = &snapshot.spec().workload;
+            self.telemetry.set_service(workload.canonical_service());
+            self.telemetry.metrics().set_workload(workload);
             self.store.publish_inbound(Inbound { version: Arc::from(version), snapshot });
             self.telemetry.metrics().set_policy_version(version);
             tracing::info!(%version, "inbound policy in force");
@@ -254,14 +255,6 @@ enum Ended {
     /// Its certificate has ended, or is below a revoked authority, and a newer one is there.
     Rotated,
     Failed(String),
-}
-
-/// The app's name as people see it in traces: Istio's canonical service, by the same labels in the same order.
-fn service_name(workload: &Workload) -> &str {
-    ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
-        .into_iter()
-        .find_map(|label| workload.labels.get(label))
-        .map_or(workload.name.as_str(), String::as_str)
 }
 
 fn said(wish: Wish) -> v1::SidecarMessage {

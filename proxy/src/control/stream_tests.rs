@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
 use crate::{control::destinations::Bounds, ready::Ready};
+use postern_config::snapshot::Workload;
 use postern_config::{
     InboundSpec,
     documents::{
@@ -141,6 +142,6 @@ fn the_name_in_traces_is_the_apps() {
     ] {
         let mut workload = spec("web-6b4f").workload;
         workload.labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        assert_eq!(service_name(&workload), expected);
+        assert_eq!(workload.canonical_service(), expected);
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Which journey.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the network to our app.
     Inbound,

@@ -7,6 +7,7 @@ use super::{
     Direction, Entry, entry::Would, request_metrics::RequestMetrics, upstream_metrics::UpstreamMetrics,
 };
 use parking_lot::Mutex;
+use postern_config::snapshot::Workload;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -22,6 +23,8 @@ use std::{
 
 /// Series of `postern_dry_run_differences_total` at most.
 pub const DIFFERENCES: usize = 500;
+/// What [`Metrics::shed`] is told.
+const LIMITS: [&str; 5] = ["memory", "descriptors", "connections", "source", "unproven"];
 pub(super) const OTHER: &str = "other";
 pub(super) const UNKNOWN: &str = "unknown";
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,8 +78,6 @@ pub struct Metrics {
     // How many there are; held while a new one is made, so that the bound is exact.
     difference_series: Mutex<usize>,
     differences: Family<DifferenceLabels, Counter>,
-    tcp_received: Family<ReporterLabels, Counter>,
-    tcp_sent: Family<ReporterLabels, Counter>,
     connections_opened: Family<ReporterLabels, Counter>,
     connections_open: Family<ReporterLabels, Gauge>,
     certificate_expiry: Gauge<i64, AtomicI64>,
@@ -108,8 +109,6 @@ impl Default for Metrics {
             requests: RequestMetrics::default(),
             difference_series: Mutex::new(0),
             differences: Family::default(),
-            tcp_received: Family::default(),
-            tcp_sent: Family::default(),
             connections_opened: Family::default(),
             connections_open: Family::default(),
             certificate_expiry: Gauge::default(),
@@ -134,6 +133,7 @@ impl Default for Metrics {
             upstreams: UpstreamMetrics::default(),
         };
         metrics.register();
+        metrics.begin_at_zero();
         metrics
     }
 }
@@ -144,11 +144,6 @@ impl Metrics {
         self.requests.observe(entry);
         if let Some(would) = entry.decided.as_ref().and_then(|decided| decided.would.as_deref()) {
             self.count_difference(entry, would);
-        }
-        if entry.request.is_none() {
-            let labels = ReporterLabels { reporter: entry.direction.reporter() };
-            self.tcp_received.get_or_create(&labels).inc_by(entry.bytes_received);
-            self.tcp_sent.get_or_create(&labels).inc_by(entry.bytes_sent);
         }
     }
 
@@ -176,6 +171,31 @@ impl Metrics {
             ..labels
         };
         self.differences.get_or_create(&labels).inc();
+    }
+
+    /// What can be known before is there from the start: of a series that begins with 1, `increase()` does not see the first one.
+    fn begin_at_zero(&self) {
+        for result in ["success", "failure"] {
+            drop(self.renewals.get_or_create(&ResultLabels { result }));
+        }
+        for result in ["ack", "nack"] {
+            drop(self.updates.get_or_create(&ResultLabels { result }));
+        }
+        for limit in LIMITS {
+            drop(self.shed.get_or_create(&LimitLabels { limit }));
+        }
+        for reporter in [Direction::Inbound, Direction::Outbound].map(Direction::reporter) {
+            for parent in ["yes", "no"] {
+                drop(self.spans.get_or_create(&SpanLabels { reporter, parent }));
+            }
+            drop(self.connections_opened.get_or_create(&ReporterLabels { reporter }));
+            drop(self.connections_open.get_or_create(&ReporterLabels { reporter }));
+        }
+    }
+
+    /// Whose sidecar this is, for labels.
+    pub fn set_workload(&self, workload: &Workload) {
+        self.requests.set_workload(workload);
     }
 
     /// A connection was accepted.
@@ -321,17 +341,7 @@ impl Metrics {
             self.differences.clone(),
         );
         registry.register(
-            "istio_tcp_received_bytes",
-            "Bytes from downstream on connections without requests",
-            self.tcp_received.clone(),
-        );
-        registry.register(
-            "istio_tcp_sent_bytes",
-            "Bytes to downstream on connections without requests",
-            self.tcp_sent.clone(),
-        );
-        registry.register(
-            "istio_tcp_connections_opened",
+            "postern_connections_opened",
             "Connections accepted",
             self.connections_opened.clone(),
         );

@@ -1,197 +1,271 @@
-//! Counts of requests, and how long they take. Every request comes through here, so a thread remembers the series it has used last.
+//! Counts of requests, how long they take and how large they are. Every request comes through here, so each thread counts in
+//! places of its own, without a lock or a cache line that others write; a scrape adds them up.
 
-use super::{
-    Direction, Entry,
-    metrics::{OTHER, UNKNOWN},
-};
+mod scrape;
+
+use super::{Direction, Entry};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
-    registry::Registry,
-};
+use postern_config::snapshot::Workload;
+use prometheus_client::registry::Registry;
 use std::{
     cell::RefCell,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-/// Series of `istio_requests_total` at most.
+/// Series of `istio_requests_total` and of `istio_tcp_connections_closed_total` together, at most.
 pub const SERIES: usize = 2000;
-/// Seconds; the OpenTelemetry advice for request durations.
-const REQUEST_SECONDS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-/// Seconds; a hop adds far less than a millisecond.
+/// Sets of histograms (durations, sizes) at most: each is some thirty lines of a scrape.
+pub const HISTOGRAMS: usize = 200;
+/// Milliseconds, upper bounds of `istio_request_duration_milliseconds`; what is above the last is counted in `+Inf`.
+const MILLISECONDS: [f64; 14] =
+    [0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0];
+/// Bytes, upper bounds of `istio_request_bytes` and `istio_response_bytes`.
+const BYTES: [f64; 7] = [100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8];
+/// Seconds, upper bounds of `postern_proxy_seconds`; a hop adds far less than a millisecond.
 const PROXY_SECONDS: [f64; 11] =
     [25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 51.2e-3];
+/// Kinds of requests that a thread looks at before it hashes.
+const MOST_RECENT: usize = 8;
+/// The sidecars of one process whose places a thread remembers: one, but in tests.
+const MOST_SIDECARS: usize = 8;
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    reporter: &'static str,
-    source_principal: Arc<str>,
-    destination_service: Arc<str>,
-    request_protocol: &'static str,
-    response_code: u16,
-    response_flags: &'static str,
-    connection_security_policy: &'static str,
+/// All that tells one kind of request from another: what its series have for labels comes from it and from our own workload.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    direction: Direction,
+    source_principal: Option<Arc<str>>,
+    destination_principal: Option<Arc<str>>,
+    destination_service: Option<Arc<str>>,
+    protocol: &'static str,
+    is_request: bool,
+    code: u16,
+    grpc: Option<u16>,
+    flags: &'static str,
     decision: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProtocolLabels {
-    reporter: &'static str,
-    request_protocol: &'static str,
+impl Key {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            direction: entry.direction,
+            source_principal: entry.source_principal.clone(),
+            destination_principal: entry.destination_principal.clone(),
+            destination_service: entry.destination_service.clone(),
+            protocol: entry.request_protocol(),
+            is_request: entry.request.is_some(),
+            code: code(entry),
+            grpc: grpc(entry),
+            flags: entry.flag,
+            decision: decision(entry),
+        }
+    }
+
+    /// Whether [`Key::of`] this is that, without making one.
+    fn is_of(&self, entry: &Entry) -> bool {
+        self.direction == entry.direction
+            && self.code == code(entry)
+            && self.is_request == entry.request.is_some()
+            && self.decision == decision(entry)
+            && self.grpc == grpc(entry)
+            && self.flags == entry.flag
+            && self.protocol == entry.request_protocol()
+            && self.source_principal == entry.source_principal
+            && self.destination_principal == entry.destination_principal
+            && self.destination_service == entry.destination_service
+    }
 }
 
-/// Where one kind of request is counted.
+fn code(entry: &Entry) -> u16 {
+    entry.status.filter(|status| (100..=599).contains(status)).unwrap_or(0)
+}
+
+/// The codes that gRPC defines; others are an app's invention and no label.
+fn grpc(entry: &Entry) -> Option<u16> {
+    entry.grpc_status.filter(|status| *status <= 16)
+}
+
+fn decision(entry: &Entry) -> &'static str {
+    match &entry.decided {
+        None => "none",
+        Some(decided) if decided.is_allowed => "allow",
+        Some(_) => "deny",
+    }
+}
+
+/// A number that one thread adds to and others read.
+#[derive(Debug, Default)]
+struct Tally(AtomicU64);
+
+impl Tally {
+    fn add(&self, more: u64) {
+        // No other thread writes, so nothing is lost between the two, and no cache line is fought for.
+        self.0.store(self.read().wrapping_add(more), Ordering::Relaxed);
+    }
+
+    fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one thread has counted of one kind.
+#[derive(Debug, Default)]
+struct Place {
+    count: Tally,
+    received: Tally,
+    sent: Tally,
+    micros: Tally,
+    proxy_nanos: Tally,
+    durations: [Tally; MILLISECONDS.len() + 1],
+    request_sizes: [Tally; BYTES.len() + 1],
+    response_sizes: [Tally; BYTES.len() + 1],
+    proxy_times: [Tally; PROXY_SECONDS.len() + 1],
+}
+
+impl Place {
+    #[allow(clippy::cast_precision_loss)]
+    fn count(&self, entry: &Entry) {
+        self.count.add(1);
+        self.received.add(entry.bytes_received);
+        self.sent.add(entry.bytes_sent);
+        self.proxy_nanos.add(u64::try_from(entry.proxy.as_nanos()).unwrap_or(u64::MAX));
+        add(&self.proxy_times, &PROXY_SECONDS, entry.proxy.as_secs_f64());
+        if entry.request.is_some() {
+            self.micros.add(u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX));
+            add(&self.durations, &MILLISECONDS, entry.duration.as_secs_f64() * 1e3);
+            add(&self.request_sizes, &BYTES, entry.bytes_received as f64);
+            add(&self.response_sizes, &BYTES, entry.bytes_sent as f64);
+        }
+    }
+}
+
+fn add(tallies: &[Tally], bounds: &[f64], value: f64) {
+    let at = bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len());
+    if let Some(tally) = tallies.get(at) {
+        tally.add(1);
+    }
+}
+
+/// All places of one kind.
+#[derive(Debug, Default)]
+struct Kind {
+    places: Vec<Arc<Place>>,
+    /// Its durations and sizes are told apart from those of others.
+    has_histograms: bool,
+}
+
+/// All kinds. `None` is what came after the bound.
+#[derive(Debug, Default)]
+struct Kinds {
+    all: HashMap<Option<Key>, Kind>,
+    histograms: HashSet<scrape::Group>,
+}
+
+/// The counters and histograms of one sidecar. Clones are the same ones.
 #[derive(Clone, Debug)]
-struct Series {
-    count: Counter,
-    seconds: Histogram,
-    proxy_seconds: Histogram,
-}
+pub struct RequestMetrics(Arc<Inner>);
 
-/// Series that a thread remembers.
-const MOST_RECENT: usize = 8;
-
-thread_local! {
-    /// What this thread has counted last, each with the number of its [`Metrics`].
-    static RECENT: RefCell<Vec<(u64, RequestLabels, Series)>> = const { RefCell::new(Vec::new()) };
-}
-
-type Histograms = Family<ProtocolLabels, Histogram, fn() -> Histogram>;
-
-/// The counters and histograms.
 #[derive(Debug)]
-pub struct RequestMetrics {
+struct Inner {
     // Tells one from another in what threads remember.
     number: u64,
-    // The label for what is not known.
-    unknown: Arc<str>,
-    // How many there are; held while a new one is made, so that the bound is exact.
-    series: Mutex<usize>,
-    requests: Family<RequestLabels, Counter>,
-    request_seconds: Histograms,
-    proxy_seconds: Histograms,
+    kinds: Mutex<Kinds>,
+    own: ArcSwap<scrape::Own>,
+}
+
+/// The places of one thread, of one sidecar.
+struct Mine {
+    number: u64,
+    recent: Vec<(Key, Arc<Place>)>,
+    all: HashMap<Key, Arc<Place>>,
+}
+
+thread_local! {
+    static MINE: RefCell<Vec<Mine>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Default for RequestMetrics {
     fn default() -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        Self {
+        Self(Arc::new(Inner {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            unknown: Arc::from(UNKNOWN),
-            series: Mutex::new(0),
-            requests: Family::default(),
-            request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
-            proxy_seconds: Family::new_with_constructor(|| Histogram::new(PROXY_SECONDS)),
-        }
+            kinds: Mutex::default(),
+            own: ArcSwap::default(),
+        }))
     }
 }
 
 impl RequestMetrics {
     /// Counts a finished request or connection.
     pub fn observe(&self, entry: &Entry) {
-        let reporter = entry.direction.reporter();
-        let labels = RequestLabels {
-            reporter,
-            source_principal: entry.source_principal.clone().unwrap_or_else(|| self.unknown.clone()),
-            destination_service: entry.destination_service.clone().unwrap_or_else(|| self.unknown.clone()),
-            request_protocol: entry.request_protocol(),
-            response_code: entry.status.filter(|status| (100..=599).contains(status)).unwrap_or(0),
-            response_flags: entry.flag,
-            connection_security_policy: security(entry),
-            decision: match &entry.decided {
-                None => "none",
-                Some(decided) if decided.is_allowed => "allow",
-                Some(_) => "deny",
-            },
-        };
-        self.with_series(labels, |series| {
-            series.count.inc();
-            if entry.request.is_some() {
-                series.seconds.observe(entry.duration.as_secs_f64());
-            }
-            series.proxy_seconds.observe(entry.proxy.as_secs_f64());
-        });
-    }
-
-    /// Finds the series of these labels: among those that this thread has used last, where comparing is cheaper than hashing them
-    /// once for each family, or in the families.
-    fn with_series(&self, labels: RequestLabels, count: impl FnOnce(&Series)) {
-        RECENT.with_borrow_mut(|recent| {
-            if let Some(at) =
-                recent.iter().position(|(metrics, known, _)| *metrics == self.number && *known == labels)
-            {
-                // The usual one comes first.
-                recent.swap(0, at);
-            } else {
-                let series = self.series_of(&labels);
-                recent.truncate(MOST_RECENT - 1);
-                recent.insert(0, (self.number, labels, series));
-            }
-            if let Some((.., series)) = recent.first() {
-                count(series);
+        MINE.with_borrow_mut(|sidecars| {
+            let at = sidecars.iter().position(|mine| mine.number == self.0.number).unwrap_or_else(|| {
+                sidecars.truncate(MOST_SIDECARS - 1);
+                sidecars.insert(0, Mine { number: self.0.number, recent: Vec::new(), all: HashMap::new() });
+                0
+            });
+            if let Some(mine) = sidecars.get_mut(at) {
+                self.0.count(mine, entry);
             }
         });
     }
 
-    fn series_of(&self, labels: &RequestLabels) -> Series {
-        let protocol =
-            ProtocolLabels { reporter: labels.reporter, request_protocol: labels.request_protocol };
-        Series {
-            count: self.counter_of(labels),
-            seconds: self.request_seconds.get_or_create_owned(&protocol),
-            proxy_seconds: self.proxy_seconds.get_or_create_owned(&protocol),
-        }
-    }
-
-    fn counter_of(&self, labels: &RequestLabels) -> Counter {
-        if let Some(counter) = self.requests.get(labels) {
-            return counter.clone();
-        }
-        let mut series = self.series.lock();
-        let is_there = self.requests.get(labels).is_some();
-        if is_there || *series < SERIES {
-            *series += usize::from(!is_there);
-            return self.requests.get_or_create_owned(labels);
-        }
-        let labels = RequestLabels {
-            source_principal: Arc::from(OTHER),
-            destination_service: Arc::from(OTHER),
-            response_code: 0,
-            response_flags: OTHER,
-            ..labels.clone()
-        };
-        self.requests.get_or_create_owned(&labels)
+    /// Whose sidecar this is, for labels.
+    pub fn set_workload(&self, workload: &Workload) {
+        self.0.own.store(Arc::new(scrape::Own::of(workload)));
     }
 
     /// Says what is counted here.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "istio_requests",
-            "Requests, and connections that carried none",
-            self.requests.clone(),
-        );
-        registry.register(
-            "postern_request_duration_seconds",
-            "From the request's head to its end",
-            self.request_seconds.clone(),
-        );
-        registry.register(
-            "postern_proxy_seconds",
-            "The part of a request or connection spent in the proxy itself",
-            self.proxy_seconds.clone(),
-        );
+        registry.register_collector(Box::new(self.clone()));
     }
 }
 
-fn security(entry: &Entry) -> &'static str {
-    let verified = match entry.direction {
-        Direction::Inbound => entry.source_principal.is_some(),
-        Direction::Outbound => entry.destination_principal.is_some(),
-    };
-    if verified { "mutual_tls" } else { "none" }
+impl Inner {
+    fn count(&self, mine: &mut Mine, entry: &Entry) {
+        if let Some(at) = mine.recent.iter().position(|(key, _)| key.is_of(entry)) {
+            // The usual one comes first.
+            mine.recent.swap(0, at);
+        } else {
+            let key = Key::of(entry);
+            let place = match mine.all.get(&key) {
+                Some(place) => place.clone(),
+                None => {
+                    let place = self.place(&key);
+                    // What others' certificates say is theirs to choose: past the bound, all is counted in one place.
+                    if mine.all.len() < 2 * SERIES {
+                        mine.all.insert(key.clone(), place.clone());
+                    }
+                    place
+                }
+            };
+            mine.recent.truncate(MOST_RECENT - 1);
+            mine.recent.insert(0, (key, place));
+        }
+        if let Some((_, place)) = mine.recent.first() {
+            place.count(entry);
+        }
+    }
+
+    /// A place for the calling thread.
+    fn place(&self, key: &Key) -> Arc<Place> {
+        let mut kinds = self.kinds.lock();
+        let Kinds { all, histograms } = &mut *kinds;
+        let is_full = all.len() >= SERIES;
+        let key = if is_full && !all.contains_key(&Some(key.clone())) { None } else { Some(key.clone()) };
+        let kind = all.entry(key).or_insert_with_key(|key| {
+            let group = key.as_ref().map(scrape::Group::of);
+            let has_histograms = group.is_some_and(|group| {
+                histograms.contains(&group) || histograms.len() < HISTOGRAMS && histograms.insert(group)
+            });
+            Kind { places: Vec::new(), has_histograms }
+        });
+        let place = Arc::new(Place::default());
+        kind.places.push(place.clone());
+        place
+    }
 }

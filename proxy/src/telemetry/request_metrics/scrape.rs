@@ -1,0 +1,415 @@
+//! What a scrape says of requests: Istio's standard metrics with their labels, and the time that is ours.
+//!
+//! Source: Istio, "Standard Metrics". A certificate proves a namespace and a service account and no more, so that is what names a
+//! workload here, on both sides.
+
+use super::{
+    BYTES, HISTOGRAMS, Key, Kind, MILLISECONDS, PROXY_SECONDS, Place, RequestMetrics, SERIES, Tally,
+};
+use crate::telemetry::{
+    Direction,
+    metrics::{OTHER, UNKNOWN},
+};
+use postern_config::snapshot::Workload;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet},
+    metrics::{MetricType, exemplar::Exemplar},
+};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// What we are ourselves.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    namespace: String,
+    service_account: String,
+    canonical_service: String,
+    revision: String,
+    app: String,
+    version: String,
+}
+
+impl Own {
+    pub(super) fn of(workload: &Workload) -> Self {
+        let label = |names: &[&str]| names.iter().find_map(|name| workload.labels.get(*name)).cloned();
+        let unknown = || UNKNOWN.to_owned();
+        Self {
+            namespace: workload.namespace.clone(),
+            service_account: workload.service_account.clone(),
+            canonical_service: workload.canonical_service().to_owned(),
+            revision: label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
+                .unwrap_or_else(|| "latest".to_owned()),
+            app: label(&["app"]).unwrap_or_else(unknown),
+            version: label(&["version"]).unwrap_or_else(unknown),
+        }
+    }
+}
+
+/// What histograms are told apart by: fewer labels than requests have, since each set is some thirty lines.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Group {
+    is_inbound: bool,
+    peer: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    protocol: &'static str,
+}
+
+impl Group {
+    pub(super) fn of(key: &Key) -> Self {
+        Self {
+            is_inbound: key.direction == Direction::Inbound,
+            peer: peer(key).clone(),
+            service: key.destination_service.clone(),
+            protocol: key.protocol,
+        }
+    }
+}
+
+/// The verified other end.
+fn peer(key: &Key) -> &Option<Arc<str>> {
+    match key.direction {
+        Direction::Inbound => &key.source_principal,
+        Direction::Outbound => &key.destination_principal,
+    }
+}
+
+/// Some places added up.
+#[derive(Default)]
+struct Sum {
+    count: u64,
+    received: u64,
+    sent: u64,
+    micros: u64,
+    proxy_nanos: u64,
+    durations: [u64; MILLISECONDS.len() + 1],
+    request_sizes: [u64; BYTES.len() + 1],
+    response_sizes: [u64; BYTES.len() + 1],
+    proxy_times: [u64; PROXY_SECONDS.len() + 1],
+}
+
+impl Sum {
+    fn of(kind: &Kind) -> Self {
+        let mut sum = Self::default();
+        for place in &kind.places {
+            sum.add(place);
+        }
+        sum
+    }
+
+    fn add(&mut self, place: &Place) {
+        self.count += place.count.read();
+        self.received += place.received.read();
+        self.sent += place.sent.read();
+        self.micros += place.micros.read();
+        self.proxy_nanos += place.proxy_nanos.read();
+        let each = |sums: &mut [u64], tallies: &[Tally]| {
+            sums.iter_mut().zip(tallies).for_each(|(sum, tally)| *sum += tally.read());
+        };
+        each(&mut self.durations, &place.durations);
+        each(&mut self.request_sizes, &place.request_sizes);
+        each(&mut self.response_sizes, &place.response_sizes);
+        each(&mut self.proxy_times, &place.proxy_times);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.received += other.received;
+        self.sent += other.sent;
+        self.micros += other.micros;
+        self.proxy_nanos += other.proxy_nanos;
+        let each = |sums: &mut [u64], others: &[u64]| {
+            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+        };
+        each(&mut self.durations, &other.durations);
+        each(&mut self.request_sizes, &other.request_sizes);
+        each(&mut self.response_sizes, &other.response_sizes);
+        each(&mut self.proxy_times, &other.proxy_times);
+    }
+}
+
+type Labels<'l> = Vec<(&'static str, &'l str)>;
+
+/// One end of a call, as labels name it.
+struct End<'e> {
+    workload: &'e str,
+    namespace: &'e str,
+    principal: &'e str,
+    canonical_service: &'e str,
+    revision: &'e str,
+    app: &'e str,
+    version: &'e str,
+}
+
+impl<'e> End<'e> {
+    fn own(own: &'e Own, principal: Option<&'e str>) -> Self {
+        Self {
+            workload: known(&own.service_account),
+            namespace: known(&own.namespace),
+            principal: principal.unwrap_or(UNKNOWN),
+            canonical_service: known(&own.canonical_service),
+            revision: known(&own.revision),
+            app: known(&own.app),
+            version: known(&own.version),
+        }
+    }
+
+    /// `spiffe://{trust domain}/ns/{namespace}/sa/{service account}`
+    fn peer(principal: Option<&'e str>) -> Self {
+        let named = principal.and_then(|principal| {
+            let mut parts = principal.split('/').skip(3);
+            match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+                (Some("ns"), Some(namespace), Some("sa"), Some(account), None) => Some((namespace, account)),
+                _ => None,
+            }
+        });
+        let (namespace, workload) = named.unwrap_or((UNKNOWN, UNKNOWN));
+        Self {
+            workload,
+            namespace,
+            principal: principal.unwrap_or(UNKNOWN),
+            canonical_service: workload,
+            revision: UNKNOWN,
+            app: workload,
+            version: UNKNOWN,
+        }
+    }
+
+    fn other() -> Self {
+        Self {
+            workload: OTHER,
+            namespace: OTHER,
+            principal: OTHER,
+            canonical_service: OTHER,
+            revision: OTHER,
+            app: OTHER,
+            version: OTHER,
+        }
+    }
+}
+
+fn known(text: &str) -> &str {
+    if text.is_empty() { UNKNOWN } else { text }
+}
+
+/// Both ends: source, destination.
+fn ends<'e>(key: &'e Key, own: &'e Own) -> (End<'e>, End<'e>) {
+    let (source, destination) = (key.source_principal.as_deref(), key.destination_principal.as_deref());
+    match key.direction {
+        Direction::Inbound => (End::peer(source), End::own(own, destination)),
+        Direction::Outbound => (End::own(own, source), End::peer(destination)),
+    }
+}
+
+/// Host, name and namespace of a service. Hosts outside of the cluster have only the first.
+fn service(host: Option<&str>) -> [&str; 3] {
+    let Some(host) = host else { return [UNKNOWN; 3] };
+    let mut parts = host.split('.');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(name), Some(namespace), Some("svc")) => [host, name, namespace],
+        _ => [host, host, UNKNOWN],
+    }
+}
+
+fn security(key: &Key) -> &'static str {
+    // Istio's sources do not know, since it is the destination that enforces; ours do.
+    if peer(key).is_some() { "mutual_tls" } else { "none" }
+}
+
+/// Istio's labels of a request, and `decision`, which is ours.
+fn labels<'l>(key: Option<&'l Key>, own: &'l Own, code: &'l str, grpc: &'l str) -> Labels<'l> {
+    let Some(key) = key else {
+        return all(["other"; 2], &End::other(), &End::other(), [OTHER; 3], ["0", "", OTHER, OTHER, OTHER]);
+    };
+    let (source, destination) = ends(key, own);
+    let service = service(key.destination_service.as_deref());
+    let rest = [code, grpc, key.flags, security(key), key.decision];
+    all([key.direction.reporter(), key.protocol], &source, &destination, service, rest)
+}
+
+fn all<'l>(
+    [reporter, protocol]: [&'l str; 2],
+    source: &End<'l>,
+    destination: &End<'l>,
+    [host, name, namespace]: [&'l str; 3],
+    [code, grpc, flags, security, decision]: [&'l str; 5],
+) -> Labels<'l> {
+    let mut labels = vec![
+        ("reporter", reporter),
+        ("source_workload", source.workload),
+        ("source_workload_namespace", source.namespace),
+        ("source_principal", source.principal),
+        ("source_app", source.app),
+        ("source_version", source.version),
+        ("source_canonical_service", source.canonical_service),
+        ("source_canonical_revision", source.revision),
+        ("destination_workload", destination.workload),
+        ("destination_workload_namespace", destination.namespace),
+        ("destination_principal", destination.principal),
+        ("destination_app", destination.app),
+        ("destination_version", destination.version),
+        ("destination_canonical_service", destination.canonical_service),
+        ("destination_canonical_revision", destination.revision),
+        ("destination_service", host),
+        ("destination_service_name", name),
+        ("destination_service_namespace", namespace),
+        ("request_protocol", protocol),
+        ("response_code", code),
+        ("response_flags", flags),
+        ("connection_security_policy", security),
+        ("decision", decision),
+    ];
+    if !grpc.is_empty() {
+        labels.push(("grpc_response_status", grpc));
+    }
+    labels
+}
+
+fn group_labels<'l>(group: Option<&'l Group>, own: &'l Own) -> Labels<'l> {
+    let Some(group) = group else {
+        return short(OTHER, OTHER, &End::other(), &End::other(), [OTHER; 3], OTHER);
+    };
+    let peer = End::peer(group.peer.as_deref());
+    let own = End::own(own, None);
+    let direction = if group.is_inbound { Direction::Inbound } else { Direction::Outbound };
+    let (source, destination) = if group.is_inbound { (&peer, &own) } else { (&own, &peer) };
+    let security = if group.peer.is_some() { "mutual_tls" } else { "none" };
+    let service = service(group.service.as_deref());
+    short(direction.reporter(), group.protocol, source, destination, service, security)
+}
+
+fn short<'l>(
+    reporter: &'l str,
+    protocol: &'l str,
+    source: &End<'l>,
+    destination: &End<'l>,
+    [host, name, namespace]: [&'l str; 3],
+    security: &'l str,
+) -> Labels<'l> {
+    vec![
+        ("reporter", reporter),
+        ("source_workload", source.workload),
+        ("source_workload_namespace", source.namespace),
+        ("destination_workload", destination.workload),
+        ("destination_workload_namespace", destination.namespace),
+        ("destination_service", host),
+        ("destination_service_name", name),
+        ("destination_service_namespace", namespace),
+        ("request_protocol", protocol),
+        ("connection_security_policy", security),
+    ]
+}
+
+/// Counts for the three kinds of histograms.
+type Buckets = Vec<(f64, u64)>;
+
+fn buckets(bounds: &[f64], counts: &[u64]) -> Buckets {
+    bounds.iter().copied().chain([f64::INFINITY]).zip(counts.iter().copied()).collect()
+}
+
+impl Collector for RequestMetrics {
+    #[allow(clippy::cast_precision_loss)]
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let own = self.0.own.load();
+        let mut kinds: Vec<(Option<Key>, bool, Sum)> = {
+            let held = self.0.kinds.lock();
+            held.all.iter().map(|(key, kind)| (key.clone(), kind.has_histograms, Sum::of(kind))).collect()
+        };
+        // In one order at each scrape, the overflow last.
+        kinds.sort_by_cached_key(|(key, ..)| (key.is_none(), key.as_ref().map(|key| format!("{key:?}"))));
+        let codes: Vec<[String; 2]> = kinds
+            .iter()
+            .map(|(key, ..)| {
+                let grpc = key.as_ref().and_then(|key| key.grpc).map(|grpc| grpc.to_string());
+                [key.as_ref().map_or(0, |key| key.code).to_string(), grpc.unwrap_or_default()]
+            })
+            .collect();
+        let labelled = || {
+            kinds.iter().zip(&codes).map(|((key, _, sum), [code, grpc])| {
+                let is_request = key.as_ref().is_none_or(|key| key.is_request);
+                (is_request, labels(key.as_ref(), &own, code, grpc), sum)
+            })
+        };
+
+        let counter = MetricType::Counter;
+        let mut requests = encoder.encode_descriptor("istio_requests", "Requests", None, counter)?;
+        for (_, labels, sum) in labelled().filter(|(is_request, ..)| *is_request) {
+            count(&mut requests, &labels, sum.count)?;
+        }
+        for (name, help, value) in [
+            (
+                "istio_tcp_connections_closed",
+                "Connections without requests",
+                (|sum| sum.count) as fn(&Sum) -> u64,
+            ),
+            ("istio_tcp_received_bytes", "Bytes from downstream on connections without requests", |sum| {
+                sum.received
+            }),
+            ("istio_tcp_sent_bytes", "Bytes to downstream on connections without requests", |sum| sum.sent),
+        ] {
+            let mut tcp = encoder.encode_descriptor(name, help, None, counter)?;
+            for (_, labels, sum) in labelled().filter(|(is_request, ..)| !*is_request) {
+                count(&mut tcp, &labels, value(sum))?;
+            }
+        }
+
+        let mut groups: BTreeMap<Option<Group>, Sum> = BTreeMap::new();
+        let mut own_times: BTreeMap<[&'static str; 2], Sum> = BTreeMap::new();
+        let mut overflow = 0;
+        for (key, has_histograms, sum) in &kinds {
+            let names = key.as_ref().map_or([OTHER; 2], |key| [key.direction.reporter(), key.protocol]);
+            own_times.entry(names).or_default().merge(sum);
+            overflow += if key.is_none() { sum.count } else { 0 };
+            if key.as_ref().is_none_or(|key| key.is_request) {
+                let group = key.as_ref().filter(|_| *has_histograms).map(Group::of);
+                groups.entry(group).or_default().merge(sum);
+            }
+        }
+        let histogram = MetricType::Histogram;
+        type Part = fn(&Sum) -> (f64, Buckets);
+        let parts: [(&str, &str, Part); 3] = [
+            ("istio_request_duration_milliseconds", "From the request's head to its end", |sum| {
+                (sum.micros as f64 / 1e3, buckets(&MILLISECONDS, &sum.durations))
+            }),
+            ("istio_request_bytes", "Bytes of request bodies", |sum| {
+                (sum.received as f64, buckets(&BYTES, &sum.request_sizes))
+            }),
+            ("istio_response_bytes", "Bytes of response bodies", |sum| {
+                (sum.sent as f64, buckets(&BYTES, &sum.response_sizes))
+            }),
+        ];
+        for (name, help, part) in parts {
+            let mut metric = encoder.encode_descriptor(name, help, None, histogram)?;
+            for (group, sum) in &groups {
+                let (total, buckets) = part(sum);
+                let labels = group_labels(group.as_ref(), &own);
+                metric
+                    .encode_family(&labels)?
+                    .encode_histogram::<NoLabelSet>(total, sum.count, &buckets, None)?;
+            }
+        }
+        let help = "The part of a request or connection spent in the proxy itself";
+        let mut metric = encoder.encode_descriptor("postern_proxy_seconds", help, None, histogram)?;
+        for ([reporter, protocol], sum) in &own_times {
+            let labels: Labels<'_> = vec![("reporter", reporter), ("request_protocol", protocol)];
+            let buckets = buckets(&PROXY_SECONDS, &sum.proxy_times);
+            let total = sum.proxy_nanos as f64 / 1e9;
+            metric
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(total, sum.count, &buckets, None)?;
+        }
+        let help = format!(
+            "Requests and connections counted under `other`, since there are {SERIES} series, or {HISTOGRAMS} sets of histograms"
+        );
+        let mut metric = encoder.encode_descriptor("postern_metric_overflow", &help, None, counter)?;
+        let merged = groups.get(&None).map_or(0, |sum| sum.count);
+        for (what, value) in [("series", overflow), ("histograms", merged)] {
+            count(&mut metric, &vec![("bound", what)], value)?;
+        }
+        Ok(())
+    }
+}
+
+fn count(metric: &mut MetricEncoder<'_>, labels: &Labels<'_>, value: u64) -> fmt::Result {
+    let none: Option<&Exemplar<NoLabelSet, u64>> = None;
+    metric.encode_family(labels)?.encode_counter(&value, none)
+}
