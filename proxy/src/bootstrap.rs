@@ -361,36 +361,6 @@ impl Bootstrap {
     }
 }
 
-/// JSON for machines, text for a terminal. `POSTERN_LOG` filters, e.g. `info,postern_proxy::control=debug`.
-pub(crate) fn log_to_stderr() {
-    use std::io::IsTerminal;
-    use tracing_subscriber::{
-        Layer, filter::LevelFilter, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt,
-    };
-    let wish = std::env::var("POSTERN_LOG").unwrap_or_default();
-    let targets = if wish.is_empty() { Ok(Targets::default()) } else { wish.parse::<Targets>() };
-    let is_understood = targets.is_ok();
-    // What names no level for everything is about its targets only.
-    let mut filter = targets.unwrap_or_default();
-    if filter.default_level().is_none() {
-        filter = filter.with_default(LevelFilter::INFO);
-    }
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let log = tracing_subscriber::registry();
-    // Whoever embeds us may have a subscriber already: then that one stays.
-    let _ = if std::io::stderr().is_terminal() {
-        log.with(lines.with_target(false).with_filter(filter)).try_init()
-    } else {
-        log.with(lines.json().flatten_event(true).with_filter(filter)).try_init()
-    };
-    if !is_understood {
-        tracing::warn!(
-            POSTERN_LOG = wish,
-            "the filter is not understood, and `info` holds; write levels, or targets with levels, as in `info,postern_proxy::control=debug`"
-        );
-    }
-}
-
 /// As many descriptors as we may have; no core dump with keys in it, and no debugger of an equal user. Best effort: a
 /// platform that refuses one of these is no reason not to serve.
 pub(crate) fn harden() {

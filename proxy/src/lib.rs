@@ -12,6 +12,7 @@ pub mod error;
 pub mod http;
 pub mod inbound;
 pub mod kept;
+pub mod log;
 pub mod net;
 pub mod outbound;
 pub mod ready;

@@ -1,6 +1,9 @@
 //! The sidecar as a program: from flags to an exit code.
 
-use crate::bootstrap::{Bootstrap, Failure, Flags, harden, log_to_stderr};
+use crate::{
+    bootstrap::{Bootstrap, Failure, Flags, harden},
+    log,
+};
 use anyhow::Context;
 use std::process::ExitCode;
 
@@ -26,7 +29,7 @@ pub fn avoid_huge_pages() {
 /// Runs a sidecar until a signal ends it: SIGTERM or SIGINT drains, a second one ends at once. Exit code 1 when it could
 /// not start, with cause and remedy on standard error.
 pub fn run(flags: Flags) -> ExitCode {
-    log_to_stderr();
+    log::to_stderr(&std::env::var("POSTERN_LOG").unwrap_or_default());
     match start_and_wait(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

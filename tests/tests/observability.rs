@@ -11,6 +11,7 @@ use postern_tests::{
     mesh::within,
     ports,
     scenario::{mode, payments, policy},
+    standalone::{Settings as StandaloneSettings, Standalone, until},
     tree,
 };
 use serde_json::Value;
@@ -248,4 +249,32 @@ async fn a_prometheus_takes_what_sidecars_say_and_every_query_of_the_dashboard_r
         .filter(|rule| rule["health"] == "err")
         .collect();
     assert!(unhealthy.is_empty(), "{unhealthy:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_much_a_sidecar_says_of_itself_is_changed_while_it_runs() {
+    let mesh = Standalone::start(StandaloneSettings::default()).await;
+    let admin = mesh.admin("client");
+    let ask = |method: &'static str, filter: &'static str| async move {
+        let request = Request::new(admin, admin.to_string()).method(method).path("/log-level");
+        request.body(filter).send().await.unwrap()
+    };
+    let said = || std::fs::read_to_string(mesh.path("client.err")).unwrap();
+    let before = ask("GET", "").await.json()["log_level"].clone();
+    assert!(!said().contains("\"level\":\"DEBUG\""), "{before}");
+
+    let refused = ask("POST", "loud=very=much").await;
+    assert_eq!(refused.status, 400);
+    assert!(String::from_utf8_lossy(&refused.body).contains("postern_proxy::control=debug"), "{refused:?}");
+    assert_eq!(ask("GET", "").await.json()["log_level"], before);
+    let web_page = Request::new(admin, admin.to_string()).method("POST").path("/log-level");
+    assert_eq!(web_page.header("origin", "http://127.0.0.1").body("debug").send().await.unwrap().status, 403);
+
+    assert_eq!(ask("POST", "warn,postern_proxy=debug").await.json()["log_level"], "postern_proxy=debug,warn");
+    assert_eq!(ask("GET", "").await.json()["log_level"], "postern_proxy=debug,warn");
+    assert_eq!(ask("POST", "trace").await.status, 200);
+    until("it says more", || {
+        said().contains("\"level\":\"DEBUG\"") || said().contains("\"level\":\"TRACE\"")
+    })
+    .await;
 }

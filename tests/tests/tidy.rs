@@ -35,7 +35,7 @@ const PROXY_LAYERS: &[&[&str]] = &[
     &["tls"],
     &["net"],
     // Words: used by all, and by each other.
-    &["telemetry", "error", "drain", "ready", "bootstrap"],
+    &["telemetry", "error", "drain", "ready", "bootstrap", "log"],
 ];
 
 /// Arrows that point the wrong way, each with what keeps it. The list may only get shorter.

@@ -26,6 +26,8 @@ GET  /destinations        where outbound addresses lead
 GET  /ejections           endpoints that are left out for a time since they failed
 GET  /decisions           the latest denials
 GET  /decisions/<id>      one denial, explained against the policy in force now
+GET  /log-level           how much the sidecar says of itself
+POST /log-level           another filter as the body, e.g. debug, or info,postern_proxy::control=debug; until the process ends
 POST /certificates/renew  a new certificate now
 POST /drain               on the way down: not ready, connections are asked to end, then no new ones
 ";
@@ -103,6 +105,20 @@ pub(super) async fn renew(admin: &Admin) -> Answer {
     match admin.identity.renew().await {
         Ok(serial) => page(&json!({ "serial": serial, "replaced": before })),
         Err(reason) => problem(StatusCode::BAD_GATEWAY, &reason),
+    }
+}
+
+pub(super) fn log_level() -> Answer {
+    match crate::log::level() {
+        Some(level) => page(&json!({ "log_level": level })),
+        None => problem(StatusCode::CONFLICT, "the log of this process is not the sidecar's own"),
+    }
+}
+
+pub(super) fn set_log_level(filter: &[u8]) -> Answer {
+    match crate::log::set_level(&String::from_utf8_lossy(filter)) {
+        Ok(level) => page(&json!({ "log_level": level })),
+        Err(why) => problem(StatusCode::BAD_REQUEST, why),
     }
 }
 

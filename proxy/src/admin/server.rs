@@ -1,9 +1,10 @@
 //! A small HTTP/1.1 server for questions about the sidecar: bounded in connections, bytes and time.
 
 use super::{Admin, answers};
+use crate::log;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -99,6 +100,13 @@ async fn answer(door: Door, admin: &Admin, request: Request<Incoming>) -> Respon
             answers::renew(admin).await
         }
         (Door::Admin, "/drain") if request.method() == Method::POST => answers::drain(admin),
+        (Door::Admin, "/log-level") if request.method() == Method::POST => {
+            match Limited::new(request.into_body(), log::LARGEST_FILTER).collect().await {
+                Ok(filter) => answers::set_log_level(&filter.to_bytes()),
+                Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, "a filter has 4,096 bytes at most\n"),
+            }
+        }
+        (Door::Admin, "/log-level") => on_get(&request, answers::log_level),
         (Door::Admin, "/certificates/renew" | "/drain") => only("POST"),
         (Door::Admin, path) => match path.strip_prefix("/decisions/") {
             Some(id) => on_get(&request, || answers::decision(admin, id)),
