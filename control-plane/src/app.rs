@@ -7,6 +7,7 @@ use crate::{
     federation::{self, Federation, FederationStatus},
     publish::{self, Publisher, listener::Listener, rate::Rate, status::SessionStatus, trust::Trust},
     registry::Index,
+    traffic::Traffic,
     upkeep::Upkeep,
 };
 use anyhow::{Context as _, bail};
@@ -129,6 +130,7 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         trust: watch::channel(Arc::new(trust)).0,
         sessions: publish::status::Sessions::default(),
         counters: publish::Counters::default(),
+        traffic: Traffic::new(now),
         certificate_lifetime: lifetime,
         // A whole machine may start at once; a certificate costs about a millisecond.
         by_address: Rate::new(500, 50),

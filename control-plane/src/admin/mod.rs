@@ -3,6 +3,7 @@
 //! [`pages`] is what is said on the wire, `server` carries it, `answers` makes it, `metrics` writes numbers for Prometheus.
 
 mod answers;
+mod live;
 mod metrics;
 pub mod pages;
 mod server;

@@ -1,6 +1,6 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, metrics};
+use super::{answers, live, metrics};
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -195,6 +195,9 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
+            "/status" => live::status(&upkeep, SystemTime::now()),
+            "/flows" => live::flows(&upkeep, head.uri.query(), SystemTime::now()),
+            "/denials" => live::denials(&upkeep, head.uri.query(), SystemTime::now()),
             _ => answers::no_such_page(),
         };
     }

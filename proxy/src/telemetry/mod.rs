@@ -10,6 +10,7 @@ pub mod entry;
 pub mod metrics;
 pub mod record;
 pub mod request_metrics;
+pub mod tally;
 pub mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
@@ -19,6 +20,7 @@ pub use ejections::{Ejection, Ejections};
 pub use entry::{Direction, Entry};
 pub use metrics::Metrics;
 pub use record::Record;
+pub use tally::Tally;
 pub use upstream_metrics::Repeat;
 
 use crate::{bootstrap::AccessLogSink, drain};
@@ -36,6 +38,7 @@ pub struct Telemetry(Arc<Inner>);
 
 struct Inner {
     metrics: Arc<Metrics>,
+    tally: Tally,
     denials: Denials,
     ejections: Ejections,
     log: Option<access_log::Queue>,
@@ -90,6 +93,7 @@ impl Telemetry {
         Ok((
             Self(Arc::new(Inner {
                 metrics,
+                tally: Tally::default(),
                 denials: Denials::default(),
                 ejections: Ejections::default(),
                 log,
@@ -105,6 +109,7 @@ impl Telemetry {
     pub fn silent() -> Self {
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::default()),
+            tally: Tally::default(),
             denials: Denials::default(),
             ejections: Ejections::default(),
             log: None,
@@ -139,6 +144,11 @@ impl Telemetry {
         &self.0.metrics
     }
 
+    /// Sums for the control plane.
+    pub fn tally(&self) -> &Tally {
+        &self.0.tally
+    }
+
     /// The denials we remember.
     pub fn denials(&self) -> &Denials {
         &self.0.denials
@@ -159,6 +169,7 @@ impl Telemetry {
     /// Takes a finished entry. Never waits.
     pub(crate) fn write(&self, entry: Box<Entry>) {
         self.0.metrics.observe(&entry);
+        self.0.tally.observe(&entry);
         if let Some(spans) = &self.0.spans
             && entry.trace.is_some_and(|trace| trace.is_sampled())
         {
