@@ -5,7 +5,7 @@ use postern::{
     app, authority, check, demo,
     failure::{OK, USAGE},
     interception::command as redirect,
-    policy, up,
+    live, policy, up,
 };
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -45,6 +45,12 @@ enum Command {
     Ca(authority::ca::CaArgs),
     /// Show who holds a certificate, until when, by which authority
     Certs(authority::certs::CertsArgs),
+    /// Show how every sidecar stands: policy, certificate, connection
+    Status(live::status::StatusArgs),
+    /// Show who calls whom: rate, errors, denials, mutual TLS, durations; and which rules are in use
+    Top(live::top::TopArgs),
+    /// Show what was denied lately, and the closest rule
+    Denials(live::denials::DenialsArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
@@ -116,6 +122,9 @@ fn main() -> ExitCode {
         Command::Generate(args) => ExitCode::from(policy::generate::run(&args)),
         Command::Ca(args) => ExitCode::from(authority::ca::run(&args)),
         Command::Certs(args) => ExitCode::from(authority::certs::run(&args)),
+        Command::Status(args) => ExitCode::from(live::status::run(&args)),
+        Command::Top(args) => ExitCode::from(live::top::run(&args)),
+        Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(*flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),
