@@ -15,3 +15,4 @@ pub mod live;
 pub mod policy;
 pub mod tools;
 pub mod up;
+pub mod why;

@@ -5,7 +5,7 @@ use postern::{
     app, authority, check, demo,
     failure::{OK, USAGE},
     interception::command as redirect,
-    live, policy, up,
+    live, policy, up, why,
 };
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -33,8 +33,8 @@ enum Command {
     Exec(up::attach::ExecArgs),
     /// Show everything that is wrong with a folder of YAML, or what of a running mesh ends soon
     Check(check::CheckArgs),
-    /// Answer one question: may FROM call TO, and why
-    Why(Box<policy::why::WhyArgs>),
+    /// Answer one question: may FROM call TO, and why; or why a call of a running mesh was denied
+    Why(Box<why::WhyArgs>),
     /// Run the policy tests of a folder
     Test(policy::test::TestArgs),
     /// Replay recorded traffic through two sets of policies and list what would change
@@ -116,7 +116,7 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(options(args.dir, &args.mesh, !args.quiet)),
         Command::Exec(args) => up::attach::run(&args),
         Command::Check(args) => ExitCode::from(check::run(&args)),
-        Command::Why(args) => ExitCode::from(policy::why::run(&args)),
+        Command::Why(args) => ExitCode::from(why::run(&args)),
         Command::Test(args) => ExitCode::from(policy::test::run(&args)),
         Command::Impact(args) => ExitCode::from(policy::impact::run(&args)),
         Command::Generate(args) => ExitCode::from(policy::generate::run(&args)),

@@ -201,6 +201,73 @@ async fn each_sidecar_has_its_row_and_a_refused_or_missing_one_shows() {
     assert!(watched.says(&["status"]).await.contains("not connected"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
+    let allow = |from: &str, more: &str| {
+        let principal = format!("cluster.local/ns/checkout/sa/{from}");
+        policy(
+            "callers",
+            &format!("action: ALLOW, rules: [{{from: [{{source: {{principals: [{principal}]}}}}]{more}}}]"),
+        )
+    };
+    let mut watched = Watched::start(&payments(&allow("checkout-api", ""))).await;
+    let answer = watched.mesh.call("reports", "payments-api", "GET", "/v1/charges").await.unwrap();
+    assert_eq!(answer.status, 403);
+    let log = watched.mesh.access_log("payments-api").clone();
+    let line = log.next_with(&[("decision", "deny".into())]).await;
+    let id = line["decision_id"].as_str().unwrap();
+    assert!(String::from_utf8_lossy(&answer.body).contains(id), "the caller has the id, too");
+    watched
+        .page_becomes(&["denials"], |page| {
+            page["denials"].as_array().unwrap().iter().any(|denial| denial["decisions"][0] == id)
+        })
+        .await;
+    let asked = ["why", "--id", id];
+    let page = watched.page(&asked).await;
+    assert_eq!(
+        (page["policy_changed"].as_bool(), page["allowed_now"].as_bool()),
+        (Some(false), Some(false)),
+        "{page:#}"
+    );
+    assert_eq!(page["denial"]["policy_version"], line["policy_version"]);
+    assert_eq!(
+        page["facts"]["source_ip"],
+        line["source_address"].as_str().unwrap().split(':').next().unwrap()
+    );
+    let told = watched.says(&asked).await;
+    for part in [
+        "denied: GET /v1/charges from cluster.local/ns/checkout/sa/reports",
+        "payments/callers rule 0",
+        "the same policy",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+
+    // Other policies: one that allows, one that still denies, and those that ask for what only the sidecar knows.
+    let header = ", when: [{key: 'request.headers[x-tenant]', values: [blue]}]";
+    for (policies, allowed, says) in [
+        (allow("reports", ""), Some(true), "would be allowed"),
+        (allow("nobody", ""), Some(false), "would be denied"),
+        (allow("reports", header), None, "headers or tokens"),
+    ] {
+        watched.mesh.apply(&payments(&policies)).await;
+        let page = watched.page(&asked).await;
+        assert_eq!(
+            (page["policy_changed"].as_bool(), page["allowed_now"].as_bool()),
+            (Some(true), allowed),
+            "{page:#}"
+        );
+        let told = watched.says(&asked).await;
+        assert!(told.contains("has changed since") && told.contains(says), "{told}");
+    }
+
+    let unknown = watched.run(&["why", "--id", "0123456789abcdef"]).await;
+    let told = String::from_utf8(unknown.stderr).unwrap();
+    assert_eq!(unknown.status.code(), Some(1), "{told}");
+    assert!(told.contains("no such decision") && told.contains("postern denials"), "{told}");
+    assert_eq!(watched.run(&["why", "--id", "../status"]).await.status.code(), Some(64));
+}
+
 /// A connection to the control plane, with a certificate or without.
 async fn channel(mesh: &Mesh, key: Option<Arc<rustls::sign::CertifiedKey>>) -> Channel {
     let own = "spiffe://cluster.local/ns/postern-system/sa/control-plane";

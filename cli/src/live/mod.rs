@@ -1,7 +1,9 @@
-//! What the running mesh does now, asked of the control plane: `postern status`, `postern top`, `postern denials`.
+//! What the running mesh does now, asked of the control plane: `postern status`, `postern top`, `postern denials`,
+//! `postern why --id`.
 //!
 //! Sidecars report sums every ten seconds and the control plane keeps an hour of them; here is only how they are shown.
 
+pub mod decision;
 pub mod denials;
 pub mod status;
 pub mod top;

@@ -26,6 +26,7 @@ GET  /certificates              what every connected sidecar holds
 GET  /status                    every sidecar: since when connected, which policy, which certificate
 GET  /flows?since=SECONDS       who calls whom: calls, errors, denials, mutual TLS, durations; and rules by use
 GET  /denials?since=SECONDS     what was denied, to whom, and the closest rule
+GET  /decisions/<id>            one denial: what was decided then and why, and what would be now
 GET  /metrics                   numbers for Prometheus
 POST /authorities/rotate        {\"kind\": \"root|intermediate|jwt\", \"step\": \"prepare|activate|retire\", \"force\": false}
 POST /authorities/<id>/taint    whoever holds a certificate below it renews now

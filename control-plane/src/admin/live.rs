@@ -5,7 +5,7 @@ use super::{
     pages::{State, Status, Workload},
     server::Answer,
 };
-use crate::{publish::status::SessionStatus, rotation::written, upkeep::Upkeep};
+use crate::{publish::status::SessionStatus, rotation::written, traffic::decision, upkeep::Upkeep};
 use http::StatusCode;
 use std::time::{Duration, SystemTime};
 
@@ -97,6 +97,24 @@ pub(super) fn denials(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> 
         Ok(since) => json(StatusCode::OK, &upkeep.publisher().traffic.denials(since, now)),
         Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),
     }
+}
+
+pub(super) fn decision(upkeep: &Upkeep, id: &str, now: SystemTime) -> Answer {
+    let publisher = upkeep.publisher();
+    let Some(found) = publisher.traffic.find(id) else {
+        return problem(
+            StatusCode::NOT_FOUND,
+            "no such decision is known",
+            "sidecars tell of denials every ten seconds, an hour of them is kept, and the latest 16 ids of each kind",
+        );
+    };
+    let index = publisher.index.borrow().clone();
+    let policy = found.account().and_then(|(namespace, account)| {
+        // A pod of another namespace than its identity's is none of ours.
+        index.as_ref().filter(|_| namespace == found.namespace)?.policy(&namespace, &account, &found.pod)
+    });
+    let policy = policy.map(|policy| (policy.version, policy.spec));
+    json(StatusCode::OK, &decision::explained(id, found, policy, now))
 }
 
 /// `since=SECONDS`, or the usual.

@@ -198,7 +198,10 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/status" => live::status(&upkeep, SystemTime::now()),
             "/flows" => live::flows(&upkeep, head.uri.query(), SystemTime::now()),
             "/denials" => live::denials(&upkeep, head.uri.query(), SystemTime::now()),
-            _ => answers::no_such_page(),
+            path => match path.strip_prefix("/decisions/") {
+                Some(id) => live::decision(&upkeep, id, SystemTime::now()),
+                None => answers::no_such_page(),
+            },
         };
     }
     if head.method != Method::POST {

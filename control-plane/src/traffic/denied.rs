@@ -57,7 +57,9 @@ impl Kept {
         decisions.extend(denied.decisions.iter().cloned());
         decisions.drain(..decisions.len().saturating_sub(DECISIONS));
         let first = self.latest.first.min(denied.first);
-        self.latest = Denied { decisions, first, ..denied };
+        // The sidecar may have forgotten what policy saw; we have not.
+        let facts = denied.facts.clone().or_else(|| self.latest.facts.take());
+        self.latest = Denied { decisions, first, facts, ..denied };
     }
 
     /// How many came in this step or later.
@@ -65,4 +67,14 @@ impl Kept {
         let later = self.counts.iter().filter(|(known, _)| *known >= step);
         later.fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
+}
+
+/// A denial that somebody asks for by its id.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub namespace: String,
+    pub pod: String,
+    pub identity: String,
+    pub kind: Kind,
+    pub denied: Denied,
 }

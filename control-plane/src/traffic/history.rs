@@ -1,7 +1,7 @@
 //! The last hour of all workloads. Each has a share of the room, and when all is full the one that fills it loses its oldest.
 
 use super::{
-    denied::{Kept, Kind, STEPS},
+    denied::{Denied, Found, Kept, Kind, STEPS},
     intake::{self, Edge, HOUR, Used},
     pages,
     sums::Sums,
@@ -172,7 +172,10 @@ impl Traffic {
                 let count = kept.since(from);
                 if count > 0 {
                     let workload = format!("{namespace}/{pod}");
-                    found.push((kept.latest.last, denial(workload, &history.identity, kind, kept, count)));
+                    found.push((
+                        kept.latest.last,
+                        denial(workload, &history.identity, kind, &kept.latest, count),
+                    ));
                 }
             }
         }
@@ -185,6 +188,22 @@ impl Traffic {
             denials: found.into_iter().map(|(_, denial)| denial).collect(),
             lost: table.lost.clone(),
         }
+    }
+
+    /// The denial with this id, when its sidecar has told of it and it is among the latest of its kind.
+    pub(crate) fn find(&self, id: &str) -> Option<Found> {
+        let table = self.table.lock();
+        table.workloads.iter().find_map(|((namespace, pod), history)| {
+            let is_it = |kept: &Kept| kept.latest.decisions.iter().any(|known| known == id);
+            let (kind, kept) = history.denials.iter().find(|(_, kept)| is_it(kept))?;
+            Some(Found {
+                namespace: namespace.clone(),
+                pod: pod.clone(),
+                identity: history.identity.clone(),
+                kind: kind.clone(),
+                denied: Denied { count: kept.since(0), ..kept.latest.clone() },
+            })
+        })
     }
 }
 
@@ -291,8 +310,14 @@ fn flow(workload: &str, identity: &str, edge: &Edge, sums: &Sums) -> pages::Flow
     }
 }
 
-fn denial(workload: String, identity: &str, kind: &Kind, kept: &Kept, count: u64) -> pages::Denial {
-    let latest = &kept.latest;
+/// Denials of a kind as a page tells them.
+pub(super) fn denial(
+    workload: String,
+    identity: &str,
+    kind: &Kind,
+    latest: &Denied,
+    count: u64,
+) -> pages::Denial {
     pages::Denial {
         workload,
         identity: identity.to_owned(),
@@ -319,7 +344,7 @@ fn step(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / STEP
 }
 
-fn written(at: SystemTime) -> String {
+pub(super) fn written(at: SystemTime) -> String {
     OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
 }
 

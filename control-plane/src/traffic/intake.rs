@@ -22,7 +22,7 @@ const DECISIONS: usize = 8;
 const MOST_CALLS: u64 = 100_000_000;
 const MOST_BYTES: u64 = 1 << 44;
 /// Longest texts, in bytes of what is sent; a path is this long, too.
-const TEXT: usize = 256;
+pub(super) const TEXT: usize = 256;
 const CLOSEST: usize = 512;
 /// How far back a report may reach.
 pub(super) const HOUR: Duration = Duration::from_secs(3600);

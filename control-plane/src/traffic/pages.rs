@@ -95,6 +95,46 @@ pub struct Denials {
     pub lost: Lost,
 }
 
+/// `GET /decisions/<id>`: what was decided then, and what would be now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The clock of the control plane.
+    pub now: String,
+    /// The id that was asked for.
+    pub id: String,
+    /// All denials of this kind, this one among them.
+    pub denial: Denial,
+    /// What policy saw, when the sidecar still knew.
+    pub facts: Option<Facts>,
+    /// The policy that the workload should have now; `None`: the mesh has no such pod any more.
+    pub policy_version_now: Option<String>,
+    /// That it is another one than the one that denied.
+    pub policy_changed: bool,
+    /// The verdict of the policy now, on the same facts; `None` when that cannot be told.
+    pub allowed_now: Option<bool>,
+    /// Why, in a sentence or two.
+    pub explanation_now: Option<String>,
+    /// What to keep in mind.
+    pub notes: Vec<String>,
+}
+
+/// What policy saw of a call, beside peer, method and path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Direct peer address.
+    pub source_ip: String,
+    /// After X-Forwarded-For.
+    pub remote_ip: String,
+    /// Original destination.
+    pub destination_ip: String,
+    /// Port of the workload.
+    pub destination_port: u16,
+    /// Server name of the handshake.
+    pub sni: Option<String>,
+    /// As the caller named it; empty: not at all.
+    pub host: String,
+}
+
 /// Denials of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
