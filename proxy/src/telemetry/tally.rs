@@ -202,16 +202,15 @@ impl Lane {
             None => self.rare.edges_overflow += 1,
         }
         if let Some(decided) = &entry.decided {
-            let now = entry.began.checked_add(entry.duration).unwrap_or(entry.began);
             if let Some(rule) = &decided.rule {
-                self.matched(rule, now);
+                self.matched(rule, entry.began);
             }
             if let Some(would) = &decided.would {
                 let name = (would.policy.clone().unwrap_or_default(), would.rule);
                 let (deny, allow) = (u64::from(!would.is_allowed), u64::from(would.is_allowed));
                 self.rare.use_rule(
                     name,
-                    Used { matched: 0, last: now, would_deny: deny, would_allow: allow },
+                    Used { matched: 0, last: entry.began, would_deny: deny, would_allow: allow },
                     1,
                 );
             }
@@ -228,7 +227,7 @@ impl Lane {
         service: &Option<Arc<str>>,
     ) -> Option<&mut (Edge, Sums)> {
         let is_recent = self.edges.get(self.recent).is_some_and(|(edge, _)| {
-            edge.direction == direction && edge.peer == *peer && edge.service == *service
+            edge.direction == direction && same(&edge.peer, peer) && same(&edge.service, service)
         });
         if !is_recent {
             let edge = Edge { direction, peer: peer.clone(), service: service.clone() };
@@ -293,6 +292,14 @@ impl Lane {
             decisions: decided.and_then(|decided| decided.id.clone()).into_iter().collect(),
         };
         self.rare.deny(kind, denied);
+    }
+}
+
+/// Calls of one connection share their names; only for the first one they are read.
+fn same(ours: &Option<Arc<str>>, theirs: &Option<Arc<str>>) -> bool {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs) || ours == theirs,
+        (ours, theirs) => ours.is_none() && theirs.is_none(),
     }
 }
 
