@@ -249,6 +249,17 @@ impl ControlPlane {
         Ok(address)
     }
 
+    /// Shows the live views to browsers on this machine. Gives the address.
+    ///
+    /// # Errors
+    /// The address is not on loopback, or cannot be listened on.
+    pub async fn serve_page(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let port = admin::PagePort::bind(address).await?;
+        let address = port.address();
+        self.tasks.spawn(port.serve(Arc::clone(&self.upkeep), self.publisher.stop.clone()));
+        Ok(address)
+    }
+
     /// Stops it and waits until the port is free and all connections are closed.
     pub async fn shutdown(self) {
         self.publisher.stop.cancel();

@@ -148,7 +148,7 @@ impl MetricsPort {
     }
 }
 
-async fn place(
+pub(super) async fn place(
     places: &Arc<Semaphore>,
     stop: &CancellationToken,
 ) -> Option<tokio::sync::OwnedSemaphorePermit> {
@@ -159,7 +159,7 @@ async fn place(
     }
 }
 
-async fn converse<S, F, R>(
+pub(super) async fn converse<S, F, R>(
     stream: S,
     service: F,
     stop: CancellationToken,
