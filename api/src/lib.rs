@@ -2,6 +2,8 @@
 //! the SPIFFE Workload API and Envoy's SDS. All of it is generated; read the comments of the files under `proto`.
 #![allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod histogram;
+
 use std::marker::PhantomData;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};

@@ -5,7 +5,7 @@ use postern::{
     app, authority, check, demo,
     failure::{OK, USAGE},
     interception::command as redirect,
-    policy, up,
+    live, policy, up, why,
 };
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -33,8 +33,8 @@ enum Command {
     Exec(up::attach::ExecArgs),
     /// Show everything that is wrong with a folder of YAML, or what of a running mesh ends soon
     Check(check::CheckArgs),
-    /// Answer one question: may FROM call TO, and why
-    Why(Box<policy::why::WhyArgs>),
+    /// Answer one question: may FROM call TO, and why; or why a call of a running mesh was denied
+    Why(Box<why::WhyArgs>),
     /// Run the policy tests of a folder
     Test(policy::test::TestArgs),
     /// Replay recorded traffic through two sets of policies and list what would change
@@ -45,6 +45,12 @@ enum Command {
     Ca(authority::ca::CaArgs),
     /// Show who holds a certificate, until when, by which authority
     Certs(authority::certs::CertsArgs),
+    /// Show how every sidecar stands: policy, certificate, connection
+    Status(live::status::StatusArgs),
+    /// Show who calls whom: rate, errors, denials, mutual TLS, durations; and which rules are in use
+    Top(live::top::TopArgs),
+    /// Show what was denied lately, and the closest rule
+    Denials(live::denials::DenialsArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
@@ -110,12 +116,15 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(options(args.dir, &args.mesh, !args.quiet)),
         Command::Exec(args) => up::attach::run(&args),
         Command::Check(args) => ExitCode::from(check::run(&args)),
-        Command::Why(args) => ExitCode::from(policy::why::run(&args)),
+        Command::Why(args) => ExitCode::from(why::run(&args)),
         Command::Test(args) => ExitCode::from(policy::test::run(&args)),
         Command::Impact(args) => ExitCode::from(policy::impact::run(&args)),
         Command::Generate(args) => ExitCode::from(policy::generate::run(&args)),
         Command::Ca(args) => ExitCode::from(authority::ca::run(&args)),
         Command::Certs(args) => ExitCode::from(authority::certs::run(&args)),
+        Command::Status(args) => ExitCode::from(live::status::run(&args)),
+        Command::Top(args) => ExitCode::from(live::top::run(&args)),
+        Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(*flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),

@@ -35,6 +35,9 @@ fn asking_for_help_or_the_version_is_no_mistake() {
         "generate",
         "ca",
         "certs",
+        "status",
+        "top",
+        "denials",
     ] {
         check(&[command, "--help"], 0, "Usage: postern");
     }
@@ -52,6 +55,11 @@ fn a_wrong_command_line_ends_with_64_and_names_the_mistake() {
     check(&["check", "--expires-within", "30d", "-o", "sarif"], 64, "json");
     check(&["ca", "rotate", "--force"], 64, "--step");
     check(&["ca", "revoke"], 64, "<ID>");
+    check(&["why"], 64, "<FROM>");
+    check(&["why", "a", "b", "GET", "/"], 64, "--filename");
+    check(&["why", "a", "--id", "0a"], 64, "--id");
+    check(&["denials", "--since", "2h"], 64, "the last hour");
+    check(&["top", "--since", "soon"], 64, "soon");
 }
 
 #[test]
@@ -59,5 +67,9 @@ fn a_folder_that_is_not_there_is_an_operational_error() {
     check(&["up", "no-such-folder"], 1, "no-such-folder");
     check(&["check", "no-such-folder"], 1, "no-such-folder");
     check(&["certs", "--socket", "no-such.sock"], 1, "no-such.sock");
+    for command in ["status", "top", "denials"] {
+        check(&[command, "--socket", "no-such.sock"], 1, "does not answer");
+    }
+    check(&["why", "--id", "0a", "--socket", "no-such.sock"], 1, "does not answer");
     check(&["ca", "status", "--socket", "no-such.sock"], 1, "does not answer");
 }

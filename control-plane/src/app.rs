@@ -7,6 +7,7 @@ use crate::{
     federation::{self, Federation, FederationStatus},
     publish::{self, Publisher, listener::Listener, rate::Rate, status::SessionStatus, trust::Trust},
     registry::Index,
+    traffic::Traffic,
     upkeep::Upkeep,
 };
 use anyhow::{Context as _, bail};
@@ -129,6 +130,7 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         trust: watch::channel(Arc::new(trust)).0,
         sessions: publish::status::Sessions::default(),
         counters: publish::Counters::default(),
+        traffic: Traffic::new(now),
         certificate_lifetime: lifetime,
         // A whole machine may start at once; a certificate costs about a millisecond.
         by_address: Rate::new(500, 50),
@@ -243,6 +245,17 @@ impl ControlPlane {
     pub async fn serve_metrics(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
         let port = admin::MetricsPort::bind(address).await?;
         let address = port.address()?;
+        self.tasks.spawn(port.serve(Arc::clone(&self.upkeep), self.publisher.stop.clone()));
+        Ok(address)
+    }
+
+    /// Shows the live views to browsers on this machine. Gives the address.
+    ///
+    /// # Errors
+    /// The address is not on loopback, or cannot be listened on.
+    pub async fn serve_page(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let port = admin::PagePort::bind(address).await?;
+        let address = port.address();
         self.tasks.spawn(port.serve(Arc::clone(&self.upkeep), self.publisher.stop.clone()));
         Ok(address)
     }

@@ -3,7 +3,7 @@
 //! Read [`app`] first: it shows how [`authority`] (who signs), [`attest`] (who asks), [`registry`] (what is in the mesh) and
 //! [`publish`] (what goes out to whom) are put together, and [`federation`] (whom else we trust).
 //! [`rotation`] is the evidence by which authorities come and go, `upkeep` acts on it, [`admin`] is how operators ask.
-//! [`run`](mod@run) is the same as a program of its own.
+//! [`traffic`] is what sidecars report of it, for people. [`run`](mod@run) is the same as a program of its own.
 
 pub mod admin;
 pub mod app;
@@ -14,6 +14,7 @@ pub mod publish;
 pub mod registry;
 pub mod rotation;
 pub mod run;
+pub mod traffic;
 mod upkeep;
 
 pub use app::{ControlPlane, Options, start};

@@ -67,6 +67,7 @@ fn session(pod: &str, known: &[&str], issuer: Option<&str>) -> SessionStatus {
         build: "test".into(),
         version_sent: String::new(),
         version_acked: String::new(),
+        policy_since: None,
         trust_sent: "81aa000000".into(),
         trust_acked: "81aa000000".into(),
         trust_known: keys(known),

@@ -78,6 +78,9 @@ pub struct Flags {
     /// Serve Prometheus metrics on a port, too, e.g. 127.0.0.1:15014
     #[arg(long, value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Show the mesh to browsers on this machine, e.g. on 127.0.0.1:15013: read-only, and readable for all users of the machine
+    #[arg(long, value_name = "IP:PORT")]
+    pub page: Option<SocketAddr>,
     /// Life of workload certificates in seconds, 300 to 86400
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIFETIME.as_secs())]
     pub certificate_lifetime: u64,
@@ -193,6 +196,10 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         .open_admin_socket(flags.admin_socket.clone().unwrap_or_else(|| flags.state.join(ADMIN_SOCKET)))?;
     if let Some(address) = flags.metrics {
         control_plane.serve_metrics(address).await?;
+    }
+    if let Some(address) = flags.page {
+        let address = control_plane.serve_page(address).await?;
+        tell!("the page of the mesh: http://{address}/");
     }
     let mut tokens = flags.join_token_dir.clone().map(TokenFiles::open).transpose()?;
     control_plane.apply(documents);

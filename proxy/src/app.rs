@@ -138,6 +138,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         destinations.clone(),
         telemetry.clone(),
         bootstrap.instance.clone(),
+        bootstrap.report_interval,
         store.inbound().is_none().then(|| ready.block("policy")),
     );
     let governor = Governor::new(Resources::of_this_process());

@@ -81,6 +81,9 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// The control plane sums in steps of as much.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Everything that is needed to start.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
@@ -122,6 +125,8 @@ pub struct Bootstrap {
     pub certificate_lifetime: Option<Duration>,
     /// How long a drain may take.
     pub drain_deadline: Duration,
+    /// From one report of traffic to the control plane to the next: [`REPORT_INTERVAL`].
+    pub report_interval: Duration,
 }
 
 /// A folder of our own.
@@ -357,6 +362,7 @@ impl Bootstrap {
                 .certificate_lifetime
                 .map(|seconds| Duration::from_secs(seconds.into())),
             drain_deadline: Duration::from_secs(flags.drain_deadline.into()),
+            report_interval: REPORT_INTERVAL,
         })
     }
 }

@@ -73,6 +73,7 @@ pub struct Settings {
     /// The folder where each sidecar serves the Workload API, as `<pod>.sock`.
     pub workload_api: Option<PathBuf>,
     pub drain_deadline: Duration,
+    pub report_interval: Duration,
 }
 
 impl Default for Settings {
@@ -85,6 +86,7 @@ impl Default for Settings {
             without_policy: false,
             workload_api: None,
             drain_deadline: Duration::from_secs(1),
+            report_interval: Duration::from_secs(10),
         }
     }
 }
@@ -333,6 +335,7 @@ impl Mesh {
             otel: settings.otel.clone(),
             certificate_lifetime: None,
             drain_deadline: settings.drain_deadline,
+            report_interval: settings.report_interval,
         })
         .await
         .expect("the sidecar starts");

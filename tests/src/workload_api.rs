@@ -146,5 +146,6 @@ pub fn bootstrap(instance: &str) -> Bootstrap {
         otel: Default::default(),
         certificate_lifetime: None,
         drain_deadline: std::time::Duration::from_millis(100),
+        report_interval: postern_proxy::bootstrap::REPORT_INTERVAL,
     }
 }

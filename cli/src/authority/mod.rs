@@ -6,7 +6,7 @@
 pub mod ca;
 pub mod certs;
 pub mod expiry;
-mod shown;
-mod socket;
+pub(crate) mod shown;
+pub(crate) mod socket;
 
 pub use socket::Where;

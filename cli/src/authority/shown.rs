@@ -9,15 +9,15 @@ const SHORT: usize = 8;
 /// Cells of a bar.
 const CELLS: u32 = 10;
 /// Below this share of its life something is odd, for it should have been renewed.
-pub(super) const LATE: f64 = 0.2;
+pub(crate) const LATE: f64 = 0.2;
 
 /// The beginning of a key id.
-pub(super) fn short(id: &str) -> &str {
+pub(crate) fn short(id: &str) -> &str {
     id.get(..SHORT).unwrap_or(id)
 }
 
 /// A bar and a percentage: `███████░░░ 70 %`.
-pub(super) fn life(remaining: f64, paint: Paint) -> String {
+pub(crate) fn life(remaining: f64, paint: Paint) -> String {
     let share = remaining.clamp(0.0, 1.0);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
     let percent = (share * 100.0).round() as u32;
@@ -33,12 +33,20 @@ pub(super) fn life(remaining: f64, paint: Paint) -> String {
 }
 
 /// From `now` to `end`, both RFC 3339: `47 min`, `over`.
-pub(super) fn left(now: &str, end: &str) -> String {
+pub(crate) fn left(now: &str, end: &str) -> String {
     match (instant(now), instant(end)) {
         (Some(now), Some(end)) => match end.duration_since(now) {
             Ok(left) if !left.is_zero() => rough(left),
             _ => "over".into(),
         },
+        _ => "unknown".into(),
+    }
+}
+
+/// From `then` to `now`, both RFC 3339: `3 min`.
+pub(crate) fn ago(now: &str, then: &str) -> String {
+    match (instant(now), instant(then)) {
+        (Some(now), Some(then)) => rough(now.duration_since(then).unwrap_or_default()),
         _ => "unknown".into(),
     }
 }
@@ -52,7 +60,7 @@ fn rough(time: Duration) -> String {
 }
 
 /// An instant of a page.
-pub(super) fn instant(text: &str) -> Option<SystemTime> {
+pub(crate) fn instant(text: &str) -> Option<SystemTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
 }
 

@@ -33,7 +33,7 @@ pub struct Where {
 }
 
 /// A control plane that can be asked. It runs its own event loop, for commands are plain functions.
-pub(super) struct ControlPlane {
+pub(crate) struct ControlPlane {
     path: PathBuf,
     threads: tokio::runtime::Runtime,
 }
@@ -43,7 +43,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// No mesh is up and none was named.
-    pub(super) fn find(place: &Where) -> Result<Self, Failure> {
+    pub(crate) fn find(place: &Where) -> Result<Self, Failure> {
         let path = match &place.socket {
             Some(path) => path.clone(),
             None => attach::choose(place.dir.as_deref())
@@ -67,7 +67,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// Nobody answers, or not with that page.
-    pub(super) fn page<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+    pub(crate) fn page<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.ask(Method::GET, path, Bytes::new())
     }
 
@@ -75,7 +75,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// Nobody answers (exit code 1), or the step is refused: exit code 2 when it would cut somebody off, who is named.
-    pub(super) fn change<T: DeserializeOwned>(
+    pub(crate) fn change<T: DeserializeOwned>(
         &self,
         path: &str,
         wanted: &impl Serialize,

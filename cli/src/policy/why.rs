@@ -8,24 +8,29 @@ use super::{
 use crate::failure::{NEGATIVE, OK};
 use clap::Args;
 use postern_config::explain::{ConditionTrace, PolicyTrace, RuleTrace};
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
-/// Flags of `postern why`.
+/// Flags of `postern why` about a folder; without `--id` the first are needed.
 #[derive(Args, Debug, Clone)]
-pub struct WhyArgs {
+pub struct QuestionArgs {
     /// Who calls: namespace/workload, pod, deployment, service, service account, or a spiffe:// ID
-    from: String,
+    #[arg(required_unless_present = "id")]
+    from: Option<String>,
     /// Who is called: namespace/workload, pod, deployment or service
-    to: String,
+    #[arg(required_unless_present = "id")]
+    to: Option<String>,
     /// Method of the request
-    #[arg(required_unless_present = "tcp", conflicts_with = "tcp")]
+    #[arg(required_unless_present_any = ["tcp", "id"], conflicts_with = "tcp")]
     method: Option<String>,
     /// Path of the request
-    #[arg(required_unless_present = "tcp", conflicts_with = "tcp")]
+    #[arg(required_unless_present_any = ["tcp", "id"], conflicts_with = "tcp")]
     path: Option<String>,
     /// The folder of YAML files
-    #[arg(short = 'f', long = "filename", value_name = "DIR")]
-    folder: PathBuf,
+    #[arg(short = 'f', long = "filename", value_name = "DIR", required_unless_present = "id")]
+    folder: Option<PathBuf>,
     /// Host that the caller names
     #[arg(long)]
     host: Option<String>,
@@ -47,9 +52,6 @@ pub struct WhyArgs {
     /// Show every policy that applies, each rule and each condition
     #[arg(long)]
     explain: bool,
-    /// Form of the answer
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -66,20 +68,21 @@ fn claims(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, Stri
 }
 
 /// Runs the command: 0 allowed, 2 denied, 1 when the question cannot be answered.
-pub fn run(args: &WhyArgs) -> u8 {
-    match Mesh::load(&args.folder).and_then(|mesh| ask(&mesh, &question(args), args.explain)) {
+pub fn run(args: &QuestionArgs, output: Output) -> u8 {
+    let folder = args.folder.as_deref().unwrap_or_else(|| Path::new("."));
+    match Mesh::load(folder).and_then(|mesh| ask(&mesh, &question(args), args.explain)) {
         Ok(answer) => {
-            formats::print(&formats::answer(args.output, &answer, |paint| table(&answer, paint)));
+            formats::print(&formats::answer(output, &answer, |paint| table(&answer, paint)));
             if answer.allowed { OK } else { NEGATIVE }
         }
         Err(failure) => failure.report(),
     }
 }
 
-fn question(args: &WhyArgs) -> Question {
+fn question(args: &QuestionArgs) -> Question {
     Question {
-        from: args.from.clone(),
-        to: args.to.clone(),
+        from: args.from.clone().unwrap_or_default(),
+        to: args.to.clone().unwrap_or_default(),
         request: args.method.clone().zip(args.path.clone()),
         headers: args.headers.clone(),
         host: args.host.clone(),

@@ -23,6 +23,10 @@ use std::{
 pub(super) const FRONT: &str = "\
 GET  /authorities               roots, intermediates and token keys, and what a rotation waits for
 GET  /certificates              what every connected sidecar holds
+GET  /status                    every sidecar: since when connected, which policy, which certificate
+GET  /flows?since=SECONDS       who calls whom: calls, errors, denials, mutual TLS, durations; and rules by use
+GET  /denials?since=SECONDS     what was denied, to whom, and the closest rule
+GET  /decisions/<id>            one denial: what was decided then and why, and what would be now
 GET  /metrics                   numbers for Prometheus
 POST /authorities/rotate        {\"kind\": \"root|intermediate|jwt\", \"step\": \"prepare|activate|retire\", \"force\": false}
 POST /authorities/<id>/taint    whoever holds a certificate below it renews now
@@ -146,7 +150,7 @@ fn certificate(session: &SessionStatus, view: &View) -> Certificate {
 }
 
 /// The minutes by which a certificate was back-dated are no life.
-fn share_left(begin: SystemTime, end: SystemTime, now: SystemTime) -> f64 {
+pub(super) fn share_left(begin: SystemTime, end: SystemTime, now: SystemTime) -> f64 {
     let life = end.duration_since(begin).unwrap_or_default();
     let life = life.checked_sub(BACKDATE).unwrap_or(life).max(Duration::from_secs(1));
     let left = end.duration_since(now).unwrap_or_default();
@@ -240,7 +244,7 @@ pub(super) fn problem(status: StatusCode, title: &str, detail: &str) -> Answer {
     json(status, &Problem { status: status.as_u16(), title, detail, lagging: Vec::new() })
 }
 
-fn json(status: StatusCode, page: &impl Serialize) -> Answer {
+pub(super) fn json(status: StatusCode, page: &impl Serialize) -> Answer {
     let kind = if status.is_success() { "application/json" } else { "application/problem+json" };
     match serde_json::to_vec(page) {
         Ok(body) => typed(status, kind, body),

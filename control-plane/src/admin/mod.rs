@@ -1,10 +1,14 @@
 //! What operators ask of the control plane and tell it: authorities, certificates, rotation; over HTTP on a unix socket.
 //!
-//! [`pages`] is what is said on the wire, `server` carries it, `answers` makes it, `metrics` writes numbers for Prometheus.
+//! [`pages`] is what is said on the wire, `server` carries it, `answers` makes it, `metrics` writes numbers for Prometheus,
+//! `live` is what the mesh does now, and `page` shows it in a browser.
 
 mod answers;
+mod live;
 mod metrics;
+mod page;
 pub mod pages;
 mod server;
 
+pub(crate) use page::PagePort;
 pub(crate) use server::{MetricsPort, Socket};

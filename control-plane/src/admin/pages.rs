@@ -3,6 +3,8 @@
 use crate::rotation::Lagging;
 use serde::{Deserialize, Serialize};
 
+pub use crate::traffic::pages::{Decision, Denial, Denials, Facts, Flow, Flows, Lost, RuleUse};
+
 /// `GET /authorities`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Authorities {
@@ -104,6 +106,62 @@ pub struct Certificate {
     pub trust_acked: String,
     /// Since when it is connected.
     pub connected_since: String,
+}
+
+/// `GET /status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The clock of the control plane.
+    pub now: String,
+    /// Version of the control plane's program.
+    pub build: String,
+    /// One for each sidecar that is connected or should be, by namespace and pod.
+    pub workloads: Vec<Workload>,
+}
+
+/// How a sidecar stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Pod name.
+    pub pod: String,
+    /// How it stands.
+    pub state: State,
+    /// SPIFFE ID; `None` when it is not connected, as all that follows.
+    pub identity: Option<String>,
+    /// Version of the sidecar's program.
+    pub build: Option<String>,
+    /// Since when it is connected.
+    pub connected_since: Option<String>,
+    /// Version of the policy that it should have; empty before it was sent one.
+    pub policy_wanted: Option<String>,
+    /// Version of the policy that it took last; empty before the first.
+    pub policy_in_force: Option<String>,
+    /// Since when that policy is in force, as far as this connection knows.
+    pub policy_since: Option<String>,
+    /// Why it refused the policy that it should have.
+    pub refusal: Option<String>,
+    /// Updates that it has neither taken nor refused.
+    pub unanswered: Option<usize>,
+    /// End of the certificate that it holds.
+    pub certificate_not_after: Option<String>,
+    /// What is left of that certificate's life, 0 to 1.
+    pub certificate_remaining: Option<f64>,
+}
+
+/// How a sidecar stands to what it should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It has taken everything.
+    Synced,
+    /// Something is on its way to it.
+    Behind,
+    /// It keeps its last good policy since it refused another.
+    Refused,
+    /// It should be connected and is not.
+    NotConnected,
 }
 
 /// `POST /authorities/rotate`.

@@ -1,6 +1,6 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, metrics};
+use super::{answers, live, metrics};
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -148,7 +148,7 @@ impl MetricsPort {
     }
 }
 
-async fn place(
+pub(super) async fn place(
     places: &Arc<Semaphore>,
     stop: &CancellationToken,
 ) -> Option<tokio::sync::OwnedSemaphorePermit> {
@@ -159,7 +159,7 @@ async fn place(
     }
 }
 
-async fn converse<S, F, R>(
+pub(super) async fn converse<S, F, R>(
     stream: S,
     service: F,
     stop: CancellationToken,
@@ -195,7 +195,13 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
-            _ => answers::no_such_page(),
+            "/status" => live::status(&upkeep, SystemTime::now()),
+            "/flows" => live::flows(&upkeep, head.uri.query(), SystemTime::now()),
+            "/denials" => live::denials(&upkeep, head.uri.query(), SystemTime::now()),
+            path => match path.strip_prefix("/decisions/") {
+                Some(id) => live::decision(&upkeep, id, SystemTime::now()),
+                None => answers::no_such_page(),
+            },
         };
     }
     if head.method != Method::POST {

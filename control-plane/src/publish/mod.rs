@@ -17,6 +17,7 @@ use crate::{
     authority::Authority,
     federation::Federation,
     registry::Index,
+    traffic::Traffic,
 };
 use postern_api::v1;
 use postern_identity::TrustDomain;
@@ -47,6 +48,8 @@ pub(crate) struct Publisher {
     pub trust: watch::Sender<Arc<Trust>>,
     pub sessions: status::Sessions,
     pub counters: Counters,
+    /// What sidecars report.
+    pub traffic: Traffic,
     /// Default and upper bound of workload certificates.
     pub certificate_lifetime: Duration,
     /// Requests for certificates, by source address (tokens).

@@ -140,6 +140,7 @@ async fn converse(
 
 /// What one sidecar was sent.
 struct Session<'a> {
+    publisher: &'a Publisher,
     answers: &'a Answers,
     identity: String,
     namespace: String,
@@ -202,6 +203,7 @@ impl<'a> Session<'a> {
             build: hello.build,
             version_sent: String::new(),
             version_acked: String::new(),
+            policy_since: None,
             trust_sent: String::new(),
             trust_acked: String::new(),
             trust_known: Arc::default(),
@@ -216,6 +218,7 @@ impl<'a> Session<'a> {
         });
         tracing::info!(%identity, pod, "a sidecar connected");
         Ok(Self {
+            publisher,
             answers,
             identity,
             namespace,
@@ -290,6 +293,15 @@ impl<'a> Session<'a> {
                 let held = held(&report).map_err(Status::invalid_argument)?;
                 self.row.update(|status| status.certificate = Some(held));
             }
+            Some(sidecar_message::Message::Report(report)) => {
+                self.publisher.traffic.take(
+                    &self.namespace,
+                    &self.pod,
+                    &self.identity,
+                    report,
+                    SystemTime::now(),
+                );
+            }
             // A kind of message that a newer sidecar knows: not for us.
             None => {}
         }
@@ -322,7 +334,10 @@ impl<'a> Session<'a> {
         // An answer to an update that a newer one replaced says nothing any more.
         match self.unanswered.remove(&ack.nonce) {
             Some(Resource::Inbound) => {
-                self.row.update(|status| status.version_acked.clone_from(&self.inbound.version));
+                self.row.update(|status| {
+                    status.version_acked.clone_from(&self.inbound.version);
+                    status.policy_since = Some(SystemTime::now());
+                });
             }
             Some(Resource::Bundles) => {
                 if let Some(trust) = &self.trust {

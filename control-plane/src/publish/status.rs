@@ -28,6 +28,8 @@ pub struct SessionStatus {
     pub version_sent: String,
     /// Inbound policy: the version that the sidecar took last, its last good one. Empty before the first.
     pub version_acked: String,
+    /// Since when that version is in force, as far as this stream knows; `None` before the first.
+    pub policy_since: Option<SystemTime>,
     /// Trust bundles: the version sent last. Empty before the first.
     pub trust_sent: String,
     /// Trust bundles: the version that the sidecar took last. Empty before the first.

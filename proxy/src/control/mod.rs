@@ -1,8 +1,9 @@
-//! The stream to the control plane: policy in, destinations on demand, ack and nack.
+//! The stream to the control plane: policy in, destinations on demand, ack and nack, and reports of what passed.
 
 pub mod backoff;
 pub mod channel;
 pub mod destinations;
+pub mod reports;
 mod slot;
 pub mod stream;
 pub mod translate;

@@ -2,7 +2,9 @@
 //!
 //! An outage changes nothing for running traffic but the freshness of what we know.
 
-use super::{ControlPlane, Destinations, backoff::Backoff, channel::describe, destinations::Wish, translate};
+use super::{
+    ControlPlane, Destinations, backoff::Backoff, channel::describe, destinations::Wish, reports, translate,
+};
 use crate::{
     ready,
     state::{Credentials, Inbound, Store},
@@ -37,6 +39,8 @@ pub struct Subscriber {
     destinations: Destinations,
     telemetry: Telemetry,
     instance: String,
+    /// From one report to the next.
+    report_interval: Duration,
     /// Dropped with the first policy.
     first_policy: Option<ready::Guard>,
 }
@@ -49,9 +53,10 @@ impl Subscriber {
         destinations: Destinations,
         telemetry: Telemetry,
         instance: String,
+        report_interval: Duration,
         first_policy: Option<ready::Guard>,
     ) -> Self {
-        Self { control, store, destinations, telemetry, instance, first_policy }
+        Self { control, store, destinations, telemetry, instance, report_interval, first_policy }
     }
 
     /// Runs until stopped.
@@ -123,6 +128,8 @@ impl Subscriber {
         let mut reported = None;
         generation.mark_changed();
         let mut tick = tokio::time::interval(TICK);
+        let mut report = tokio::time::interval(self.report_interval);
+        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let life = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let expiry = tokio::time::sleep(life);
         tokio::pin!(expiry);
@@ -147,6 +154,11 @@ impl Subscriber {
                 _ = tick.tick() => {
                     self.telemetry.metrics().control_plane_heard(SystemTime::now());
                     self.destinations.sweep(Instant::now());
+                }
+                // What cannot be sent now stays counted.
+                _ = report.tick(), if unsent.len() < UNSENT => {
+                    let told = reports::collect(&self.telemetry, &self.store);
+                    unsent.extend(told.into_iter().map(|report| message(sidecar_message::Message::Report(report))));
                 }
                 // The sender lives in our own store, so this never fails.
                 _ = generation.changed() => {

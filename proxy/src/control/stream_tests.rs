@@ -29,6 +29,7 @@ fn subscriber() -> (Subscriber, Arc<Store>, Ready) {
         Destinations::new(Bounds::default(), telemetry.clone()),
         telemetry,
         "web-1".into(),
+        Duration::from_secs(10),
         Some(ready.block("policy")),
     );
     (subscriber, store, ready)

@@ -103,6 +103,8 @@ pub struct Entry {
     pub flag: &'static str,
     /// How it ended, when not well.
     pub reason: Option<String>,
+    /// Code of the error, when it is a refusal: mutual TLS that was asked for, a certificate, a policy.
+    pub refusal: Option<&'static str>,
     /// SPIFFE ID of the caller, when verified.
     pub source_principal: Option<Arc<str>>,
     /// SPIFFE ID of the called, when verified.
@@ -152,6 +154,7 @@ impl Entry {
             grpc_status: None,
             flag: "-",
             reason: None,
+            refusal: None,
             source_principal: None,
             destination_principal: None,
             source_address,

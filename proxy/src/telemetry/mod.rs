@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod propagation;
 pub mod record;
 pub mod request_metrics;
+pub mod tally;
 pub mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
@@ -21,6 +22,7 @@ pub use ejections::{Ejection, Ejections};
 pub use entry::{Direction, Entry};
 pub use metrics::Metrics;
 pub use record::Record;
+pub use tally::Tally;
 pub use upstream_metrics::Repeat;
 
 use crate::{
@@ -43,6 +45,7 @@ pub struct Telemetry(Arc<Inner>);
 
 struct Inner {
     metrics: Arc<Metrics>,
+    tally: Tally,
     denials: Denials,
     ejections: Ejections,
     log: Option<access_log::Queue>,
@@ -103,6 +106,7 @@ impl Telemetry {
         Ok((
             Self(Arc::new(Inner {
                 metrics,
+                tally: Tally::default(),
                 denials: Denials::default(),
                 ejections: Ejections::default(),
                 log,
@@ -119,6 +123,7 @@ impl Telemetry {
     pub fn silent() -> Self {
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::default()),
+            tally: Tally::default(),
             denials: Denials::default(),
             ejections: Ejections::default(),
             log: None,
@@ -154,6 +159,11 @@ impl Telemetry {
         &self.0.metrics
     }
 
+    /// Sums for the control plane.
+    pub fn tally(&self) -> &Tally {
+        &self.0.tally
+    }
+
     /// The denials we remember.
     pub fn denials(&self) -> &Denials {
         &self.0.denials
@@ -187,6 +197,7 @@ impl Telemetry {
     /// Takes a finished entry. Never waits.
     pub(crate) fn write(&self, entry: Box<Entry>) {
         self.0.metrics.observe(&entry);
+        self.0.tally.observe(&entry);
         if let Some(spans) = &self.0.spans
             && entry.trace.is_some_and(|trace| trace.is_sampled())
         {

@@ -9,7 +9,7 @@ use super::{
     trace_context::REQUEST_ID,
 };
 use crate::{
-    error::ProxyError,
+    error::{Fault, ProxyError},
     tls::open::{Watch, is_about_time},
 };
 use postern_config::{Decision, Facts, Judgement, Reason, Verdict, snapshot::Workload};
@@ -77,6 +77,7 @@ impl Record {
                 decided: None,
                 flag: "-",
                 reason: None,
+                refusal: None,
                 status: None,
                 grpc_status: None,
                 bytes_received: 0,
@@ -262,8 +263,10 @@ impl Record {
                 metrics.peer_refused(entry.direction, refusal.code());
             }
         }
+        let is_refusal = error.fault() == Fault::Policy || error.refusal().is_some();
         entry.flag = error.flag();
         entry.reason = Some(reason);
+        entry.refusal = is_refusal.then(|| error.code());
     }
 
     /// From downstream.

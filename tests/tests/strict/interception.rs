@@ -44,6 +44,7 @@ async fn a_connection_to_a_redirect_port_itself_is_closed_within_a_second_and_le
         otel: Default::default(),
         certificate_lifetime: None,
         drain_deadline: Duration::from_secs(1),
+        report_interval: Duration::from_secs(10),
     })
     .await
     .unwrap();

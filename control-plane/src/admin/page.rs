@@ -1,0 +1,216 @@
+//! The page: the live views for a browser on this machine. One file, nothing from elsewhere, and nothing that can be changed.
+//!
+//! Whoever may connect may read it, so it is on loopback only. A web site that a person has open may not: a name that is made to
+//! resolve to us is refused by `Host`, and another origin by `Origin` and by what browsers say of where a request comes from.
+
+use super::{
+    live,
+    server::{Answer, converse, place, text, typed},
+};
+use crate::upkeep::Upkeep;
+use anyhow::Context as _;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use hyper::body::Incoming;
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+const PAGE: &str = include_str!("page.html");
+/// Connections at once; more wait in the kernel.
+const CONNECTIONS: usize = 32;
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+
+/// A port on loopback that shows the page.
+pub(crate) struct PagePort {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl PagePort {
+    pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            address.ip().is_loopback(),
+            "the page cannot be served on {address}, which others can reach: choose an address like 127.0.0.1:15013 with --page"
+        );
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("the page cannot be served on {address}: choose another --page"))?;
+        let address = listener.local_addr().context("the address of the page is not known")?;
+        Ok(Self { listener, address })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves it until `stop`.
+    pub(crate) async fn serve(self, upkeep: Arc<Upkeep>, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let port = self.address.port();
+        let policy = policy();
+        loop {
+            let Some(place) = place(&places, &stop).await else { return };
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (upkeep, policy) = (Arc::clone(&upkeep), policy.clone());
+                    let service = move |request: Request<Incoming>| {
+                        let (upkeep, policy) = (Arc::clone(&upkeep), policy.clone());
+                        async move { guarded(answer(&upkeep, port, &request), policy) }
+                    };
+                    tokio::spawn(converse(stream, service, stop.clone(), place));
+                }
+                Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
+            }
+        }
+    }
+}
+
+fn answer<B>(upkeep: &Upkeep, port: u16, request: &Request<B>) -> Answer {
+    if !is_from_here(request.headers(), port) {
+        return text(
+            StatusCode::FORBIDDEN,
+            "this page is for browsers on this machine, under its own address\n",
+        );
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "nothing can be changed here\n");
+    }
+    let (query, now) = (request.uri().query(), SystemTime::now());
+    match request.uri().path() {
+        "/" => typed(StatusCode::OK, "text/html; charset=utf-8", PAGE),
+        "/status" => live::status(upkeep, now),
+        "/flows" => live::flows(upkeep, query, now),
+        "/denials" => live::denials(upkeep, query, now),
+        _ => {
+            text(StatusCode::NOT_FOUND, "GET / is the page; /status, /flows and /denials are what it shows\n")
+        }
+    }
+}
+
+/// Asked under our own address, and not by another site. A missing `Host` is no browser's, and nobody's that we know.
+fn is_from_here(headers: &HeaderMap, port: u16) -> bool {
+    let own = ["127.0.0.1", "localhost", "[::1]"].map(|host| format!("{host}:{port}"));
+    let is_own = |name: &str| own.iter().any(|own| own.eq_ignore_ascii_case(name));
+    let one = |name: header::HeaderName| {
+        let mut all = headers.get_all(name).iter();
+        (all.next().map(|value| value.to_str().unwrap_or_default()), all.next().is_some())
+    };
+    let is_host = matches!(one(header::HOST), (Some(host), false) if is_own(host));
+    let is_origin = match one(header::ORIGIN) {
+        (None, _) => true,
+        (Some(origin), false) => origin.strip_prefix("http://").is_some_and(is_own),
+        (Some(_), true) => false,
+    };
+    // What the browser itself says; `none` is a person who typed the address. Others do not send it.
+    let is_site = match one(header::HeaderName::from_static("sec-fetch-site")) {
+        (None, _) => true,
+        (Some(site), false) => matches!(site, "same-origin" | "none"),
+        (Some(_), true) => false,
+    };
+    is_host && is_origin && is_site
+}
+
+fn guarded(mut answer: Answer, policy: HeaderValue) -> Answer {
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+/// Our own script and style by their hashes, our own answers, and nothing else.
+fn policy() -> HeaderValue {
+    let allowed = |tag: &str| {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        let inside =
+            PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map(|(inside, _)| inside);
+        let digest =
+            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, inside.unwrap_or_default().as_bytes());
+        format!("'sha256-{}'", STANDARD.encode(digest))
+    };
+    let policy = format!(
+        "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        allowed("script"),
+        allowed("style")
+    );
+    // Names, quotes and base64: always a header. If it were not, nothing is allowed.
+    HeaderValue::try_from(policy).unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+
+    #[test]
+    fn the_page_is_for_its_own_address_and_no_other_site() {
+        let check = |headers: &[(&'static str, &str)], expected: bool| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, value.parse().unwrap());
+            }
+            assert_eq!(is_from_here(&map, 15013), expected, "{headers:?}");
+        };
+        let own = ("host", "127.0.0.1:15013");
+        check(&[own], true);
+        check(&[("host", "LocalHost:15013")], true);
+        check(&[("host", "[::1]:15013")], true);
+        check(&[], false);
+        check(&[("host", "127.0.0.1")], false);
+        check(&[("host", "127.0.0.1:15014")], false);
+        check(&[("host", "evil.example:15013")], false);
+        check(&[own, ("host", "evil.example")], false);
+        check(&[own, ("origin", "http://127.0.0.1:15013")], true);
+        check(&[own, ("origin", "https://127.0.0.1:15013")], false);
+        check(&[own, ("origin", "http://evil.example")], false);
+        check(&[own, ("origin", "null")], false);
+        check(&[own, ("sec-fetch-site", "same-origin")], true);
+        check(&[own, ("sec-fetch-site", "none")], true);
+        check(&[own, ("sec-fetch-site", "cross-site")], false);
+        check(&[own, ("sec-fetch-site", "same-site")], false);
+    }
+
+    #[test]
+    fn the_page_is_whole_small_and_makes_no_markup_of_what_it_is_told() {
+        assert!(PAGE.len() < 60_000);
+        assert_eq!((PAGE.matches("<script").count(), PAGE.matches("<style").count()), (1, 1));
+        for never in [
+            "://",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Function(",
+            " style=",
+            "onclick=",
+            "src=",
+            "href=",
+            "@import",
+            "url(",
+        ] {
+            let found = PAGE.replace("spiffe://", "");
+            assert!(!found.contains(never), "{never}");
+        }
+        let policy = policy();
+        let policy = policy.to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+    }
+}

@@ -1,0 +1,177 @@
+//! The pages about traffic, as JSON. Instants are RFC 3339 in UTC, durations are in microseconds.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /flows`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flows {
+    /// The clock of the control plane.
+    pub now: String,
+    /// How far back was asked, in seconds.
+    pub since_seconds: u64,
+    /// Over how many seconds the counts are: less than that when the control plane has not run for so long.
+    pub observed_seconds: u64,
+    /// By workload, direction, peer and service.
+    pub flows: Vec<Flow>,
+    /// Since the control plane began to hear of each workload; by policy and rule.
+    pub rules: Vec<RuleUse>,
+    /// What was counted in nothing above.
+    pub lost: Lost,
+}
+
+/// What is not in the counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// Calls and denials that sidecars had no room for, since there were too many different ones.
+    pub overflow: u64,
+    /// Parts of reports that made no sense or were too many.
+    pub dropped: u64,
+}
+
+/// What passed between two, as one of them saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Who reports: `namespace/pod`.
+    pub workload: String,
+    /// Its verified SPIFFE ID.
+    pub identity: String,
+    /// `inbound` or `outbound`, as seen by the workload.
+    pub direction: String,
+    /// SPIFFE ID of the other end; `None`: not verified.
+    pub peer: Option<String>,
+    /// Host of the destination service; outbound only.
+    pub service: Option<String>,
+    /// Requests, and connections that carried none.
+    pub calls: u64,
+    /// Of these, with mutual TLS.
+    pub mutual_tls: u64,
+    /// Of these, denied.
+    pub denied: u64,
+    /// Of these, failed otherwise.
+    pub errors: u64,
+    /// From downstream.
+    pub bytes_received: u64,
+    /// To downstream.
+    pub bytes_sent: u64,
+    /// Half of the calls took no longer.
+    pub p50_micros: Option<u64>,
+    /// 99 of 100 took no longer.
+    pub p99_micros: Option<u64>,
+    /// The same of the proxy's own part.
+    pub proxy_p50_micros: Option<u64>,
+    /// The same of the proxy's own part.
+    pub proxy_p99_micros: Option<u64>,
+}
+
+/// How often a rule decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleUse {
+    /// `namespace/name`.
+    pub policy: String,
+    /// From 0; `None`: what the policy denies by default.
+    pub rule: Option<u32>,
+    /// Workloads that say so.
+    pub workloads: usize,
+    /// Calls that it decided.
+    pub matched: u64,
+    /// The last of them.
+    pub last: String,
+    /// As a dry run: calls that it would deny.
+    pub would_deny: u64,
+    /// As a dry run: calls that it would allow.
+    pub would_allow: u64,
+}
+
+/// `GET /denials`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denials {
+    /// The clock of the control plane.
+    pub now: String,
+    /// How far back was asked, in seconds.
+    pub since_seconds: u64,
+    /// The latest first.
+    pub denials: Vec<Denial>,
+    /// What was counted in nothing above.
+    pub lost: Lost,
+}
+
+/// `GET /decisions/<id>`: what was decided then, and what would be now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The clock of the control plane.
+    pub now: String,
+    /// The id that was asked for.
+    pub id: String,
+    /// All denials of this kind, this one among them.
+    pub denial: Denial,
+    /// What policy saw, when the sidecar still knew.
+    pub facts: Option<Facts>,
+    /// The policy that the workload should have now; `None`: the mesh has no such pod any more.
+    pub policy_version_now: Option<String>,
+    /// That it is another one than the one that denied.
+    pub policy_changed: bool,
+    /// The verdict of the policy now, on the same facts; `None` when that cannot be told.
+    pub allowed_now: Option<bool>,
+    /// Why, in a sentence or two.
+    pub explanation_now: Option<String>,
+    /// What to keep in mind.
+    pub notes: Vec<String>,
+}
+
+/// What policy saw of a call, beside peer, method and path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Direct peer address.
+    pub source_ip: String,
+    /// After X-Forwarded-For.
+    pub remote_ip: String,
+    /// Original destination.
+    pub destination_ip: String,
+    /// Port of the workload.
+    pub destination_port: u16,
+    /// Server name of the handshake.
+    pub sni: Option<String>,
+    /// As the caller named it; empty: not at all.
+    pub host: String,
+}
+
+/// Denials of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// Who denied: `namespace/pod`.
+    pub workload: String,
+    /// Its verified SPIFFE ID.
+    pub identity: String,
+    /// `inbound` or `outbound`, as seen by the workload.
+    pub direction: String,
+    /// SPIFFE ID of the other end; `None`: not verified.
+    pub peer: Option<String>,
+    /// Host of the destination service; outbound only.
+    pub service: Option<String>,
+    /// `None`: a connection.
+    pub method: Option<String>,
+    /// Without query.
+    pub path: Option<String>,
+    /// Original destination.
+    pub port: u16,
+    /// HTTP status of the last answer.
+    pub status: Option<u16>,
+    /// In words, or a code of docs/errors.md.
+    pub reason: String,
+    /// `namespace/name` of the policy that denied, when a rule did.
+    pub policy: Option<String>,
+    /// Its rule.
+    pub rule: Option<u32>,
+    /// Of a default deny: the ALLOW rule that came closest, and what failed.
+    pub closest: Option<String>,
+    /// The policy that denied last.
+    pub policy_version: String,
+    /// Ids of the latest, oldest first.
+    pub decisions: Vec<String>,
+    /// How many, in the time that was asked for.
+    pub count: u64,
+    /// The first that is known of.
+    pub first: String,
+    /// The last.
+    pub last: String,
+}

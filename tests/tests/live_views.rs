@@ -1,0 +1,408 @@
+//! The live views: what passed in a mesh, as sidecars report it and `postern status`, `top` and `denials` show it; exact, and
+//! harmless whatever a sidecar says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use hyper_util::rt::TokioIo;
+use postern_api::v1::{
+    self, authority_client::AuthorityClient, discovery_client::DiscoveryClient, sidecar_message,
+};
+use postern_identity::{Accept, Bundle, SpiffeId, TrustBundles, tls};
+use postern_tests::{
+    Mesh, Request,
+    mesh::{Settings, within},
+    scenario::{mode, payments, policy},
+    standalone::program,
+};
+use serde_json::Value;
+use std::{collections::BTreeSet, path::Path, process::Output, sync::Arc, time::Duration};
+use tokio::{net::TcpStream, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// A mesh whose sidecars report often, and the socket of its control plane.
+struct Watched {
+    mesh: Mesh,
+    folder: tempfile::TempDir,
+}
+
+impl Watched {
+    async fn start(yaml: &str) -> Self {
+        let settings = Settings { report_interval: Duration::from_millis(50), ..Settings::default() };
+        let mesh = Mesh::start_with(yaml, settings).await;
+        let folder = tempfile::tempdir().unwrap();
+        mesh.control.open_admin_socket(folder.path().join("control.sock")).unwrap();
+        Self { mesh, folder }
+    }
+
+    fn socket(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What a command of the program says; it asks the socket as a person's would.
+    async fn says(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{arguments:?}: {told}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        told
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        let socket = self.socket().join("control.sock");
+        let mut command = tokio::process::Command::new(program());
+        command.args(arguments).arg("--socket").arg(socket).kill_on_drop(true);
+        within("the command ends", command.output()).await.unwrap()
+    }
+
+    async fn page(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.says(&[arguments, &["-o", "json"]].concat()).await).unwrap()
+    }
+
+    /// Asks until the page is as wanted: reports come when they come.
+    async fn page_becomes(&self, arguments: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let asking = async {
+            loop {
+                last = self.page(arguments).await;
+                if wanted(&last) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(20), asking).await.is_err() {
+            panic!("{arguments:?} never became as wanted: {last:#}");
+        }
+        last
+    }
+}
+
+fn flow<'v>(page: &'v Value, workload: &str, direction: &str, peer: Option<&str>) -> Option<&'v Value> {
+    page["flows"].as_array().unwrap().iter().find(|flow| {
+        flow["workload"] == workload && flow["direction"] == direction && flow["peer"].as_str() == peer
+    })
+}
+
+const CHECKOUT: &str = "spiffe://cluster.local/ns/checkout/sa/checkout-api";
+const REPORTS: &str = "spiffe://cluster.local/ns/checkout/sa/reports";
+const PAYMENTS: &str = "spiffe://cluster.local/ns/payments/sa/payments-api";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn allowed_denied_and_plaintext_calls_appear_with_exact_counts() {
+    let rules = policy(
+        "callers",
+        "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}], \
+         to: [{operation: {methods: [POST], paths: [/v1/*]}}]}]",
+    ) + &mode("payments", "PERMISSIVE");
+    let watched = Watched::start(&payments(&rules)).await;
+    let mesh = &watched.mesh;
+    for _ in 0..7 {
+        assert_eq!(
+            mesh.call("checkout-api", "payments-api", "POST", "/v1/charges").await.unwrap().status,
+            200
+        );
+    }
+    for _ in 0..3 {
+        assert_eq!(mesh.call("reports", "payments-api", "GET", "/v1/charges").await.unwrap().status, 403);
+    }
+    let plain = mesh.workload("payments-api").inbound(8080);
+    for _ in 0..2 {
+        let answer = Request::new(plain, "payments-api".to_owned()).path("/plain").send().await.unwrap();
+        assert_eq!(answer.status, 403);
+    }
+    let server = "payments/payments-api";
+    let count = |flow: Option<&Value>, key: &str| flow.and_then(|flow| flow[key].as_u64()).unwrap_or(0);
+    let page = watched
+        .page_becomes(&["top"], |page| {
+            count(flow(page, server, "inbound", Some(CHECKOUT)), "calls") == 7
+                && count(flow(page, server, "inbound", Some(REPORTS)), "calls") == 3
+                && count(flow(page, server, "inbound", None), "calls") == 2
+                && count(flow(page, "checkout/checkout-api", "outbound", Some(PAYMENTS)), "calls") == 7
+        })
+        .await;
+    let counts = |peer: Option<&str>| {
+        let flow = flow(&page, server, "inbound", peer);
+        ["mutual_tls", "denied", "errors"].map(|key| count(flow, key))
+    };
+    assert_eq!(counts(Some(CHECKOUT)), [7, 0, 0]);
+    assert_eq!(counts(Some(REPORTS)), [3, 3, 0]);
+    assert_eq!(counts(None), [0, 2, 0]);
+    let client = flow(&page, "checkout/checkout-api", "outbound", Some(PAYMENTS)).unwrap();
+    assert_eq!(client["service"], "payments-api.payments.svc.cluster.local");
+    assert_eq!((client["mutual_tls"].as_u64(), client["errors"].as_u64()), (Some(7), Some(0)));
+    for key in ["p50_micros", "p99_micros", "proxy_p50_micros", "proxy_p99_micros"] {
+        assert!(client[key].as_u64().is_some_and(|micros| micros > 0), "{key}: {client}");
+    }
+    let used: Vec<&Value> = page["rules"].as_array().unwrap().iter().collect();
+    assert_eq!(used.len(), 1, "{page:#}");
+    assert_eq!(
+        (used[0]["policy"].as_str(), used[0]["matched"].as_u64()),
+        (Some("payments/callers"), Some(7))
+    );
+
+    let page = watched.page(&["denials"]).await;
+    let denials = page["denials"].as_array().unwrap();
+    assert_eq!(denials.len(), 2, "{page:#}");
+    let of = |peer: Value| denials.iter().find(|denial| denial["peer"] == peer).unwrap();
+    let known = of(REPORTS.into());
+    assert_eq!((known["count"].as_u64(), known["status"].as_u64()), (Some(3), Some(403)));
+    assert_eq!((known["method"].as_str(), known["path"].as_str()), (Some("GET"), Some("/v1/charges")));
+    assert_eq!(known["decisions"].as_array().unwrap().len(), 3);
+    let closest = known["closest"].as_str().unwrap();
+    assert!(closest.contains("payments/callers") && closest.contains("principals"), "{closest}");
+    assert_eq!(of(Value::Null)["count"], 2);
+
+    let table = watched.says(&["denials"]).await;
+    let line = table.lines().find(|line| line.contains("sa/reports")).unwrap();
+    assert!(line.contains("GET /v1/charges") && line.contains(" 403 ") && line.contains("  3  "), "{table}");
+    let table = watched.says(&["top"]).await;
+    assert!(table.contains("7/7") && table.contains("0/2") && table.contains("(no identity)"), "{table}");
+    assert!(watched.says(&["top", "-o", "yaml"]).await.contains("mutual_tls: 7"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_that_a_strict_port_resets_is_a_denial_by_its_reason() {
+    let watched = Watched::start(&payments(&mode("payments", "STRICT"))).await;
+    let plain = watched.mesh.workload("payments-api").inbound(8080);
+    assert!(Request::new(plain, "payments-api".to_owned()).send().await.is_err());
+    let page =
+        watched.page_becomes(&["denials"], |page| !page["denials"].as_array().unwrap().is_empty()).await;
+    let denial = &page["denials"][0];
+    assert_eq!((denial["reason"].as_str(), denial["count"].as_u64()), (Some("plaintext-refused"), Some(1)));
+    assert!(denial["method"].is_null() && denial["peer"].is_null(), "{denial}");
+    assert!(watched.says(&["denials"]).await.contains("a connection"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_sidecar_has_its_row_and_a_refused_or_missing_one_shows() {
+    let mut watched = Watched::start(&payments("")).await;
+    let states = |page: &Value| -> Vec<(String, String)> {
+        let rows = page["workloads"].as_array().unwrap().iter();
+        rows.map(|row| (row["pod"].as_str().unwrap().into(), row["state"].as_str().unwrap().into())).collect()
+    };
+    let all = |state: &str| ["checkout-api", "reports", "payments-api"].map(|pod| (pod.into(), state.into()));
+    let page = watched.page_becomes(&["status"], |page| states(page) == all("synced")).await;
+    let row = &page["workloads"][2];
+    assert_eq!(row["policy_wanted"], row["policy_in_force"]);
+    assert!(row["certificate_remaining"].as_f64().is_some_and(|left| left > 0.9), "{row}");
+    for key in ["policy_since", "connected_since", "certificate_not_after", "build"] {
+        assert!(row[key].is_string(), "{key}: {row}");
+    }
+    let table = watched.says(&["status"]).await;
+    assert_eq!(table.matches("synced").count(), 3, "{table}");
+    drop(watched.mesh.workloads.get_mut("reports").unwrap().sidecar.take());
+    watched
+        .page_becomes(&["status"], |page| states(page).contains(&("reports".into(), "not-connected".into())))
+        .await;
+    assert!(watched.says(&["status"]).await.contains("not connected"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
+    let allow = |from: &str, more: &str| {
+        let principal = format!("cluster.local/ns/checkout/sa/{from}");
+        policy(
+            "callers",
+            &format!("action: ALLOW, rules: [{{from: [{{source: {{principals: [{principal}]}}}}]{more}}}]"),
+        )
+    };
+    let mut watched = Watched::start(&payments(&allow("checkout-api", ""))).await;
+    let answer = watched.mesh.call("reports", "payments-api", "GET", "/v1/charges").await.unwrap();
+    assert_eq!(answer.status, 403);
+    let log = watched.mesh.access_log("payments-api").clone();
+    let line = log.next_with(&[("decision", "deny".into())]).await;
+    let id = line["decision_id"].as_str().unwrap();
+    assert!(String::from_utf8_lossy(&answer.body).contains(id), "the caller has the id, too");
+    watched
+        .page_becomes(&["denials"], |page| {
+            page["denials"].as_array().unwrap().iter().any(|denial| denial["decisions"][0] == id)
+        })
+        .await;
+    let asked = ["why", "--id", id];
+    let page = watched.page(&asked).await;
+    assert_eq!(
+        (page["policy_changed"].as_bool(), page["allowed_now"].as_bool()),
+        (Some(false), Some(false)),
+        "{page:#}"
+    );
+    assert_eq!(page["denial"]["policy_version"], line["policy_version"]);
+    assert_eq!(
+        page["facts"]["source_ip"],
+        line["source_address"].as_str().unwrap().split(':').next().unwrap()
+    );
+    let told = watched.says(&asked).await;
+    for part in [
+        "denied: GET /v1/charges from cluster.local/ns/checkout/sa/reports",
+        "payments/callers rule 0",
+        "the same policy",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+
+    // Other policies: one that allows, one that still denies, and those that ask for what only the sidecar knows.
+    let header = ", when: [{key: 'request.headers[x-tenant]', values: [blue]}]";
+    for (policies, allowed, says) in [
+        (allow("reports", ""), Some(true), "would be allowed"),
+        (allow("nobody", ""), Some(false), "would be denied"),
+        (allow("reports", header), None, "headers or tokens"),
+    ] {
+        watched.mesh.apply(&payments(&policies)).await;
+        let page = watched.page(&asked).await;
+        assert_eq!(
+            (page["policy_changed"].as_bool(), page["allowed_now"].as_bool()),
+            (Some(true), allowed),
+            "{page:#}"
+        );
+        let told = watched.says(&asked).await;
+        assert!(told.contains("has changed since") && told.contains(says), "{told}");
+    }
+
+    let unknown = watched.run(&["why", "--id", "0123456789abcdef"]).await;
+    let told = String::from_utf8(unknown.stderr).unwrap();
+    assert_eq!(unknown.status.code(), Some(1), "{told}");
+    assert!(told.contains("no such decision") && told.contains("postern denials"), "{told}");
+    assert_eq!(watched.run(&["why", "--id", "../status"]).await.status.code(), Some(64));
+}
+
+/// A connection to the control plane, with a certificate or without.
+async fn channel(mesh: &Mesh, key: Option<Arc<rustls::sign::CertifiedKey>>) -> Channel {
+    let own = "spiffe://cluster.local/ns/postern-system/sa/control-plane";
+    let bundle =
+        Bundle::from_pem("cluster.local".parse().unwrap(), mesh.control.trust_bundle_pem().as_bytes())
+            .unwrap();
+    let trust: TrustBundles = [bundle].into_iter().collect();
+    let accept = Accept::Exactly(BTreeSet::from([own.parse::<SpiffeId>().unwrap()]));
+    let config = Arc::new(tls::client_config(key, Arc::new(trust), accept, &[b"h2"]).unwrap());
+    let address = mesh.control.address();
+    let connect = tower::service_fn(move |_| {
+        let connector = tokio_rustls::TlsConnector::from(config.clone());
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            let name = rustls_pki_types::ServerName::try_from("control-plane.postern-system.svc").unwrap();
+            connector.connect(name, stream).await.map(TokioIo::new)
+        }
+    });
+    within("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
+        .await
+        .unwrap()
+}
+
+/// Opens the stream of a pod with a certificate of its own, as a sidecar that does what it likes.
+async fn join(
+    mesh: &Mesh,
+    namespace: &str,
+    pod: &str,
+) -> (mpsc::Sender<v1::SidecarMessage>, tonic::Streaming<v1::ControlMessage>) {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let join_token = mesh.control.join_token(namespace, pod, pod);
+    let request = v1::IssueCertificateRequest { csr, join_token, ..Default::default() };
+    let issued = AuthorityClient::new(channel(mesh, None).await).issue_certificate(request).await.unwrap();
+    let chain = issued.into_inner().chain.into_iter().map(Into::into).collect();
+    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let key = tls::certified_key(chain, der.into()).unwrap();
+    let (say, said) = mpsc::channel(16);
+    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into() };
+    say.send(message(sidecar_message::Message::Hello(hello))).await.unwrap();
+    let mut client = DiscoveryClient::new(channel(mesh, Some(key)).await);
+    let hear = within("a stream", client.connect(ReceiverStream::new(said))).await.unwrap().into_inner();
+    (say, hear)
+}
+
+fn message(message: sidecar_message::Message) -> v1::SidecarMessage {
+    v1::SidecarMessage { message: Some(message) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
+    let watched = Watched::start(&payments("")).await;
+    let (say, mut hear) = join(&watched.mesh, "checkout", "reports").await;
+    // Of two streams of a pod the one counts that has told of its certificate.
+    let certificate = v1::Certificate {
+        serial: "0a".into(),
+        not_before_unix_seconds: 1_700_000_000,
+        not_after_unix_seconds: 1_800_000_000,
+        authorities: vec![vec![1; 32]],
+    };
+    say.send(message(sidecar_message::Message::Certificate(certificate))).await.unwrap();
+    let inbound = i32::from(v1::Direction::Inbound);
+    let edge = |peer: &str, calls: u64| v1::Edge {
+        direction: inbound,
+        peer: peer.into(),
+        calls,
+        mutual_tls: u64::MAX,
+        denied: u64::MAX,
+        errors: u64::MAX,
+        bytes_sent: u64::MAX,
+        total: if calls > 1 { vec![u32::MAX; 600] } else { Vec::new() },
+        ..Default::default()
+    };
+    let denial = v1::Denial {
+        direction: inbound,
+        peer: CHECKOUT.into(),
+        method: "GET\u{1b}]0;owned\u{7}".into(),
+        path: format!("/\u{1b}[2J\u{1b}[1;31m\u{202e}<script>{}", "x".repeat(2000)),
+        port: 8080,
+        status: 4030,
+        reason: "because\r\nforged  row".into(),
+        decisions: vec!["not an id".into()],
+        count: u64::MAX,
+        first_unix_millis: i64::MIN,
+        last_unix_millis: i64::MAX,
+        ..Default::default()
+    };
+    let edges = std::iter::once(edge(CHECKOUT, 5))
+        .chain([edge("spiffe://x/\u{1b}[2J", 5), edge("nobody", 1)])
+        .chain((0..400).map(|n| edge(&format!("spiffe://cluster.local/ns/a/sa/{n}"), 1)))
+        .collect();
+    // Another workload cannot be named: there is no field for it.
+    let report = v1::Report { edges, denials: vec![denial], ..Default::default() };
+    say.send(message(sidecar_message::Message::Report(report))).await.unwrap();
+
+    let page = watched
+        .page_becomes(&["top"], |page| flow(page, "checkout/reports", "inbound", Some(CHECKOUT)).is_some())
+        .await;
+    let told = flow(&page, "checkout/reports", "inbound", Some(CHECKOUT)).unwrap();
+    let numbers = ["calls", "mutual_tls", "denied", "errors"].map(|key| told[key].as_u64().unwrap());
+    assert_eq!(numbers, [5, 5, 5, 0]);
+    let mine = page["flows"].as_array().unwrap().iter().filter(|flow| flow["workload"] == "checkout/reports");
+    assert_eq!(mine.count(), 254, "256 are read, and two of them name nobody");
+    assert_eq!(page["lost"]["dropped"], 147 + 2);
+
+    let table = watched.says(&["denials"]).await;
+    let line = table.lines().find(|line| line.contains("checkout/reports")).unwrap();
+    assert!(
+        !table.contains(|c: char| c.is_control() && c != '\n') && !table.contains('\u{202e}'),
+        "{table:?}"
+    );
+    assert!(line.contains(r"/\u{1b}[2J\u{1b}[1;31m\u{202e}<script>xxx"), "{line}");
+    assert!(line.contains(r"because\u{d}\u{a}forged  row"), "{line}");
+    assert_eq!(table.lines().count(), 4, "a head, a row, and what was lost: {table}");
+    for arguments in [&["denials", "-o", "json"][..], &["denials", "-o", "yaml"], &["status"]] {
+        let told = watched.says(arguments).await;
+        assert!(!told.contains(|c: char| c.is_control() && c != '\n'), "{arguments:?}: {told:?}");
+    }
+    // The stream goes on: policy must reach also those who report nonsense.
+    let status = watched.page(&["status"]).await;
+    assert!(
+        status["workloads"].as_array().unwrap().iter().any(|row| row["build"] == "liar?[2J"),
+        "{status:#}"
+    );
+
+    // What is larger than a message may be is not read at all.
+    let denials = vec![v1::Denial { path: "x".repeat(60_000), ..Default::default() }];
+    let report = v1::Report { denials, ..Default::default() };
+    say.send(message(sidecar_message::Message::Report(report))).await.unwrap();
+    let ended = within("the stream ends", async {
+        loop {
+            if let Err(status) = hear.message().await {
+                return status;
+            }
+        }
+    });
+    assert_eq!(ended.await.code(), tonic::Code::OutOfRange);
+}
