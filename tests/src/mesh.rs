@@ -330,6 +330,7 @@ impl Mesh {
             workers: 1,
             mark: None,
             access_log: AccessLogSink::Channel(log_sink),
+            access_log_lines: Default::default(),
             otlp_endpoint: settings.otlp_endpoint.clone(),
             certificate_lifetime: None,
             drain_deadline: settings.drain_deadline,

@@ -143,6 +143,7 @@ pub fn bootstrap(instance: &str) -> Bootstrap {
         workers: 1,
         mark: None,
         access_log: postern_proxy::bootstrap::AccessLogSink::Off,
+        access_log_lines: Default::default(),
         otlp_endpoint: None,
         certificate_lifetime: None,
         drain_deadline: std::time::Duration::from_millis(100),

@@ -220,6 +220,7 @@ impl Subscriber {
             .is_none_or(|current| *current.version != *version || current.snapshot.spec() != snapshot.spec());
         // After a reconnect the same policy comes again: nobody needs to re-check anything.
         if is_news {
+            self.telemetry.set_access_log_encoding(snapshot.spec().mesh.access_log_encoding);
             self.telemetry.set_service(service_name(&snapshot.spec().workload));
             self.store.publish_inbound(Inbound { version: Arc::from(version), snapshot });
             self.telemetry.metrics().set_policy_version(version);

@@ -21,8 +21,16 @@ pub use metrics::Metrics;
 pub use record::Record;
 pub use upstream_metrics::Repeat;
 
-use crate::{bootstrap::AccessLogSink, drain};
+use crate::{
+    bootstrap::{
+        AccessLogSink,
+        access_log::{Format, Written},
+    },
+    drain,
+};
 use arc_swap::ArcSwap;
+use http::HeaderName;
+use postern_config::documents::mesh_config::AccessLogEncoding;
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -39,6 +47,7 @@ struct Inner {
     denials: Denials,
     ejections: Ejections,
     log: Option<access_log::Queue>,
+    logged_headers: Vec<HeaderName>,
     spans: Option<trace::Queue>,
     service: Arc<ArcSwap<String>>,
     drain: OnceLock<drain::Watch>,
@@ -49,6 +58,8 @@ struct Inner {
 pub struct Options {
     /// Access log.
     pub access_log: AccessLogSink,
+    /// What its lines are like.
+    pub access_log_lines: Written,
     /// OTLP/gRPC collector, e.g. `http://127.0.0.1:4317`; `None` = no spans.
     pub otlp_endpoint: Option<String>,
     /// `service.name` until the policy has told us the workload's name.
@@ -71,7 +82,8 @@ impl Telemetry {
         let metrics = Arc::new(Metrics::default());
         let service = Arc::new(ArcSwap::from_pointee(options.service));
         let mut writers = Writers::default();
-        let log = match access_log::start(options.access_log, metrics.clone(), writers.stop.clone())? {
+        let lines = &options.access_log_lines;
+        let log = match access_log::start(options.access_log, lines, metrics.clone(), writers.stop.clone())? {
             Some((queue, task)) => {
                 writers.tasks.push(task);
                 Some(queue)
@@ -93,6 +105,7 @@ impl Telemetry {
                 denials: Denials::default(),
                 ejections: Ejections::default(),
                 log,
+                logged_headers: options.access_log_lines.headers,
                 spans,
                 service,
                 drain: OnceLock::new(),
@@ -108,6 +121,7 @@ impl Telemetry {
             denials: Denials::default(),
             ejections: Ejections::default(),
             log: None,
+            logged_headers: vec![],
             spans: None,
             service: Arc::default(),
             drain: OnceLock::new(),
@@ -153,6 +167,34 @@ impl Telemetry {
     pub fn set_service(&self, name: &str) {
         if self.0.service.load().as_str() != name {
             self.0.service.store(Arc::new(name.to_owned()));
+        }
+    }
+
+    /// The request headers that the access log has.
+    pub(crate) fn logged_headers(&self) -> &[HeaderName] {
+        &self.0.logged_headers
+    }
+
+    /// Whether new work may begin: not while a lossless access log has too many lines that are not written yet.
+    pub fn has_room(&self) -> bool {
+        self.0.log.as_ref().is_none_or(access_log::Queue::has_room)
+    }
+
+    /// Waits until new work may begin.
+    pub async fn room(&self) {
+        if let Some(log) = &self.0.log {
+            log.room().await;
+        }
+    }
+
+    /// What the mesh says about the format of the access log.
+    pub fn set_access_log_encoding(&self, encoding: Option<AccessLogEncoding>) {
+        if let Some(log) = &self.0.log {
+            log.set_format(match encoding {
+                None => Format::Json,
+                Some(AccessLogEncoding::Json) => Format::IstioJson,
+                Some(AccessLogEncoding::Text) => Format::IstioText,
+            });
         }
     }
 

@@ -15,8 +15,12 @@ fn address() -> SocketAddr {
 
 fn telemetry() -> (Telemetry, Writers, mpsc::Receiver<String>) {
     let (sender, lines) = mpsc::channel(4096);
-    let options =
-        Options { access_log: AccessLogSink::Channel(sender), otlp_endpoint: None, service: "shop".into() };
+    let options = Options {
+        access_log: AccessLogSink::Channel(sender),
+        access_log_lines: Default::default(),
+        otlp_endpoint: None,
+        service: "shop".into(),
+    };
     let (telemetry, writers) = Telemetry::start(options).unwrap();
     (telemetry, writers, lines)
 }

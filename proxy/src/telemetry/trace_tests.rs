@@ -25,7 +25,12 @@ impl TraceService for Collector {
 }
 
 fn options(endpoint: String) -> Options {
-    Options { access_log: AccessLogSink::Off, otlp_endpoint: Some(endpoint), service: "web".into() }
+    Options {
+        access_log: AccessLogSink::Off,
+        access_log_lines: Default::default(),
+        otlp_endpoint: Some(endpoint),
+        service: "web".into(),
+    }
 }
 
 fn request(

@@ -41,6 +41,7 @@ async fn a_connection_to_a_redirect_port_itself_is_closed_within_a_second_and_le
         workers: 1,
         mark: None,
         access_log: AccessLogSink::Channel(sink),
+        access_log_lines: Default::default(),
         otlp_endpoint: None,
         certificate_lifetime: None,
         drain_deadline: Duration::from_secs(1),

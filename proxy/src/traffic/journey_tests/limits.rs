@@ -29,6 +29,7 @@ async fn gate(app: App, mode: MtlsMode, limits: Limits, resources: Resources) ->
     let (sink, lines) = mpsc::channel(64);
     let options = telemetry::Options {
         access_log: AccessLogSink::Channel(sink),
+        access_log_lines: Default::default(),
         otlp_endpoint: None,
         service: "payments-api".into(),
     };
