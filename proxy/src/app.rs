@@ -90,6 +90,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let (telemetry, writers) = Telemetry::start(telemetry::Options {
         access_log: bootstrap.access_log.clone(),
         otel: bootstrap.otel.clone(),
+        access_log_lines: bootstrap.access_log_lines.clone(),
         service: bootstrap.instance.clone(),
     })?;
     let (mut sets, mut addresses) = bind_all(&bootstrap.interception, bootstrap.workers.max(1))?;
@@ -110,6 +111,9 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let destinations = Destinations::new(Bounds::default(), telemetry.clone());
     if let Some(folder) = &folder {
         kept::recall(folder, &store, &destinations, &control.trust_domain);
+        if let Some(policy) = store.inbound() {
+            telemetry.set_access_log_encoding(policy.snapshot.spec().mesh.access_log_encoding);
+        }
     }
     let keeping =
         folder.map(|folder| kept::follow(folder, store.clone(), destinations.clone(), stop.clone()));

@@ -1,7 +1,10 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
+pub mod access_log;
 pub mod otel;
 pub mod resources;
+
+pub use access_log::Sink as AccessLogSink;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
@@ -43,19 +46,6 @@ pub enum InterceptionMode {
 /// `SO_MARK` of connections to the app that come from their caller's address (TPROXY). By it the rules know what is
 /// between sidecar and app, so that it must differ from the mark that exempts a sidecar.
 pub const TPROXY_MARK: u32 = 1338;
-
-/// Where access-log lines go.
-#[derive(Clone, Debug)]
-pub enum AccessLogSink {
-    /// Standard output.
-    Stdout,
-    /// Appended to this file.
-    File(PathBuf),
-    /// Tests and embedding.
-    Channel(tokio::sync::mpsc::Sender<String>),
-    /// Nowhere.
-    Off,
-}
 
 /// Where a control plane is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +111,8 @@ pub struct Bootstrap {
     pub access_log: AccessLogSink,
     /// `OTEL_*`: which spans are made, and where they go.
     pub otel: otel::Settings,
+    /// What they are like.
+    pub access_log_lines: access_log::Written,
     /// Wanted certificate lifetime; `None` = the authority's default.
     pub certificate_lifetime: Option<Duration>,
     /// How long a drain may take.
@@ -282,9 +274,9 @@ pub struct Flags {
     /// Mark (SO_MARK) of our own connections, when the redirect rules exempt by mark; needs CAP_NET_ADMIN
     #[arg(long, value_name = "N")]
     pub mark: Option<u32>,
-    /// Where access-log lines go: `stdout`, `off`, or a file
-    #[arg(long, value_name = "stdout|off|PATH", default_value = "stdout")]
-    pub access_log: String,
+    /// The access log.
+    #[command(flatten)]
+    pub access_log: access_log::AccessLogFlags,
     /// Wanted lifetime of certificates; the authority caps it
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub certificate_lifetime: Option<u32>,
@@ -332,6 +324,7 @@ impl Bootstrap {
                 mode: flags.interception_mode,
             }
         };
+        let (access_log, access_log_lines) = flags.access_log.read()?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             control_plane: located(&flags.control_plane)?,
@@ -352,12 +345,9 @@ impl Bootstrap {
             workload_api: flags.workload_api,
             workers: flags.workers.map_or(processors.min(2), usize::from),
             mark: flags.mark,
-            access_log: match flags.access_log.as_str() {
-                "stdout" => AccessLogSink::Stdout,
-                "off" => AccessLogSink::Off,
-                path => AccessLogSink::File(path.into()),
-            },
             otel: otel::of_environment()?,
+            access_log,
+            access_log_lines,
             certificate_lifetime: flags
                 .certificate_lifetime
                 .map(|seconds| Duration::from_secs(seconds.into())),

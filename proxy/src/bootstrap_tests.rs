@@ -42,9 +42,40 @@ fn flags_are_checked_where_they_are_written() {
         &["--workload-api", "/run/workload.sock"],
         &["--workload-api", "unix:run/workload.sock"],
         &["--workload-api", "unix://host/workload.sock"],
+        &["--access-log-format", "text"],
+        &["--access-log-header", "Authorization"],
+        &["--access-log-header", "proxy-authorization"],
+        &["--access-log-header", "COOKIE"],
+        &["--access-log-header", "set-cookie"],
+        &["--access-log-header", "no name"],
+        &["--audit", "some"],
         &["--surprise"],
     ] {
         assert!(parse(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn what_the_access_log_shall_have_must_have_a_place_in_it() {
+    let read = |flags: &[&str]| parse(flags).unwrap().access_log.read();
+    let (_, lines) =
+        read(&["--access-log-header", "User-Agent", "--access-log-format", "istio-text"]).unwrap();
+    assert_eq!(
+        (lines.format, lines.headers.as_slice()),
+        (Some(access_log::Format::IstioText), &[http::header::USER_AGENT][..])
+    );
+    assert!(read(&["--access-log-header", "x-tenant"]).is_ok());
+    let sixteen: Vec<String> = (0..16).map(|n| format!("--access-log-header=x-{n}")).collect();
+    let mut names: Vec<&str> = sixteen.iter().map(String::as_str).collect();
+    assert_eq!(read(&names).unwrap().1.headers.len(), 16);
+    names.push("--access-log-header=x-16");
+    for wrong in [
+        &names[..],
+        &["--access-log-header", "x-tenant", "--access-log-format", "istio-json"],
+        &["--access-log", "off", "--audit", "lossless"],
+    ] {
+        let error = read(wrong).unwrap_err();
+        assert!(!error.downcast_ref::<Failure>().unwrap().remedy.is_empty(), "{wrong:?}");
     }
 }
 

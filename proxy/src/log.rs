@@ -60,8 +60,11 @@ pub fn set_level(wish: &str) -> Result<String, &'static str> {
     Ok(text)
 }
 
-/// What names no level for everything is about its targets only.
+/// What names no level for everything is about its targets only. Spans, in brackets, are none of ours.
 fn read(wish: &str) -> Option<Targets> {
+    if wish.contains(['[', '{']) {
+        return None;
+    }
     let targets = if wish.is_empty() { Targets::default() } else { wish.parse::<Targets>().ok()? };
     Some(match targets.default_level() {
         None => targets.with_default(LevelFilter::INFO),

@@ -333,6 +333,7 @@ impl Mesh {
             mark: None,
             access_log: AccessLogSink::Channel(log_sink),
             otel: settings.otel.clone(),
+            access_log_lines: Default::default(),
             certificate_lifetime: None,
             drain_deadline: settings.drain_deadline,
             report_interval: settings.report_interval,

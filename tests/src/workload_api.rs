@@ -144,6 +144,7 @@ pub fn bootstrap(instance: &str) -> Bootstrap {
         mark: None,
         access_log: postern_proxy::bootstrap::AccessLogSink::Off,
         otel: Default::default(),
+        access_log_lines: Default::default(),
         certificate_lifetime: None,
         drain_deadline: std::time::Duration::from_millis(100),
         report_interval: postern_proxy::bootstrap::REPORT_INTERVAL,

@@ -125,6 +125,7 @@ fn is_subcommand(command: &str) -> bool {
             !f.is_test()
                 && (f.path.starts_with("cli/")
                     || f.path.ends_with("bootstrap.rs")
+                    || f.path.starts_with("proxy/src/bootstrap/")
                     || f.path.ends_with("run.rs"))
         })
         .map(|f| f.text)
@@ -155,6 +156,42 @@ fn the_error_page_is_what_the_proxy_knows() {
         "docs/errors.md is not what the table in proxy/src/error.rs says; write it again with:\n  \
          POSTERN_WRITE_DOCS=1 cargo test -p postern-tests --test docs"
     );
+}
+
+/// Between its two marks, so that the page has room for the rest of what can be observed.
+#[test]
+fn the_page_of_what_is_observed_has_every_field_of_the_access_log() {
+    const MARKS: [&str; 2] =
+        ["<!-- access log: fields, printed by a test -->\n", "<!-- access log: end of fields -->\n"];
+    let path = tree::root().join("docs/observability.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(MARKS[0]).expect("the first mark");
+    let (written, after) = rest.split_once(MARKS[1]).expect("the second mark");
+    let fields = access_log_fields();
+    if std::env::var_os("POSTERN_WRITE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{}{fields}{}{after}", MARKS[0], MARKS[1])).unwrap();
+        return;
+    }
+    assert!(
+        written == fields,
+        "docs/observability.md is not what proxy/src/telemetry/access_log/fields.rs says; write it again with:\n  \
+         POSTERN_WRITE_DOCS=1 cargo test -p postern-tests --test docs"
+    );
+}
+
+fn access_log_fields() -> String {
+    use postern_proxy::telemetry::access_log::fields;
+    let mut text = String::from("\n| `json` | what |\n|---|---|\n");
+    for (name, what) in fields::JSON {
+        text.push_str(&format!("| `{name}` | {what} |\n"));
+    }
+    text.push_str(&format!("| `{}NAME` | each header that was named |\n", fields::HEADER_PREFIX));
+    text.push_str("\n| `istio-json` | operator in `istio-text` | what |\n|---|---|---|\n");
+    for (key, operator, what) in fields::ISTIO {
+        text.push_str(&format!("| `{key}` | `{operator}` | {} |\n", what.replace('|', "\\|")));
+    }
+    text.push('\n');
+    text
 }
 
 fn error_page() -> String {

@@ -145,3 +145,34 @@ async fn every_way_of_ending_writes_exactly_one_line() {
     log.next_with(&[("request_id", json!("last"))]).await;
     assert_eq!(log.lines().len(), 5, "{:#?}", log.lines());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_are_in_the_encoding_of_istio_once_the_mesh_configuration_names_one() {
+    let rules = "action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]";
+    let documents = |mesh: &str| {
+        payments(&(mode("payments", "STRICT") + &policy("none-of-these", rules)))
+            + "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    "
+            + mesh
+            + "\n"
+    };
+    let mut mesh = Mesh::start(&documents("enableTracing: true")).await;
+    mesh.call("checkout-api", "payments-api", "GET", "/a").await.unwrap();
+    mesh.access_log("payments-api")
+        .next_with(&[("path", json!("/a")), ("direction", json!("inbound"))])
+        .await;
+    mesh.apply(&documents("accessLogEncoding: JSON")).await;
+    assert_eq!(mesh.call("checkout-api", "payments-api", "GET", "/no?q=1").await.unwrap().status, 403);
+    let line = mesh.access_log("payments-api").next_with(&[("path", json!("/no"))]).await;
+    let port = |line: &serde_json::Value| {
+        line["downstream_local_address"].as_str().unwrap().rsplit(':').next().unwrap().to_owned()
+    };
+    assert_eq!(line["upstream_cluster"], format!("inbound|{}||", port(&line)), "{line}");
+    let details = "rbac_access_denied_matched_policy[ns[payments]-policy[none-of-these]-rule[0]]";
+    assert_eq!(line["response_code_details"], details, "{line}");
+    assert_eq!((&line["response_code"], &line["protocol"]), (&json!(403), &json!("HTTP/1.1")), "{line}");
+    let line = mesh.access_log("checkout-api").next_with(&[("path", json!("/no"))]).await;
+    assert_eq!(line["response_code_details"], "via_upstream", "{line}");
+    let cluster = format!("outbound|{}||payments-api.payments.svc.cluster.local", port(&line));
+    assert_eq!(line["upstream_cluster"], cluster, "{line}");
+    assert_eq!(line["user_agent"], json!(null), "{line}");
+}

@@ -15,6 +15,9 @@ pub struct MeshConfig {
     pub path_normalization: crate::path::Normalization,
     /// `accessLogFile`: empty = off; Postern's default is `/dev/stdout`.
     pub access_log_file: String,
+    /// `accessLogEncoding`: Istio's default format, of JSON or of text; Postern's own when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log_encoding: Option<AccessLogEncoding>,
     /// Percent, `defaultConfig.tracing.sampling` (0 when `enableTracing: false`); Postern's default is 100 when an OTLP endpoint is set.
     pub tracing_sampling: Option<f64>,
     /// `outboundTrafficPolicy.mode` is `REGISTRY_ONLY`.
@@ -25,6 +28,16 @@ pub struct MeshConfig {
     pub tls_versions: postern_identity::tls::Versions,
 }
 
+/// `accessLogEncoding`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum AccessLogEncoding {
+    /// Keys and values.
+    Json,
+    /// Words in a fixed order.
+    Text,
+}
+
 impl Default for MeshConfig {
     fn default() -> Self {
         Self {
@@ -33,6 +46,7 @@ impl Default for MeshConfig {
             root_namespace: "istio-system".into(),
             path_normalization: crate::path::Normalization::default(),
             access_log_file: "/dev/stdout".into(),
+            access_log_encoding: None,
             tracing_sampling: None,
             outbound_registry_only: false,
             tls_versions: postern_identity::tls::Versions::default(),

@@ -33,16 +33,6 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
     if let Some(namespace) = node.get("rootNamespace") {
         super::objects::named(report, namespace, "rootNamespace", values::dns_label);
     }
-    if let Some((key, _)) = node.entry("accessLogEncoding").filter(|(_, value)| value.text() == Some("TEXT"))
-    {
-        let reason = "accessLogEncoding: TEXT is not enforced yet: the access log is JSON";
-        report.error(
-            problem::MESH_KEY_NOT_ENFORCED,
-            key.place,
-            reason,
-            "write `accessLogEncoding: JSON`, or remove it",
-        );
-    }
     if let Some(sampling) = node.at("defaultConfig.tracing.sampling") {
         let percent = sampling.text().and_then(|text| text.parse::<f64>().ok());
         if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {

@@ -1,5 +1,6 @@
 //! What holds for the whole mesh: its configuration, and foreign trust domains.
 use super::*;
+use postern_config::documents::mesh_config::AccessLogEncoding;
 
 #[test]
 fn federation_is_read_whole_or_refused_with_code_place_and_remedy() {
@@ -153,6 +154,13 @@ fn the_mesh_configuration_is_the_one_of_the_root_namespace() {
         "{}",
         show(&problems)
     );
+    for (mesh, encoding) in [
+        ("{}", None),
+        ("accessLogEncoding: JSON", Some(AccessLogEncoding::Json)),
+        ("accessLogEncoding: TEXT", Some(AccessLogEncoding::Text)),
+    ] {
+        assert_eq!(clean(&map("istio-system", mesh)).mesh.access_log_encoding, encoding, "{mesh}");
+    }
     for (mesh, versions) in [
         ("{}", Versions::Tls13),
         ("meshMTLS: {}", Versions::Tls13),

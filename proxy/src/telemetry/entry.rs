@@ -1,6 +1,7 @@
 //! A finished record: the facts of one request or connection, owned, ready to be told.
 
 use super::trace_context::Trace;
+use http::HeaderName;
 use postern_config::RuleRef;
 use std::{
     net::SocketAddr,
@@ -78,6 +79,8 @@ pub struct Request {
     pub path: String,
     /// `x-request-id`, when the client sent one.
     pub id: Option<String>,
+    /// Those headers that the access log shall have, each at most 256 bytes.
+    pub headers: Vec<(HeaderName, String)>,
 }
 
 /// Everything that is told about one request or connection.
@@ -91,6 +94,8 @@ pub struct Entry {
     pub duration: Duration,
     /// The part of it spent in the proxy itself.
     pub proxy: Duration,
+    /// Until the other side's answer began; `None` when it was not asked.
+    pub upstream_time: Option<Duration>,
     /// `http/1.1`, `http/2`, `grpc`, `tcp`.
     pub protocol: Option<&'static str>,
     /// `None` for a connection.
@@ -148,6 +153,7 @@ impl Entry {
             began,
             duration: Duration::ZERO,
             proxy: Duration::ZERO,
+            upstream_time: None,
             protocol: None,
             request: None,
             status: None,

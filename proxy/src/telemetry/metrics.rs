@@ -303,7 +303,7 @@ impl Metrics {
     }
 
     /// Something was refused, or not accepted, since a limit was reached: `memory`, `descriptors`, `connections` (of a
-    /// listener), `source` or `unproven` (of one source address).
+    /// listener), `source` or `unproven` (of one source address), `access_log` (lines of a lossless one that are not written yet).
     pub fn shed(&self, limit: &'static str) {
         self.shed.get_or_create(&LimitLabels { limit }).inc();
     }

@@ -13,6 +13,7 @@ fn entry(principal: &str) -> Entry {
         authority: "shop".into(),
         path: "/".into(),
         id: None,
+        headers: Default::default(),
     });
     entry
 }

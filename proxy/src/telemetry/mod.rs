@@ -26,10 +26,16 @@ pub use tally::Tally;
 pub use upstream_metrics::Repeat;
 
 use crate::{
-    bootstrap::{AccessLogSink, otel},
+    bootstrap::{
+        AccessLogSink,
+        access_log::{Format, Written},
+        otel,
+    },
     drain,
 };
 use arc_swap::ArcSwap;
+use http::HeaderName;
+use postern_config::documents::mesh_config::AccessLogEncoding;
 use propagation::Propagation;
 use std::{
     net::SocketAddr,
@@ -49,6 +55,7 @@ struct Inner {
     denials: Denials,
     ejections: Ejections,
     log: Option<access_log::Queue>,
+    logged_headers: Vec<HeaderName>,
     spans: Option<trace::Queue>,
     // None where no spans are sent.
     propagation: Option<Propagation>,
@@ -61,6 +68,8 @@ struct Inner {
 pub struct Options {
     /// Access log.
     pub access_log: AccessLogSink,
+    /// What its lines are like.
+    pub access_log_lines: Written,
     /// Spans: which are made, and where they go.
     pub otel: otel::Settings,
     /// `service.name` until the policy has told us the workload's name, when [`otel::Settings::service`] is not set.
@@ -83,7 +92,8 @@ impl Telemetry {
         let metrics = Arc::new(Metrics::default());
         let service = Arc::new(ArcSwap::from_pointee(options.service));
         let mut writers = Writers::default();
-        let log = match access_log::start(options.access_log, metrics.clone(), writers.stop.clone())? {
+        let lines = &options.access_log_lines;
+        let log = match access_log::start(options.access_log, lines, metrics.clone(), writers.stop.clone())? {
             Some((queue, task)) => {
                 writers.tasks.push(task);
                 Some(queue)
@@ -110,6 +120,7 @@ impl Telemetry {
                 denials: Denials::default(),
                 ejections: Ejections::default(),
                 log,
+                logged_headers: options.access_log_lines.headers,
                 spans,
                 propagation,
                 service,
@@ -127,6 +138,7 @@ impl Telemetry {
             denials: Denials::default(),
             ejections: Ejections::default(),
             log: None,
+            logged_headers: vec![],
             spans: None,
             propagation: None,
             service: Arc::default(),
@@ -191,6 +203,34 @@ impl Telemetry {
         match &self.0.propagation {
             Some(propagation) => Some(propagation.begin(headers)),
             None => propagation::traceparent(headers).map(Trace::of_caller),
+        }
+    }
+
+    /// The request headers that the access log has.
+    pub(crate) fn logged_headers(&self) -> &[HeaderName] {
+        &self.0.logged_headers
+    }
+
+    /// Whether new work may begin: not while a lossless access log has too many lines that are not written yet.
+    pub fn has_room(&self) -> bool {
+        self.0.log.as_ref().is_none_or(access_log::Queue::has_room)
+    }
+
+    /// Waits until new work may begin.
+    pub async fn room(&self) {
+        if let Some(log) = &self.0.log {
+            log.room().await;
+        }
+    }
+
+    /// What the mesh says about the format of the access log.
+    pub fn set_access_log_encoding(&self, encoding: Option<AccessLogEncoding>) {
+        if let Some(log) = &self.0.log {
+            log.set_format(match encoding {
+                None => Format::Json,
+                Some(AccessLogEncoding::Json) => Format::IstioJson,
+                Some(AccessLogEncoding::Text) => Format::IstioText,
+            });
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     error::{Fault, ProxyError},
     tls::open::{Watch, is_about_time},
 };
+use http::{HeaderMap, HeaderName};
 use postern_config::{Decision, Facts, Judgement, Reason, Verdict, snapshot::Workload};
 use postern_identity::Peer;
 use std::{
@@ -160,6 +161,7 @@ impl Record {
             authority: cut(authority, TEXT_KEPT).to_owned(),
             path: cut(without_query, PATH_KEPT).to_owned(),
             id: id.map(|id| cut(id, TEXT_KEPT).to_owned()),
+            headers: named(self.telemetry.logged_headers(), headers),
         };
         let trace = self.telemetry.trace(headers);
         self.note(|entry| {
@@ -312,6 +314,7 @@ impl Drop for Record {
         let Some(mut entry) = self.entry.take() else { return };
         let now = Instant::now();
         (entry.duration, entry.proxy) = self.clock.read(now);
+        entry.upstream_time = (!self.clock.waited.is_zero()).then_some(self.clock.waited);
         match self.scope {
             Scope::Connection { carried_requests } => {
                 self.telemetry.metrics().connection_closed(entry.direction);
@@ -355,6 +358,25 @@ impl Drop for Record {
         }
         self.telemetry.write(entry);
     }
+}
+
+/// The headers that the access log shall have, as far as they are there; several of one name with a comma between them.
+fn named(names: &[HeaderName], headers: &HeaderMap) -> Vec<(HeaderName, String)> {
+    let value = |name: &HeaderName| {
+        let mut all = headers.get_all(name).iter();
+        let mut text = String::from_utf8_lossy(all.next()?.as_bytes()).into_owned();
+        for more in all {
+            if text.len() >= TEXT_KEPT {
+                break;
+            }
+            text.push(',');
+            text.push_str(&String::from_utf8_lossy(more.as_bytes()));
+        }
+        text.truncate(cut(&text, TEXT_KEPT).len());
+        text.shrink_to_fit();
+        Some((name.clone(), text))
+    };
+    names.iter().filter_map(value).collect()
 }
 
 /// Divides the time of a record into ours and the other side's.

@@ -18,6 +18,7 @@ fn telemetry() -> (Telemetry, Writers, mpsc::Receiver<String>) {
     let options = Options {
         access_log: AccessLogSink::Channel(sender),
         otel: Default::default(),
+        access_log_lines: Default::default(),
         service: "shop".into(),
     };
     let (telemetry, writers) = Telemetry::start(options).unwrap();

@@ -8,8 +8,13 @@ fn call(peer: Option<&str>, path: &str) -> Entry {
     let address = "10.0.0.1:8080".parse().unwrap();
     let mut entry = Entry::new(Direction::Inbound, SystemTime::UNIX_EPOCH, address, address);
     entry.source_principal = peer.map(Arc::from);
-    entry.request =
-        Some(Request { method: http::Method::GET, authority: "shop".into(), path: path.into(), id: None });
+    entry.request = Some(Request {
+        method: http::Method::GET,
+        authority: "shop".into(),
+        path: path.into(),
+        id: None,
+        headers: Default::default(),
+    });
     entry.status = Some(200);
     entry.duration = Duration::from_micros(100);
     entry.proxy = Duration::from_micros(30);

@@ -27,7 +27,12 @@ impl TraceService for Collector {
 fn options(endpoint: &str) -> Options {
     let exporter = otel::Exporter::new(endpoint, otel::Protocol::Grpc).unwrap();
     let otel = otel::Settings { exporter: Some(exporter), ..otel::Settings::default() };
-    Options { access_log: AccessLogSink::Off, otel, service: "web".into() }
+    Options {
+        access_log: AccessLogSink::Off,
+        access_log_lines: Default::default(),
+        otel,
+        service: "web".into(),
+    }
 }
 
 fn request(

@@ -14,14 +14,18 @@ use crate::{
         serve::{self, Close, Deadlines},
     },
     net::Prefixed,
-    telemetry::Record,
+    telemetry::{Record, Telemetry},
     tls::Stream,
 };
 use ::http::{Request, Response};
 use futures_util::future::Either;
 use hyper::body::Incoming;
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
+
+/// How long a request is held while no line of the access log may be lost and too many wait; then its connection (HTTP/2: its
+/// stream) is closed, since an answer would be one more line.
+const HELD: Duration = Duration::from_secs(10);
 
 /// Serves one connection: `respond` gets every request with its record. `record` is the connection's own, which is written only
 /// when no request came of it.
@@ -49,29 +53,24 @@ pub async fn serve<F, R>(
         side: worker.side,
     };
     let record = Rc::new(RefCell::new(record));
-    let requests = record.clone();
     let grace = if worker.side == Side::Inbound { GRACE } else { 2 * GRACE };
-    let (governor, telemetry) = (worker.shared.governor.clone(), worker.shared.telemetry.clone());
+    let taking = Rc::new(Taking {
+        http2,
+        grace,
+        record: record.clone(),
+        governor: worker.shared.governor.clone(),
+        telemetry: worker.shared.telemetry.clone(),
+        respond,
+    });
     let respond = move |request: Request<Incoming>| {
-        let mut record = requests.borrow_mut().request();
-        let patience = match admit(&request, &governor) {
-            Ok(patience) => patience,
-            Err(error) => {
-                if matches!(error, ProxyError::Overloaded(_)) {
-                    telemetry.metrics().shed("memory");
-                }
-                record.set_request(request.method(), "", request.uri().path(), request.headers());
-                let mut refusal = forward::refuse(&error, record, is_grpc(request.headers()));
-                // The body is not read: the connection closes instead.
-                forward::close_after(&mut refusal, http2);
-                return Either::Left(std::future::ready(Ok(refusal)));
-            }
-        };
-        if let Some(patience) = patience {
-            record.set_deadline(patience);
+        if taking.telemetry.has_room() {
+            return Either::Left(taking.take(request));
         }
-        // On the heap at once, since it would be moved around on its way to hyper's: the story of a request is long.
-        Either::Right(in_time(Box::pin(respond(request, record)), patience, grace))
+        let taking = taking.clone();
+        Either::Right(Box::pin(async move {
+            taking.room().await?;
+            taking.take(request).await
+        }))
     };
     if let Err(ended) = serve::serve(stream, http2, deadlines, &worker.shared.drain, &watch, respond).await {
         let mut record = record.borrow_mut();
@@ -85,6 +84,55 @@ pub async fn serve<F, R>(
         } else {
             record.set_error(&ended.error);
         }
+    }
+}
+
+/// What all requests of one connection need.
+struct Taking<F> {
+    http2: bool,
+    grace: Duration,
+    record: Rc<RefCell<Record>>,
+    governor: Arc<Governor>,
+    telemetry: Telemetry,
+    respond: F,
+}
+
+impl<F, R> Taking<F>
+where
+    F: Fn(Request<Incoming>, Record) -> R,
+    R: Future<Output = Result<Response<Body>, Close>>,
+{
+    /// Opens the record of a request and responds to it.
+    fn take(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Body>, Close>> + use<F, R> {
+        let mut record = self.record.borrow_mut().request();
+        let patience = match admit(&request, &self.governor) {
+            Ok(patience) => patience,
+            Err(error) => {
+                if matches!(error, ProxyError::Overloaded(_)) {
+                    self.telemetry.metrics().shed("memory");
+                }
+                record.set_request(request.method(), "", request.uri().path(), request.headers());
+                let mut refusal = forward::refuse(&error, record, is_grpc(request.headers()));
+                // The body is not read: the connection closes instead.
+                forward::close_after(&mut refusal, self.http2);
+                return Either::Left(std::future::ready(Ok(refusal)));
+            }
+        };
+        if let Some(patience) = patience {
+            record.set_deadline(patience);
+        }
+        // On the heap at once, since it would be moved around on its way to hyper's: the story of a request is long.
+        Either::Right(in_time(Box::pin((self.respond)(request, record)), patience, self.grace))
+    }
+
+    /// Waits until the access log takes lines again. No record is open meanwhile: who comes and goes leaves no line, or the lines of a
+    /// log that is stuck would be without end. The metric counts them.
+    async fn room(&self) -> Result<(), Close> {
+        self.telemetry.metrics().shed("access_log");
+        tokio::time::timeout(HELD, self.telemetry.room()).await.map_err(|_| Close)
     }
 }
 

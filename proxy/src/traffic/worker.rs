@@ -163,6 +163,7 @@ impl Worker {
         loop {
             let room = match connections.len() + self.tunnels.len() < self.shared.settings.limits.connections
             {
+                true if !self.shared.telemetry.has_room() => Err("access_log"),
                 true => governor.has_room(),
                 false => Err("connections"),
             };

@@ -42,6 +42,7 @@ async fn a_connection_to_a_redirect_port_itself_is_closed_within_a_second_and_le
         mark: None,
         access_log: AccessLogSink::Channel(sink),
         otel: Default::default(),
+        access_log_lines: Default::default(),
         certificate_lifetime: None,
         drain_deadline: Duration::from_secs(1),
         report_interval: Duration::from_secs(10),

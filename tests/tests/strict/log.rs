@@ -1,10 +1,13 @@
 //! S-LOG: what a peer says can spoil no line of the log, secrets are in none, and a log that nobody takes costs no traffic.
 
-use crate::arena::{Arena, talk, talk_until};
+use crate::arena::{Arena, read_answer, talk, talk_until};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use postern_proxy::{
     Interception, Sidecar,
-    bootstrap::{AccessLogSink, JoinToken, JoinTokens},
+    bootstrap::{
+        AccessLogSink, JoinToken, JoinTokens,
+        access_log::{Audit, Format, Written},
+    },
 };
 use postern_tests::{Request, mesh::within, workload_api::bootstrap};
 use serde_json::Value;
@@ -15,10 +18,14 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// Another sidecar of checkout-api, whose log goes where the test wants it.
 async fn sidecar(arena: &Arena, sink: AccessLogSink) -> Sidecar {
+    sidecar_with(arena, sink, Written::default()).await
+}
+
+async fn sidecar_with(arena: &Arena, sink: AccessLogSink, lines: Written) -> Sidecar {
     let mut bootstrap = bootstrap("checkout-api");
     let control = &arena.mesh.control;
     bootstrap.control_plane = control.address().into();
@@ -29,6 +36,7 @@ async fn sidecar(arena: &Arena, sink: AccessLogSink) -> Sidecar {
     bootstrap.interception =
         Interception::Explicit { inbound: vec![], outbound: vec![("127.0.0.1:0".parse().unwrap(), service)] };
     bootstrap.access_log = sink;
+    bootstrap.access_log_lines = lines;
     let sidecar = postern_proxy::start(bootstrap).await.unwrap();
     within("it is ready", sidecar.ready()).await;
     sidecar
@@ -59,13 +67,8 @@ async fn lines(log: &Path, number: usize) -> Vec<String> {
     }
 }
 
-/// Line 01.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_a_peer_says_leaves_one_short_line_of_json() {
-    let arena = Arena::new("").await;
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("access.log");
-    let sidecar = sidecar(&arena, AccessLogSink::File(log.clone())).await;
+/// What peers say to spoil a log.
+fn attacks() -> Vec<Vec<u8>> {
     let long = |byte: u8, number: usize| vec![byte; number];
     let request = |method: &[u8], target: &[u8], agent: &[u8]| {
         [
@@ -78,7 +81,7 @@ async fn whatever_a_peer_says_leaves_one_short_line_of_json() {
         ]
         .concat()
     };
-    let attacks = [
+    vec![
         request(b"GET", b"/a%0d%0a{\"x\":1}%1b[31m", b"a"),
         request(b"GET", b"/\"quoted\\\"", b"\"},{\"forged\":\"line"),
         request(b"GET", b"/a\nb", b"a"),
@@ -93,8 +96,17 @@ async fn whatever_a_peer_says_leaves_one_short_line_of_json() {
         request(b"G\"T", b"/method", b"a"),
         request(b"GET", b"/host", b"a\r\nx-request-id: {\"forged\":\"\\n\"}"),
         b"\x16\x03\x01\xff\xff\x01 no TLS, no HTTP\r\n\r\n".to_vec(),
-    ];
-    for (n, attack) in attacks.iter().enumerate() {
+    ]
+}
+
+/// Line 01.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_peer_says_leaves_one_short_line_of_json() {
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("access.log");
+    let sidecar = sidecar(&arena, AccessLogSink::File(log.clone())).await;
+    for (n, attack) in attacks().iter().enumerate() {
         let stream = TcpStream::connect(sidecar.addresses().outbound[0]).await.unwrap();
         let from = stream.local_addr().unwrap().to_string();
         talk(Box::new(stream), &[attack], Duration::from_secs(8)).await;
@@ -113,6 +125,138 @@ async fn whatever_a_peer_says_leaves_one_short_line_of_json() {
     assert_eq!(call(&sidecar, "/good").await, 200);
     sidecar.drain().await;
     arena.survived().await;
+}
+
+/// Line 01, in the formats that Istio has, with the header that attackers like best.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_peer_says_leaves_one_line_of_istio_s_formats_with_all_fields_in_their_places() {
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    for format in [Format::IstioText, Format::IstioJson] {
+        let log = folder.path().join(format!("{format:?}.log"));
+        let agent = "user-agent".parse().unwrap();
+        let written = Written { format: Some(format), headers: vec![agent], ..Written::default() };
+        let sidecar = sidecar_with(&arena, AccessLogSink::File(log.clone()), written).await;
+        for (n, attack) in attacks().iter().enumerate() {
+            let stream = TcpStream::connect(sidecar.addresses().outbound[0]).await.unwrap();
+            let from = stream.local_addr().unwrap().to_string();
+            talk(Box::new(stream), &[attack], Duration::from_secs(8)).await;
+            let shown = String::from_utf8_lossy(&attack[..attack.len().min(60)]).into_owned();
+            let all = lines(&log, n + 1).await;
+            assert_eq!(all.len(), n + 1, "{format:?} {shown}: one line each: {all:#?}");
+            let line = all.last().unwrap();
+            let is_control = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+            assert!(!line.contains(is_control) && line.len() < 16 << 10, "{format:?} {shown}: {line:?}");
+            if format == Format::IstioJson {
+                let value: Value = serde_json::from_str(line).unwrap();
+                assert_eq!(value["downstream_remote_address"], from, "{shown}: {line}");
+                assert_eq!(value.as_object().unwrap().len(), 24, "{shown}: {line}");
+                continue;
+            }
+            let parts: Vec<&str> = line.split('"').collect();
+            assert_eq!(parts.len(), 15, "{shown}: seven fields have quotes: {line}");
+            assert_eq!(parts[1].split(' ').count(), 3, "{shown}: {line}");
+            let last: Vec<&str> = parts[14].split(' ').collect();
+            assert_eq!((last.len(), last[4]), (7, from.as_str()), "{shown}: {line}");
+        }
+        assert_eq!(call(&sidecar, "/good?token=secret").await, 200);
+        let good = lines(&log, attacks().len() + 1).await.pop().unwrap();
+        assert!(
+            good.contains("/good") && good.contains("via_upstream") && !good.contains("secret"),
+            "{good}"
+        );
+        sidecar.drain().await;
+    }
+    arena.survived().await;
+}
+
+/// As logrotate does it, with the sidecar running.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_renamed_away_goes_on_in_a_new_file_and_misses_no_line() {
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let (log, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+    let sidecar = sidecar(&arena, AccessLogSink::File(log.clone())).await;
+    assert_eq!(call(&sidecar, "/before").await, 200);
+    lines(&log, 1).await;
+    std::fs::rename(&log, &old).unwrap();
+    assert_eq!(call(&sidecar, "/after").await, 200);
+    let began = Instant::now();
+    while !log.exists() {
+        assert!(began.elapsed() < Duration::from_secs(8), "no new file");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (before, after) = (lines(&old, 1).await, lines(&log, 1).await);
+    assert!(before.len() == 1 && before[0].contains("/before"), "{before:?}");
+    assert!(after.len() == 1 && after[0].contains("/after"), "{after:?}");
+    sidecar.drain().await;
+    arena.survived().await;
+}
+
+/// What an auditor wants: no call without its line, whatever it costs the callers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_lossless_log_calls_wait_for_its_reader_and_each_answered_one_has_its_line() {
+    let arena = Arena::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let reader = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
+    let written = Written { audit: Audit::Lossless, ..Written::default() };
+    let sidecar = sidecar_with(&arena, AccessLogSink::File(pipe), written).await;
+    let kept = TcpStream::connect(sidecar.addresses().outbound[0]).await.unwrap();
+    let mut kept: Box<dyn crate::arena::Io> = Box::new(kept);
+    let keep = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes();
+    kept.write_all(&keep("/kept-0")).await.unwrap();
+    assert_eq!(read_answer(&mut kept).await.statuses(), [200]);
+
+    let mut answered = 0;
+    let held = loop {
+        assert!(answered < 4096, "nobody reads, and calls are answered");
+        let path = format!("/call-{answered}");
+        let mut called = Box::pin(call(&sidecar, &path));
+        match tokio::time::timeout(Duration::from_secs(2), &mut called).await {
+            Ok(status) => assert_eq!(status, 200),
+            // Dropping it would be one more way to end.
+            Err(_) => {
+                break tokio::time::timeout(Duration::from_secs(30), async {
+                    assert!(metric(&sidecar, r#"postern_shed_total{limit="access_log"}"#).await >= 1.0);
+                    // A connection from before is held too.
+                    kept.write_all(&keep("/kept-1")).await.unwrap();
+                    let early =
+                        tokio::time::timeout(Duration::from_millis(500), read_answer(&mut kept)).await;
+                    assert!(early.is_err(), "answered without room for its line");
+                    let reading = tokio::task::spawn_blocking(move || read_until(&reader, "/kept-1"));
+                    assert_eq!(called.await, 200, "it goes on");
+                    assert_eq!(read_answer(&mut kept).await.statuses(), [200]);
+                    reading.await.unwrap()
+                })
+                .await
+                .expect("all goes on when the reader reads");
+            }
+        }
+        answered += 1;
+    };
+    for n in 0..=answered {
+        let (path, times) = (format!(r#""path":"/call-{n}""#), 1);
+        assert_eq!(held.matches(&path).count(), times, "of {answered}: {path}");
+    }
+    assert_eq!(metric(&sidecar, "postern_access_log_dropped_total").await, 0.0);
+    sidecar.drain().await;
+    arena.survived().await;
+}
+
+/// All that comes through a pipe until it has said so.
+fn read_until(mut pipe: &File, last: &str) -> String {
+    use std::io::Read;
+    let (mut text, mut buffer, began) = (Vec::new(), vec![0; 64 << 10], Instant::now());
+    while !String::from_utf8_lossy(&text).contains(last) || text.last() != Some(&b'\n') {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", String::from_utf8_lossy(&text));
+        match pipe.read(&mut buffer) {
+            Ok(count) => text.extend_from_slice(&buffer[..count]),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    String::from_utf8(text).unwrap()
 }
 
 /// Line 02, on both sides.

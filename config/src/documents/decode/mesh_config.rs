@@ -1,7 +1,11 @@
 //! Tree to MeshConfig.
 use super::{number, optional, strings};
 use crate::{
-    documents::{mesh_config::MeshConfig, parse::Node, schema},
+    documents::{
+        mesh_config::{AccessLogEncoding, MeshConfig},
+        parse::Node,
+        schema,
+    },
     path::Normalization,
 };
 use postern_identity::tls::Versions;
@@ -21,6 +25,11 @@ pub fn mesh_config(node: &Node) -> MeshConfig {
             _ => Normalization::Base,
         },
         access_log_file: optional(node, "accessLogFile").unwrap_or(default.access_log_file),
+        access_log_encoding: match node.get("accessLogEncoding").and_then(Node::text) {
+            Some("JSON") => Some(AccessLogEncoding::Json),
+            Some("TEXT") => Some(AccessLogEncoding::Text),
+            _ => None,
+        },
         tracing_sampling: if tracing_off { Some(0.0) } else { sampling },
         outbound_registry_only: node.at("outboundTrafficPolicy.mode").and_then(Node::text)
             == Some("REGISTRY_ONLY"),

@@ -30,6 +30,7 @@ async fn gate(app: App, mode: MtlsMode, limits: Limits, resources: Resources) ->
     let options = telemetry::Options {
         access_log: AccessLogSink::Channel(sink),
         otel: Default::default(),
+        access_log_lines: Default::default(),
         service: "payments-api".into(),
     };
     let (telemetry, writers) = Telemetry::start(options).unwrap();
