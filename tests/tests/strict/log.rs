@@ -9,13 +9,14 @@ use postern_proxy::{
         access_log::{Audit, Format, Written},
     },
 };
-use postern_tests::{Request, mesh::within, workload_api::bootstrap};
+use postern_tests::{Request, mesh::within, up::skipped, workload_api::bootstrap};
 use serde_json::Value;
 use std::{
     fs::{File, OpenOptions},
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -317,6 +318,63 @@ async fn a_log_that_nobody_takes_costs_no_request() {
         assert!(stopping.elapsed() < Duration::from_secs(12), "{what}: it stops all the same");
     }
     drop(reader);
+    arena.survived().await;
+}
+
+/// A disk of 64 KiB, which only root can make.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder.path());
+        mount.output().is_ok_and(|done| done.status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Line 04 with a disk that gets room again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_for_a_while_costs_lines_that_are_counted_and_breaks_none() {
+    let Some(disk) = SmallDisk::mount() else {
+        return skipped("no file system can be mounted here (run as root)");
+    };
+    let arena = Arena::new("").await;
+    let (log, filler) = (disk.0.path().join("access.log"), disk.0.path().join("filler"));
+    // Room for a page, which is a handful of lines.
+    std::fs::write(&filler, vec![0; 56 << 10]).unwrap();
+    let sidecar = sidecar(&arena, AccessLogSink::File(log.clone())).await;
+    let mut calls = 0;
+    let full = async {
+        while metric(&sidecar, "postern_access_log_dropped_total").await < 3.0 {
+            assert_eq!(call(&sidecar, &format!("/full-{calls}")).await, 200);
+            calls += 1;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), full).await.expect("the disk gets full");
+    std::fs::remove_file(&filler).unwrap();
+    assert_eq!(call(&sidecar, "/room").await, 200);
+    let began = Instant::now();
+    let text = loop {
+        let text = std::fs::read_to_string(&log).unwrap();
+        if text.contains("/room") && text.ends_with('\n') {
+            break text;
+        }
+        assert!(began.elapsed() < Duration::from_secs(8), "nothing comes: {text}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    for line in text.lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    }
+    let dropped = metric(&sidecar, "postern_access_log_dropped_total").await as usize;
+    assert_eq!(text.lines().count() + dropped, calls + 1, "each line is in the file or counted");
+    sidecar.drain().await;
     arena.survived().await;
 }
 
