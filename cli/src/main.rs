@@ -51,6 +51,8 @@ enum Command {
     Top(live::top::TopArgs),
     /// Show what was denied lately, and the closest rule
     Denials(live::denials::DenialsArgs),
+    /// Show the same in a browser, for as long as it runs
+    Dashboard(live::dashboard::DashboardArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
@@ -125,6 +127,7 @@ fn main() -> ExitCode {
         Command::Status(args) => ExitCode::from(live::status::run(&args)),
         Command::Top(args) => ExitCode::from(live::top::run(&args)),
         Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
+        Command::Dashboard(args) => ExitCode::from(live::dashboard::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(*flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),

@@ -38,6 +38,7 @@ fn asking_for_help_or_the_version_is_no_mistake() {
         "status",
         "top",
         "denials",
+        "dashboard",
     ] {
         check(&[command, "--help"], 0, "Usage: postern");
     }
@@ -67,7 +68,8 @@ fn a_folder_that_is_not_there_is_an_operational_error() {
     check(&["up", "no-such-folder"], 1, "no-such-folder");
     check(&["check", "no-such-folder"], 1, "no-such-folder");
     check(&["certs", "--socket", "no-such.sock"], 1, "no-such.sock");
-    for command in ["status", "top", "denials"] {
+    check(&["dashboard", "--listen", "0.0.0.0:0", "--socket", "no-such.sock"], 64, "others can reach");
+    for command in ["status", "top", "denials", "dashboard"] {
         check(&[command, "--socket", "no-such.sock"], 1, "does not answer");
     }
     check(&["why", "--id", "0a", "--socket", "no-such.sock"], 1, "does not answer");

@@ -256,7 +256,13 @@ impl ControlPlane {
     pub async fn serve_page(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
         let port = admin::PagePort::bind(address).await?;
         let address = port.address();
-        self.tasks.spawn(port.serve(Arc::clone(&self.upkeep), self.publisher.stop.clone()));
+        let upkeep = Arc::clone(&self.upkeep);
+        let source = move |asked: String| {
+            let (path, query) =
+                asked.split_once('?').map_or((asked.as_str(), None), |(path, query)| (path, Some(query)));
+            std::future::ready(admin::shown(&upkeep, path, query, SystemTime::now()))
+        };
+        self.tasks.spawn(port.serve(source, self.publisher.stop.clone()));
         Ok(address)
     }
 

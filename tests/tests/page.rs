@@ -5,8 +5,10 @@ use postern_tests::{
     Answer, Mesh, Request,
     mesh::{Settings, within},
     scenario::{payments, policy},
+    standalone::program,
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 async fn start() -> (Mesh, SocketAddr) {
     let rules = policy("nobody", "action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]");
@@ -97,4 +99,42 @@ async fn another_site_gets_nothing_and_nobody_can_change_anything() {
     }
     let refused = mesh.control.serve_page("0.0.0.0:0".parse().unwrap()).await.unwrap_err().to_string();
     assert!(refused.contains("others can reach"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dashboard_command_shows_the_same_for_as_long_as_it_runs() {
+    let (mesh, page) = start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("control.sock");
+    mesh.control.open_admin_socket(socket.clone()).unwrap();
+    let mut dashboard = tokio::process::Command::new(program())
+        .args(["dashboard", "--listen", "127.0.0.1:0", "--socket"])
+        .arg(&socket)
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(dashboard.stdout.take().unwrap()).lines();
+    let line = within("it says where it is", lines.next_line()).await.unwrap().unwrap();
+    let told = line.split_once("http://").unwrap().1.split_once('/').unwrap().0;
+    let shown: SocketAddr = told.parse().unwrap();
+    assert_eq!(ask(shown, "/").await.body, ask(page, "/").await.body);
+    let status = ask(shown, "/status").await;
+    assert_eq!(status.header("content-type"), Some("application/json"));
+    assert_eq!(status.json()["workloads"].as_array().unwrap().len(), 3);
+    assert_eq!(ask(shown, "/flows?since=never").await.status, 400);
+    // It may ask more of the socket than a browser may ask of it.
+    for path in ["/authorities", "/authorities/rotate", "/decisions/0a", "/status/../authorities", "//status"]
+    {
+        assert_eq!(ask(shown, path).await.status, 404, "{path}");
+    }
+    let foreign = Request::new(shown, format!("rebound.example:{}", shown.port())).path("/status");
+    assert_eq!(foreign.send().await.unwrap().status, 403);
+    mesh.control.shutdown().await;
+    let gone = ask(shown, "/status").await;
+    assert_eq!(gone.status, 502, "{gone:?}");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(dashboard.id().unwrap()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let ended = within("it ends", dashboard.wait()).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
 }

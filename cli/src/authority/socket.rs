@@ -84,14 +84,19 @@ impl ControlPlane {
         self.ask(Method::POST, path, body.into())
     }
 
+    /// Where it is asked.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs something on the event loop.
+    pub(crate) fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.threads.block_on(work)
+    }
+
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
-        let asked = self.threads.block_on(async {
-            tokio::time::timeout(DEADLINE, exchange(&self.path, method, path, body)).await
-        });
-        let (status, body) = match asked {
-            Ok(answer) => answer.map_err(|cause| self.silent(&cause))?,
-            Err(_) => return Err(self.silent(&format!("no answer within {} s", DEADLINE.as_secs()))),
-        };
+        let asked = self.run(exchange(&self.path, method, path, body));
+        let (status, body) = asked.map_err(|cause| self.silent(&cause))?;
         if (200..300).contains(&status) {
             return serde_json::from_slice(&body).map_err(|cause| self.nonsense(&cause));
         }
@@ -129,7 +134,20 @@ fn refusal(problem: &Problem) -> Failure {
     }
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(u16, Bytes), String> {
+/// Status and body of an answer, or why there is none.
+pub(crate) async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(u16, Bytes), String> {
+    match tokio::time::timeout(DEADLINE, converse(socket, method, path, body)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
+    }
+}
+
+async fn converse(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(u16, Bytes), String> {
     let stream = UnixStream::connect(socket).await.map_err(|cause| cause.to_string())?;
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|cause| cause.to_string())?;

@@ -1,8 +1,9 @@
 //! What the running mesh does now, asked of the control plane: `postern status`, `postern top`, `postern denials`,
-//! `postern why --id`.
+//! `postern why --id`, `postern dashboard`.
 //!
 //! Sidecars report sums every ten seconds and the control plane keeps an hour of them; here is only how they are shown.
 
+pub mod dashboard;
 pub mod decision;
 pub mod denials;
 pub mod status;

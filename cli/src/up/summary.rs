@@ -35,7 +35,8 @@ pub fn print_next_steps(mesh: &Mesh, suggestions: &[(&str, &str)]) {
         let client = if mesh.captures() { "curl -si" } else { "postern app call" };
         println!("  {program} exec {} -- {client} {url}", caller.name);
     }
-    println!("  {program} certs");
+    println!("  {program} status");
+    println!("  {program} dashboard");
     println!("  edit a file in {} and see it applied", mesh.options().directory.display());
     println!("Ctrl-C stops everything and leaves nothing behind.");
 }

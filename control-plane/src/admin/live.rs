@@ -1,7 +1,7 @@
 //! The live views: how every sidecar stands, who calls whom, what was denied.
 
 use super::{
-    answers::{json, newest, problem, share_left},
+    answers::{json, newest, no_such_page, problem, share_left},
     pages::{State, Status, Workload},
     server::Answer,
 };
@@ -14,7 +14,17 @@ const SINCE: u64 = 600;
 /// As far back as anything is kept.
 const FURTHEST: u64 = 3600;
 
-pub(super) fn status(upkeep: &Upkeep, now: SystemTime) -> Answer {
+/// The pages that a browser is shown, too.
+pub(crate) fn shown(upkeep: &Upkeep, path: &str, query: Option<&str>, now: SystemTime) -> Answer {
+    match path {
+        "/status" => status(upkeep, now),
+        "/flows" => flows(upkeep, query, now),
+        "/denials" => denials(upkeep, query, now),
+        _ => no_such_page(),
+    }
+}
+
+fn status(upkeep: &Upkeep, now: SystemTime) -> Answer {
     let view = upkeep.view(now);
     let number = upkeep.publisher().index.borrow().as_ref().map_or(0, |index| index.number);
     let connected = newest(&view.sessions);
@@ -85,14 +95,14 @@ fn harmless(build: &str) -> String {
     build.chars().map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
 }
 
-pub(super) fn flows(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
+fn flows(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
     match since(query) {
         Ok(since) => json(StatusCode::OK, &upkeep.publisher().traffic.flows(since, now)),
         Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),
     }
 }
 
-pub(super) fn denials(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
+fn denials(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
     match since(query) {
         Ok(since) => json(StatusCode::OK, &upkeep.publisher().traffic.denials(since, now)),
         Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),

@@ -6,9 +6,10 @@
 mod answers;
 mod live;
 mod metrics;
-mod page;
+pub mod page;
 pub mod pages;
 mod server;
 
+pub(crate) use live::shown;
 pub(crate) use page::PagePort;
 pub(crate) use server::{MetricsPort, Socket};

@@ -3,20 +3,12 @@
 //! Whoever may connect may read it, so it is on loopback only. A web site that a person has open may not: a name that is made to
 //! resolve to us is refused by `Host`, and another origin by `Origin` and by what browsers say of where a request comes from.
 
-use super::{
-    live,
-    server::{Answer, converse, place, text, typed},
-};
-use crate::upkeep::Upkeep;
+use super::server::{Answer, converse, place, text, typed};
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -26,30 +18,40 @@ const CONNECTIONS: usize = 32;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
 /// A port on loopback that shows the page.
-pub(crate) struct PagePort {
+pub struct PagePort {
     listener: TcpListener,
     address: SocketAddr,
 }
 
 impl PagePort {
-    pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+    /// Binds it.
+    ///
+    /// # Errors
+    /// The address is not on loopback, or cannot be listened on.
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
         anyhow::ensure!(
             address.ip().is_loopback(),
-            "the page cannot be served on {address}, which others can reach: choose an address like 127.0.0.1:15013 with --page"
+            "the page cannot be served on {address}, which others can reach: choose an address like 127.0.0.1:15013"
         );
         let listener = TcpListener::bind(address)
             .await
-            .with_context(|| format!("the page cannot be served on {address}: choose another --page"))?;
+            .with_context(|| format!("the page cannot be served on {address}: choose another port"))?;
         let address = listener.local_addr().context("the address of the page is not known")?;
         Ok(Self { listener, address })
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where it is; with the real port when 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves it until `stop`.
-    pub(crate) async fn serve(self, upkeep: Arc<Upkeep>, stop: CancellationToken) {
+    /// Serves it until `stop`. `source` gives the data: it is asked with path and query, the path being `/status`, `/flows` or
+    /// `/denials`.
+    pub async fn serve<S, F>(self, source: S, stop: CancellationToken)
+    where
+        S: Fn(String) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send,
+    {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let port = self.address.port();
         let policy = policy();
@@ -61,10 +63,16 @@ impl PagePort {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (upkeep, policy) = (Arc::clone(&upkeep), policy.clone());
+                    let (source, policy) = (source.clone(), policy.clone());
                     let service = move |request: Request<Incoming>| {
-                        let (upkeep, policy) = (Arc::clone(&upkeep), policy.clone());
-                        async move { guarded(answer(&upkeep, port, &request), policy) }
+                        let (source, policy) = (source.clone(), policy.clone());
+                        async move {
+                            let answer = match asked(port, &request) {
+                                Ok(data) => source(data).await,
+                                Err(answer) => *answer,
+                            };
+                            guarded(answer, policy)
+                        }
                     };
                     tokio::spawn(converse(stream, service, stop.clone(), place));
                 }
@@ -74,26 +82,28 @@ impl PagePort {
     }
 }
 
-fn answer<B>(upkeep: &Upkeep, port: u16, request: &Request<B>) -> Answer {
-    if !is_from_here(request.headers(), port) {
-        return text(
-            StatusCode::FORBIDDEN,
-            "this page is for browsers on this machine, under its own address\n",
-        );
-    }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "nothing can be changed here\n");
-    }
-    let (query, now) = (request.uri().query(), SystemTime::now());
-    match request.uri().path() {
-        "/" => typed(StatusCode::OK, "text/html; charset=utf-8", PAGE),
-        "/status" => live::status(upkeep, now),
-        "/flows" => live::flows(upkeep, query, now),
-        "/denials" => live::denials(upkeep, query, now),
-        _ => {
-            text(StatusCode::NOT_FOUND, "GET / is the page; /status, /flows and /denials are what it shows\n")
+/// Path and query of the data that is asked for; or the answer.
+fn asked<B>(port: u16, request: &Request<B>) -> Result<String, Box<Answer>> {
+    let answer = if !is_from_here(request.headers(), port) {
+        text(StatusCode::FORBIDDEN, "this page is for browsers on this machine, under its own address\n")
+    } else if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        text(StatusCode::METHOD_NOT_ALLOWED, "nothing can be changed here\n")
+    } else {
+        match request.uri().path() {
+            "/" => typed(StatusCode::OK, "text/html; charset=utf-8", PAGE),
+            path @ ("/status" | "/flows" | "/denials") => {
+                return Ok(request
+                    .uri()
+                    .query()
+                    .map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")));
+            }
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "GET / is the page; /status, /flows and /denials are what it shows\n",
+            ),
         }
-    }
+    };
+    Err(Box::new(answer))
 }
 
 /// Asked under our own address, and not by another site. A missing `Host` is no browser's, and nobody's that we know.

@@ -33,7 +33,8 @@ const HEAD_BYTES: usize = 16 * 1024;
 const BODY_BYTES: usize = 4 * 1024;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
-pub(super) type Answer = Response<Full<Bytes>>;
+/// An answer, whole.
+pub type Answer = Response<Full<Bytes>>;
 
 /// The socket of operators; its file goes with it.
 pub(crate) struct Socket {
@@ -195,9 +196,9 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
-            "/status" => live::status(&upkeep, SystemTime::now()),
-            "/flows" => live::flows(&upkeep, head.uri.query(), SystemTime::now()),
-            "/denials" => live::denials(&upkeep, head.uri.query(), SystemTime::now()),
+            "/status" | "/flows" | "/denials" => {
+                live::shown(&upkeep, &path, head.uri.query(), SystemTime::now())
+            }
             path => match path.strip_prefix("/decisions/") {
                 Some(id) => live::decision(&upkeep, id, SystemTime::now()),
                 None => answers::no_such_page(),
