@@ -119,7 +119,14 @@ async fn where_no_spans_are_sent_a_callers_trace_passes_as_it_is_and_stands_in_t
         (&json!(&traceparent[3..35]), &json!(&traceparent[36..52]))
     );
     assert_eq!(call().send().await.unwrap().status, 200);
-    assert!(mesh.app("payments-api").last().header("traceparent").is_empty());
+    let seen = mesh.app("payments-api").last();
+    assert!(seen.header("traceparent").is_empty());
+    // The lines of both sidecars are found by what the first of them made.
+    let id = json!(seen.header("x-request-id").join(","));
+    for pod in ["checkout-api", "payments-api"] {
+        let line = mesh.access_log(pod).next_with(&[("request_id", id.clone())]).await;
+        assert_eq!(line["status"], 200, "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -181,10 +181,10 @@ pub fn client_cert(own: &SpiffeId, peer: &Peer) -> Option<HeaderValue> {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
 }
 
-/// Sets a random `x-request-id` (UUID version 4) when there is none.
-pub fn ensure_request_id(headers: &mut HeaderMap) {
+/// Sets a random `x-request-id` (UUID version 4) when there is none, and says which.
+pub fn ensure_request_id(headers: &mut HeaderMap) -> Option<HeaderValue> {
     if headers.contains_key(&REQUEST_ID) {
-        return;
+        return None;
     }
     let random = (rand::random::<u128>() & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
     let mut text = Vec::with_capacity(36);
@@ -194,9 +194,9 @@ pub fn ensure_request_id(headers: &mut HeaderMap) {
         }
         hex(pair, &mut text);
     }
-    if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)) {
-        headers.insert(&REQUEST_ID, value);
-    }
+    let made = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()?;
+    headers.insert(&REQUEST_ID, made.clone());
+    Some(made)
 }
 
 /// The address that policy calls `remoteIp`: the last entry of X-Forwarded-For when it is an address, else the socket's.

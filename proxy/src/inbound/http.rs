@@ -91,7 +91,7 @@ impl Connection {
         if self.judge(&policy, &parts, &target, Some(&mut record)) == Verdict::Deny {
             return Ok(self.refuse(&ProxyError::Denied, &parts, incoming, record, grpc).await);
         }
-        self.tell_app(&mut parts, &record);
+        self.tell_app(&mut parts, &mut record);
         Ok(self.forward(&policy.snapshot, parts, target, incoming, wish, grpc, record).await)
     }
 
@@ -130,7 +130,7 @@ impl Connection {
     }
 
     /// What only we may say: who called, and where this belongs in the trace.
-    fn tell_app(&self, parts: &mut Parts, record: &Record) {
+    fn tell_app(&self, parts: &mut Parts, record: &mut Record) {
         if let Some(peer) = &self.caller.peer
             && let Some(credentials) = self.worker.shared.store.credentials()
         {
@@ -142,7 +142,7 @@ impl Connection {
                 parts.headers.insert(&headers::CLIENT_CERT, value.clone());
             }
         }
-        headers::ensure_request_id(&mut parts.headers);
+        record.set_request_id(headers::ensure_request_id(&mut parts.headers));
         record.pass_trace_on(&mut parts.headers);
     }
 

@@ -122,7 +122,7 @@ impl Connection {
         if self.names.is_some() {
             note_service(&mut record, &destination);
         }
-        headers::ensure_request_id(&mut parts.headers);
+        record.set_request_id(headers::ensure_request_id(&mut parts.headers));
         record.pass_trace_on(&mut parts.headers);
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();

@@ -77,7 +77,7 @@ pub struct Request {
     pub authority: String,
     /// Normalized, without query.
     pub path: String,
-    /// `x-request-id`, when the client sent one.
+    /// `x-request-id`: the client's, or the one that we made.
     pub id: Option<String>,
     /// Those headers that the access log shall have, each at most 256 bytes.
     pub headers: Vec<(HeaderName, String)>,

@@ -170,6 +170,16 @@ impl Record {
         });
     }
 
+    /// The request ID that we made, where the client sent none: by it the lines of both sidecars are found.
+    pub fn set_request_id(&mut self, made: Option<http::HeaderValue>) {
+        let Some(made) = made else { return };
+        self.note(|entry| {
+            if let Some(request) = &mut entry.request {
+                request.id = made.to_str().ok().map(str::to_owned);
+            }
+        });
+    }
+
     /// Our span as the parent of what follows. Where no spans are sent, the caller's headers stay: a parent that nobody ever
     /// sees would break its trace.
     pub fn pass_trace_on(&self, headers: &mut http::HeaderMap) {

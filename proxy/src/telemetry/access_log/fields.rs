@@ -39,7 +39,7 @@ pub const JSON: &[(&str, &str)] = &[
     ("span_id", "of our span, hexadecimal"),
     ("tls_version", "of the connection between sidecars, `TLSv1.3`"),
     ("sni", "server name asked for in that handshake, at most 256 bytes"),
-    ("request_id", "`x-request-id` that the client sent, at most 256 bytes"),
+    ("request_id", "`x-request-id`: the client's, at most 256 bytes, or the one that the first sidecar made"),
 ];
 
 /// The keys of `istio-json` in their order, and the operators of `istio-text`, with what they mean here.
@@ -62,7 +62,11 @@ pub const ISTIO: &[(&str, &str, &str)] = &[
         "normalized, as policy saw it; other than in Istio without its query",
     ),
     ("protocol", "PROTOCOL", "`HTTP/1.1` or `HTTP/2`"),
-    ("request_id", "REQ(X-REQUEST-ID)", "`x-request-id` that the client sent, at most 256 bytes"),
+    (
+        "request_id",
+        "REQ(X-REQUEST-ID)",
+        "`x-request-id`: the client's, at most 256 bytes, or the one that the first sidecar made",
+    ),
     ("requested_server_name", "REQUESTED_SERVER_NAME", "server name that the caller's handshake asked for"),
     ("response_code", "RESPONSE_CODE", "HTTP status sent to the caller, 0 when none was"),
     (
