@@ -181,5 +181,6 @@ async fn lines_are_in_the_encoding_of_istio_once_the_mesh_configuration_names_on
     assert_eq!(line["response_code_details"], "via_upstream", "{line}");
     let cluster = format!("outbound|{}||payments-api.payments.svc.cluster.local", port(&line));
     assert_eq!(line["upstream_cluster"], cluster, "{line}");
+    assert!(line["upstream_service_time"].as_str().unwrap().parse::<u64>().is_ok(), "{line}");
     assert_eq!(line["user_agent"], json!(null), "{line}");
 }

@@ -226,6 +226,11 @@ async fn with_a_lossless_log_calls_wait_for_its_reader_and_each_answered_one_has
                     let early =
                         tokio::time::timeout(Duration::from_millis(500), read_answer(&mut kept)).await;
                     assert!(early.is_err(), "answered without room for its line");
+                    // One that would leave a line of its own is not even accepted.
+                    let stranger = TcpStream::connect(sidecar.addresses().outbound[0]).await.unwrap();
+                    let noise = b"\x16\x03\x01\xff\xff\x01 no HTTP\r\n\r\n";
+                    let answer = talk(Box::new(stranger), &[noise], Duration::from_millis(500)).await;
+                    assert!(!answer.is_closed, "accepted without room for its line");
                     let reading = tokio::task::spawn_blocking(move || read_until(&reader, "/kept-1"));
                     assert_eq!(called.await, 200, "it goes on");
                     assert_eq!(read_answer(&mut kept).await.statuses(), [200]);

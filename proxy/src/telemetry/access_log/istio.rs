@@ -72,7 +72,11 @@ impl<'e> Values<'e> {
             route_name: route(entry).filter(|_| is_http),
             upstream_cluster: cluster(entry),
             upstream_host: entry.upstream_address,
-            upstream_service_time: entry.upstream_time.filter(|_| is_http).map(millis),
+            // A header of the answer, with Envoy: where there was none there is no time.
+            upstream_service_time: entry
+                .upstream_time
+                .filter(|_| is_http && entry.reason.is_none())
+                .map(millis),
             upstream_transport_failure_reason: failed_to_connect
                 .map(|reason| cut(reason, record::REASON_KEPT)),
             user_agent: header("user-agent"),

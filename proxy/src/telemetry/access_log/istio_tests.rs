@@ -62,7 +62,7 @@ fn denied(mut entry: Entry, rule: Option<&str>) -> Entry {
 
 fn failed(mut entry: Entry, status: Option<u16>, flag: &'static str, reason: &str) -> Entry {
     (entry.status, entry.flag, entry.reason) = (status, flag, Some(reason.into()));
-    (entry.upstream_address, entry.upstream_time) = (None, None);
+    entry.upstream_address = None;
     entry
 }
 
