@@ -24,7 +24,7 @@ use std::{
 /// Series of `postern_dry_run_differences_total` at most.
 pub const DIFFERENCES: usize = 500;
 /// What [`Metrics::shed`] is told.
-const LIMITS: [&str; 5] = ["memory", "descriptors", "connections", "source", "unproven"];
+const LIMITS: [&str; 6] = ["memory", "descriptors", "connections", "source", "unproven", "access_log"];
 pub(super) const OTHER: &str = "other";
 pub(super) const UNKNOWN: &str = "unknown";
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
