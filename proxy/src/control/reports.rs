@@ -170,3 +170,57 @@ fn number(rule: usize) -> u32 {
 fn millis(at: SystemTime) -> i64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use crate::telemetry::{Entry, tally};
+    use postern_config::documents::authorization_policy::Action;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_is_told_comes_whole_in_reports_that_a_control_plane_takes_and_only_once() {
+        let telemetry = Telemetry::silent();
+        let (store, address) = (Store::default(), "10.0.0.1:80".parse().unwrap());
+        assert!(collect(&telemetry, &store).is_empty());
+        for n in 0..tally::EDGES + 3 {
+            let mut entry = Entry::new(Direction::Inbound, SystemTime::now(), address, address);
+            let peer = format!("spiffe://cluster.local/ns/{}/sa/{n}", "n".repeat(300));
+            entry.source_principal = Some(Arc::from(peer));
+            entry.refusal = Some("peer-refused");
+            telemetry.write(Box::new(entry));
+        }
+        let reports = collect(&telemetry, &store);
+        assert!(reports.len() > 2, "{}", reports.len());
+        assert!(reports.iter().all(|report| report.encoded_len() <= REPORT));
+        let sum = |count: fn(&v1::Report) -> usize| reports.iter().map(count).sum::<usize>();
+        assert_eq!(sum(|report| report.edges.len()), tally::EDGES);
+        assert_eq!(sum(|report| report.denials.len()), tally::DENIALS);
+        let overflow = |count: fn(&v1::Report) -> u64| reports.iter().map(count).sum::<u64>();
+        assert_eq!(overflow(|report| report.edges_overflow), 3);
+        assert_eq!(overflow(|report| report.denials_overflow), 259 - 64);
+        assert!(collect(&telemetry, &store).is_empty());
+    }
+
+    #[test]
+    fn what_a_header_or_a_token_said_is_not_told_and_what_a_path_said_is() {
+        let rule = RuleRef { namespace: "a".into(), policy: "b".into(), rule: 0, action: Action::Allow };
+        for (field, is_told) in [
+            ("to[0].operation.paths", true),
+            ("when[0].values (request.headers[x-tenant])", false),
+            ("when[0].values (request.auth.claims[team])", false),
+            ("from[0].source.requestPrincipals", false),
+        ] {
+            let failed = FailedCondition {
+                field: field.into(),
+                saw: "hush".into(),
+                wanted: vec!["blue".into()],
+                negated: false,
+            };
+            let words = in_words(&rule, &failed);
+            assert_eq!(words.contains("hush"), is_told, "{words}");
+            assert!(words.contains("a/b rule 0") && words.contains("blue"), "{words}");
+        }
+    }
+}
