@@ -68,7 +68,10 @@ fn row(flow: &Flow, seconds: u64, paint: Paint) -> Vec<String> {
         0 => "0".to_owned(),
         count => paint.bad(&count.to_string()),
     };
-    let mtls = format!("{}/{}", flow.mutual_tls, flow.calls);
+    // Who was turned away without an identity was not served without mutual TLS.
+    let refused = if flow.peer.is_none() { flow.denied } else { 0 };
+    let served = flow.calls.saturating_sub(refused);
+    let mtls = format!("{}/{served}", flow.mutual_tls);
     vec![
         from,
         to,
@@ -77,7 +80,11 @@ fn row(flow: &Flow, seconds: u64, paint: Paint) -> Vec<String> {
         format!("{:.1}", flow.calls as f64 / seconds.max(1) as f64),
         counted(flow.errors),
         counted(flow.denied),
-        if flow.mutual_tls == flow.calls { paint.good(&mtls) } else { paint.odd(&mtls) },
+        match served {
+            0 => "-".to_owned(),
+            _ if flow.mutual_tls == served => paint.good(&mtls),
+            _ => paint.odd(&mtls),
+        },
         took(flow.p50_micros),
         took(flow.p99_micros),
         took(flow.proxy_p50_micros),
