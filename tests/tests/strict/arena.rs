@@ -96,6 +96,10 @@ impl Arena {
             let warm = talk_until(arena.open(side, 80).await, b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n").await;
             assert_eq!(warm.statuses(), [200], "{}", warm.text);
         }
+        // Nor is a line that comes late one of what follows: the call of the app passed both sidecars.
+        for (side, lines) in [(Side::App, 1), (Side::Peer, 2)] {
+            arena.log(side).at_least(lines).await;
+        }
         arena.rss = rss();
         arena
     }
