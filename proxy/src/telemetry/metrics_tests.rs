@@ -190,3 +190,24 @@ fn a_connection_without_requests_is_counted_as_tcp_and_nowhere_else() {
         "{text}"
     );
 }
+
+#[test]
+fn what_a_caller_can_vary_makes_no_series() {
+    let metrics = Metrics::default();
+    metrics.observe(&entry("spiffe://td/ns/n/sa/s"));
+    let lines = || metrics.encode(UNIX_EPOCH).lines().count();
+    let before = lines();
+    for number in 0..10_000 {
+        let mut entry = entry("spiffe://td/ns/n/sa/s");
+        let request = entry.request.as_mut().unwrap();
+        request.path = format!("/{number}");
+        request.authority = format!("host-{number}");
+        request.method = http::Method::from_bytes(format!("M{number}").as_bytes()).unwrap();
+        request.id = Some(number.to_string());
+        entry.sni = Some(number.to_string().into());
+        (entry.status, entry.grpc_status) = (Some(1000 + number % 1000), Some(17 + number % 1000));
+        entry.source_address.set_port(number);
+        metrics.observe(&entry);
+    }
+    assert_eq!(lines(), before, "{}", metrics.encode(UNIX_EPOCH));
+}
