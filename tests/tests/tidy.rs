@@ -59,10 +59,6 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
 /// Where `unsafe` is allowed, and what for.
 const UNSAFE: &[(&str, &str)] = &[
     ("proxy/src/net/", "socket options that no safe wrapper offers"),
-    (
-        "proxy/src/bootstrap/heap.rs",
-        "freed memory goes back to the machine only by a call of the allocator's",
-    ),
     ("cli/src/up/", "between fork and exec: entering namespaces, dropping rights"),
     ("cli/src/demo/", "a raw socket that captures the wire"),
     (
