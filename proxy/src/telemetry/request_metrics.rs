@@ -178,10 +178,13 @@ struct Inner {
 }
 
 /// The places of one thread, of one sidecar.
+#[derive(Default)]
 struct Mine {
     number: u64,
     recent: Vec<(Key, Arc<Place>)>,
     all: HashMap<Key, Arc<Place>>,
+    /// For all that came after the bound: one place, however many kinds there are.
+    other: Option<Arc<Place>>,
 }
 
 thread_local! {
@@ -205,7 +208,7 @@ impl RequestMetrics {
         MINE.with_borrow_mut(|sidecars| {
             let at = sidecars.iter().position(|mine| mine.number == self.0.number).unwrap_or_else(|| {
                 sidecars.truncate(MOST_SIDECARS - 1);
-                sidecars.insert(0, Mine { number: self.0.number, recent: Vec::new(), all: HashMap::new() });
+                sidecars.insert(0, Mine { number: self.0.number, ..Mine::default() });
                 0
             });
             if let Some(mine) = sidecars.get_mut(at) {
@@ -235,8 +238,10 @@ impl Inner {
             let place = match mine.all.get(&key) {
                 Some(place) => place.clone(),
                 None => {
-                    let place = self.place(&key);
-                    // What others' certificates say is theirs to choose: past the bound, all is counted in one place.
+                    let own = self.place(Some(&key));
+                    let other = || self.place(None).unwrap_or_default();
+                    let place = own.unwrap_or_else(|| mine.other.get_or_insert_with(other).clone());
+                    // What others' certificates say is theirs to choose: not all of it is remembered.
                     if mine.all.len() < 2 * SERIES {
                         mine.all.insert(key.clone(), place.clone());
                     }
@@ -251,12 +256,15 @@ impl Inner {
         }
     }
 
-    /// A place for the calling thread.
-    fn place(&self, key: &Key) -> Arc<Place> {
+    /// A place for the calling thread; `None` where there is no room for another kind.
+    fn place(&self, key: Option<&Key>) -> Option<Arc<Place>> {
         let mut kinds = self.kinds.lock();
         let Kinds { all, histograms } = &mut *kinds;
-        let is_full = all.len() >= SERIES;
-        let key = if is_full && !all.contains_key(&Some(key.clone())) { None } else { Some(key.clone()) };
+        let key = key.cloned();
+        let named = all.len() - usize::from(all.contains_key(&None));
+        if key.is_some() && named >= SERIES && !all.contains_key(&key) {
+            return None;
+        }
         let kind = all.entry(key).or_insert_with_key(|key| {
             let group = key.as_ref().map(scrape::Group::of);
             let has_histograms = group.is_some_and(|group| {
@@ -266,6 +274,32 @@ impl Inner {
         });
         let place = Arc::new(Place::default());
         kind.places.push(place.clone());
-        place
+        Some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn more_kinds_than_there_is_room_for_take_no_more_memory() {
+        let metrics = RequestMetrics::default();
+        let address = "10.0.0.1:1".parse().unwrap();
+        let mut entry = Entry::new(Direction::Inbound, SystemTime::UNIX_EPOCH, address, address);
+        for _ in 0..3 {
+            for peer in 0..5 * SERIES {
+                entry.source_principal = Some(format!("spiffe://td/ns/n/sa/{peer}").into());
+                metrics.observe(&entry);
+            }
+        }
+        let kinds = metrics.0.kinds.lock();
+        let places: usize = kinds.all.values().map(|kind| kind.places.len()).sum();
+        assert_eq!((kinds.all.len(), places), (SERIES + 1, SERIES + 1));
+        let counted = |kind: &Kind| kind.places.iter().map(|place| place.count.read()).sum::<u64>();
+        assert_eq!(counted(&kinds.all[&None]), (3 * 4 * SERIES) as u64);
+        assert_eq!(kinds.all.values().map(counted).sum::<u64>(), (3 * 5 * SERIES) as u64);
     }
 }
