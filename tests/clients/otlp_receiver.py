@@ -1,11 +1,15 @@
 """An OTLP receiver made of the official protocol definitions: gRPC and HTTP at once. It prints its ports, then each span that it
 gets, one JSON document a line, with what came with it.
 
-otlp_receiver.py [ok|slow|full|garbage|gone|partial]
+otlp_receiver.py [ok|slow|full|garbage|gone|partial [FOLDER]]
+
+With a folder of ca.pem, server.pem and server-key.pem it speaks TLS, and takes only clients with a certificate of that authority.
 """
 
 import gzip
 import json
+import pathlib
+import ssl
 import sys
 import threading
 import time
@@ -107,9 +111,19 @@ class Http(BaseHTTPRequestHandler):
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
 service.add_TraceServiceServicer_to_server(Grpc(), server)
-port = server.add_insecure_port("127.0.0.1:0")
-server.start()
 http = ThreadingHTTPServer(("127.0.0.1", 0), Http)
 http.daemon_threads = True
+if len(sys.argv) > 2:
+    folder = pathlib.Path(sys.argv[2])
+    ca, certificate, key = ((folder / name).read_bytes() for name in ["ca.pem", "server.pem", "server-key.pem"])
+    credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(folder / "server.pem", folder / "server-key.pem")
+    http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
+else:
+    port = server.add_insecure_port("127.0.0.1:0")
+server.start()
 say({"grpc": port, "http": http.server_address[1]})
 http.serve_forever()

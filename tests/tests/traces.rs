@@ -31,7 +31,11 @@ struct Receiver {
 
 impl Receiver {
     async fn start(mode: &str) -> Option<Self> {
-        let mut client = Client::script(&python()?, "otlp_receiver.py", &[mode]);
+        Self::start_with(&[mode]).await
+    }
+
+    async fn start_with(arguments: &[&str]) -> Option<Self> {
+        let mut client = Client::script(&python()?, "otlp_receiver.py", arguments);
         let ports = client.says().await;
         Some(Self { client, ports })
     }
@@ -215,6 +219,69 @@ async fn a_receiver_that_is_slow_full_lying_or_gone_is_counted_and_costs_no_call
         assert_eq!(counted(&mesh, "postern_spans_dropped_total").await, 20, "{what}");
         let failures = counted(&mesh, "postern_span_export_failures_total").await;
         assert_eq!(failures > 0, receiving != "partial", "{what}: {failures}");
+    }
+}
+
+/// An authority, and a certificate of it for a receiver on loopback and one for its client, as PEM files.
+fn certificates(folder: &std::path::Path) {
+    let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    write("ca.pem", params.self_signed(&key).unwrap().pem());
+    let issuer = rcgen::Issuer::new(params, key);
+    for name in ["server", "client"] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        leaf.distinguished_name.push(rcgen::DnType::CommonName, name);
+        write(&format!("{name}.pem"), leaf.signed_by(&key, &issuer).unwrap().pem());
+        write(&format!("{name}-key.pem"), key.serialize_pem());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_both_ends_prove_themselves_or_nothing_is_sent() {
+    let (folder, strange) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    certificates(folder.path());
+    certificates(strange.path());
+    let Some(mut receiver) = Receiver::start_with(&["ok", folder.path().to_str().unwrap()]).await else {
+        return;
+    };
+    for (number, protocol) in [Protocol::Grpc, Protocol::Http].into_iter().enumerate() {
+        let port = &receiver.ports[if protocol == Protocol::Grpc { "grpc" } else { "http" }];
+        let mut good = Exporter::new(&format!("https://127.0.0.1:{port}"), protocol).unwrap();
+        good.timeout = Duration::from_secs(2);
+        let at = |folder: &std::path::Path, name: &str| folder.join(name);
+        good.authorities = Some(at(folder.path(), "ca.pem"));
+        good.certificate = Some((at(folder.path(), "client.pem"), at(folder.path(), "client-key.pem")));
+        let mut unproven = good.clone();
+        unproven.certificate = None;
+        let mut deceived = good.clone();
+        deceived.authorities = Some(at(strange.path(), "ca.pem"));
+        for (case, (exporter, arrives)) in
+            [(unproven, false), (deceived, false), (good, true)].into_iter().enumerate()
+        {
+            let mesh = mesh(exporter).await;
+            let trace = format!("{:032x}", 0xabc0 + 10 * number + case);
+            let call = mesh.request("checkout-api", "payments-api");
+            let call = call.header("traceparent", &format!("00-{trace}-{ROOT}-01"));
+            assert_eq!(call.send().await.unwrap().status, 200);
+            let what = format!("{protocol:?} {case}");
+            if arrives {
+                // The next that arrive at all: of the others nothing did.
+                for _ in 0..2 {
+                    let span = within(&what, receiver.client.says()).await;
+                    assert_eq!(span["trace"], trace, "{what}: {span}");
+                }
+            } else {
+                within(&what, async {
+                    while counted(&mesh, "postern_spans_dropped_total").await == 0 {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                })
+                .await;
+            }
+        }
     }
 }
 
