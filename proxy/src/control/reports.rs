@@ -1,11 +1,15 @@
-//! What the control plane is told of traffic: the sums of [`crate::telemetry::tally`] as reports, bounded, with the closest rule of
+//! What the control plane is told of traffic: the sums of [`crate::telemetry`] as reports, bounded, with the closest rule of
 //! each denial worked out here, off the path of requests.
 
 use crate::{
     state::Store,
     telemetry::{
         Direction, Telemetry,
-        tally::{Denied, Edge, Kind, RuleName, Sums, Used},
+        denied::{Denied, Kind},
+        request_metrics::{
+            edges::{Edge, Sums},
+            rules::{RuleName, Used},
+        },
     },
 };
 use postern_api::v1;
@@ -22,23 +26,24 @@ const NAME: usize = 256;
 
 /// Takes everything that was counted since the last time. Nothing when there is nothing to tell.
 pub fn collect(telemetry: &Telemetry, store: &Store) -> Vec<v1::Report> {
-    let all = telemetry.tally().collect();
-    if all.is_empty() {
+    let requests = telemetry.metrics().requests();
+    let (edges, rules, denied) = (requests.take_edges(), requests.take_rules(), telemetry.denied().take());
+    if edges.edges.is_empty() && edges.overflow == 0 {
         return Vec::new();
     }
     let mut packed = Packed::default();
-    packed.open.edges_overflow = all.edges_overflow;
-    packed.open.denials_overflow = all.denials_overflow;
-    packed.open.rules_overflow = all.rules_overflow;
-    for (edge, sums) in &all.edges {
+    packed.open.edges_overflow = edges.overflow;
+    packed.open.denials_overflow = denied.overflow;
+    packed.open.rules_overflow = rules.overflow;
+    for (edge, sums) in &edges.edges {
         let edge = wire_edge(edge, sums);
         packed.room(edge.encoded_len()).edges.push(edge);
     }
-    for (name, used) in &all.rules {
+    for (name, used) in &rules.rules {
         let used = wire_rule(name, *used);
         packed.room(used.encoded_len()).rules.push(used);
     }
-    for (kind, denied) in &all.denials {
+    for (kind, denied) in &denied.kinds {
         let denial = wire_denial(kind, denied, telemetry, store);
         packed.room(denial.encoded_len()).denials.push(denial);
     }
@@ -77,22 +82,24 @@ fn wire_direction(direction: Direction) -> i32 {
 }
 
 fn wire_edge(edge: &Edge, sums: &Sums) -> v1::Edge {
-    let until_zeros = |counts: &[u32]| {
+    let until_zeros = |counts: &[u64]| {
         let used = counts.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1);
-        counts.iter().take(used).copied().collect()
+        counts.iter().take(used).map(|count| u32::try_from(*count).unwrap_or(u32::MAX)).collect()
     };
     v1::Edge {
         direction: wire_direction(edge.direction),
         peer: edge.peer.as_deref().unwrap_or_default().to_owned(),
         service: edge.service.as_deref().unwrap_or_default().to_owned(),
         calls: sums.calls,
-        mutual_tls: sums.mutual_tls,
+        mutual_tls: if edge.peer.is_some() { sums.calls } else { 0 },
         denied: sums.denied,
         errors: sums.errors,
         bytes_received: sums.received,
         bytes_sent: sums.sent,
         total: until_zeros(&sums.total),
         proxy: until_zeros(&sums.proxy),
+        traced: sums.traced,
+        untraced: sums.untraced,
     }
 }
 
@@ -175,7 +182,7 @@ fn millis(at: SystemTime) -> i64 {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
-    use crate::telemetry::{Entry, tally};
+    use crate::telemetry::{Entry, denied, request_metrics::edges::EDGES};
     use postern_config::documents::authorization_policy::Action;
     use std::sync::Arc;
 
@@ -184,7 +191,7 @@ mod tests {
         let telemetry = Telemetry::silent();
         let (store, address) = (Store::default(), "10.0.0.1:80".parse().unwrap());
         assert!(collect(&telemetry, &store).is_empty());
-        for n in 0..tally::EDGES + 3 {
+        for n in 0..EDGES + 3 {
             let mut entry = Entry::new(Direction::Inbound, SystemTime::now(), address, address);
             let peer = format!("spiffe://cluster.local/ns/{}/sa/{n}", "n".repeat(300));
             entry.source_principal = Some(Arc::from(peer));
@@ -195,11 +202,14 @@ mod tests {
         assert!(reports.len() > 2, "{}", reports.len());
         assert!(reports.iter().all(|report| report.encoded_len() <= REPORT));
         let sum = |count: fn(&v1::Report) -> usize| reports.iter().map(count).sum::<usize>();
-        assert_eq!(sum(|report| report.edges.len()), tally::EDGES);
-        assert_eq!(sum(|report| report.denials.len()), tally::DENIALS);
+        assert_eq!(sum(|report| report.edges.len()), EDGES);
+        assert_eq!(sum(|report| report.denials.len()), denied::KINDS);
         let overflow = |count: fn(&v1::Report) -> u64| reports.iter().map(count).sum::<u64>();
-        assert_eq!(overflow(|report| report.edges_overflow), 3);
+        assert_eq!(overflow(|report| report.edges_overflow), 0);
         assert_eq!(overflow(|report| report.denials_overflow), 259 - 64);
+        // What had no room comes later.
+        let later = collect(&telemetry, &store);
+        assert_eq!(later.iter().map(|report| report.edges.len()).sum::<usize>(), 3);
         assert!(collect(&telemetry, &store).is_empty());
     }
 

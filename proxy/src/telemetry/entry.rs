@@ -176,6 +176,30 @@ impl Entry {
         }
     }
 
+    /// The verified other end.
+    pub fn peer(&self) -> &Option<Arc<str>> {
+        match self.direction {
+            Direction::Inbound => &self.source_principal,
+            Direction::Outbound => &self.destination_principal,
+        }
+    }
+
+    /// Why it counts as denied: policy's reason, or the code of the error.
+    pub fn denial(&self) -> Option<&'static str> {
+        match &self.decided {
+            Some(decided) if !decided.is_allowed => Some(decided.reason),
+            _ => self.refusal,
+        }
+    }
+
+    /// Whether the app was called with a trace or, outbound, has called with one.
+    pub fn is_traced(&self) -> bool {
+        match self.direction {
+            Direction::Inbound => self.trace.is_some(),
+            Direction::Outbound => self.trace.is_some_and(|trace| trace.parent.is_some()),
+        }
+    }
+
     /// Istio's `request_protocol`: `http`, `grpc` or `tcp`.
     pub fn request_protocol(&self) -> &'static str {
         match self.protocol {
@@ -184,5 +208,45 @@ impl Entry {
             _ if self.request.is_some() => "http",
             _ => "tcp",
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod samples {
+    //! Calls as tests want them.
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    pub(crate) fn call(peer: Option<&str>, path: &str) -> Entry {
+        let address = "10.0.0.1:8080".parse().unwrap();
+        let mut entry = Entry::new(Direction::Inbound, SystemTime::UNIX_EPOCH, address, address);
+        entry.source_principal = peer.map(Arc::from);
+        entry.request = Some(Request {
+            method: http::Method::GET,
+            authority: "shop".into(),
+            path: path.into(),
+            id: None,
+            headers: Default::default(),
+        });
+        entry.status = Some(200);
+        entry.duration = Duration::from_micros(100);
+        entry.proxy = Duration::from_micros(30);
+        entry.bytes_sent = 5;
+        entry
+    }
+
+    pub(crate) fn denied(peer: &str, path: &str, id: &str) -> Entry {
+        let mut entry = call(Some(peer), path);
+        entry.status = Some(403);
+        entry.decided = Some(Decided {
+            is_allowed: false,
+            id: Some(id.into()),
+            rule: None,
+            reason: "default deny: no ALLOW rule matched",
+            version: "v1".into(),
+            would: None,
+            audit: None,
+        });
+        entry
     }
 }

@@ -147,6 +147,11 @@ impl Metrics {
         }
     }
 
+    /// Counts of requests.
+    pub fn requests(&self) -> &RequestMetrics {
+        &self.requests
+    }
+
     /// A decision that the dry-run policies would have changed: by caller, workload, verdict, and the rule that stands for
     /// the route.
     fn count_difference(&self, entry: &Entry, would: &Would) {

@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod denials;
+pub mod denied;
 pub mod ejections;
 pub mod entry;
 pub mod export;
@@ -12,17 +13,16 @@ pub mod metrics;
 pub mod propagation;
 pub mod record;
 pub mod request_metrics;
-pub mod tally;
 pub mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
 
 pub use denials::{Denial, Denials};
+pub use denied::DeniedKinds;
 pub use ejections::{Ejection, Ejections};
 pub use entry::{Direction, Entry};
 pub use metrics::Metrics;
 pub use record::Record;
-pub use tally::Tally;
 pub use upstream_metrics::Repeat;
 
 use crate::{
@@ -51,7 +51,7 @@ pub struct Telemetry(Arc<Inner>);
 
 struct Inner {
     metrics: Arc<Metrics>,
-    tally: Tally,
+    denied: DeniedKinds,
     denials: Denials,
     ejections: Ejections,
     log: Option<access_log::Queue>,
@@ -116,7 +116,7 @@ impl Telemetry {
         Ok((
             Self(Arc::new(Inner {
                 metrics,
-                tally: Tally::default(),
+                denied: DeniedKinds::default(),
                 denials: Denials::default(),
                 ejections: Ejections::default(),
                 log,
@@ -134,7 +134,7 @@ impl Telemetry {
     pub fn silent() -> Self {
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::default()),
-            tally: Tally::default(),
+            denied: DeniedKinds::default(),
             denials: Denials::default(),
             ejections: Ejections::default(),
             log: None,
@@ -171,9 +171,9 @@ impl Telemetry {
         &self.0.metrics
     }
 
-    /// Sums for the control plane.
-    pub fn tally(&self) -> &Tally {
-        &self.0.tally
+    /// Denials by kind, for the control plane.
+    pub fn denied(&self) -> &DeniedKinds {
+        &self.0.denied
     }
 
     /// The denials we remember.
@@ -237,7 +237,7 @@ impl Telemetry {
     /// Takes a finished entry. Never waits.
     pub(crate) fn write(&self, entry: Box<Entry>) {
         self.0.metrics.observe(&entry);
-        self.0.tally.observe(&entry);
+        self.0.denied.observe(&entry);
         if let Some(spans) = &self.0.spans
             && entry.trace.is_some_and(|trace| trace.is_sampled())
         {

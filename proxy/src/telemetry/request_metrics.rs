@@ -1,34 +1,33 @@
-//! Counts of requests, how long they take and how large they are. Every request comes through here, so each thread counts in
-//! places of its own, without a lock or a cache line that others write; a scrape adds them up.
+//! Counts of requests, how long they take and how large they are, and of the rules that decided. Every request comes through here,
+//! so each thread counts in places of its own, without a lock or a cache line that others write. Who asks adds them up: a scrape
+//! ([`scrape`]), and the reports to the control plane ([`edges`], [`rules`]).
 
+pub mod edges;
+pub mod rules;
 mod scrape;
 
 use super::{Direction, Entry};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use postern_api::histogram::{self, BUCKETS};
 use postern_config::snapshot::Workload;
 use prometheus_client::registry::Registry;
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// Series of `istio_requests_total` and of `istio_tcp_connections_closed_total` together, at most.
 pub const SERIES: usize = 2000;
-/// Sets of histograms (durations, sizes) at most: each is some thirty lines of a scrape.
+/// Sets of histograms (durations, sizes) that a scrape tells apart, at most: each is some thirty lines of it.
 pub const HISTOGRAMS: usize = 200;
-/// Milliseconds, upper bounds of `istio_request_duration_milliseconds`; what is above the last is counted in `+Inf`.
-const MILLISECONDS: [f64; 14] =
-    [0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0];
 /// Bytes, upper bounds of `istio_request_bytes` and `istio_response_bytes`.
-const BYTES: [f64; 7] = [100.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8];
-/// Seconds, upper bounds of `postern_proxy_seconds`; a hop adds far less than a millisecond.
-const PROXY_SECONDS: [f64; 11] =
-    [25e-6, 50e-6, 100e-6, 200e-6, 400e-6, 800e-6, 1.6e-3, 3.2e-3, 6.4e-3, 12.8e-3, 51.2e-3];
+const BYTES: [u64; 7] = [100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
 /// Kinds of requests that a thread looks at before it hashes.
 const MOST_RECENT: usize = 8;
 /// The sidecars of one process whose places a thread remembers: one, but in tests.
@@ -65,6 +64,19 @@ impl Key {
         }
     }
 
+    /// The verified other end.
+    fn peer(&self) -> &Option<Arc<str>> {
+        match self.direction {
+            Direction::Inbound => &self.source_principal,
+            Direction::Outbound => &self.destination_principal,
+        }
+    }
+
+    /// It ended with a flag, or with a status of the server's.
+    fn is_failure(&self) -> bool {
+        self.flags != "-" || self.code >= 500
+    }
+
     /// Whether [`Key::of`] this is that, without making one.
     fn is_of(&self, entry: &Entry) -> bool {
         self.direction == entry.direction
@@ -97,14 +109,44 @@ fn decision(entry: &Entry) -> &'static str {
     }
 }
 
+/// What histograms and edges are told apart by: less than requests are, since each set is long.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Group {
+    is_inbound: bool,
+    peer: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    protocol: &'static str,
+    is_request: bool,
+}
+
+impl Group {
+    fn of(key: &Key) -> Self {
+        Self {
+            is_inbound: key.direction == Direction::Inbound,
+            peer: key.peer().clone(),
+            service: key.destination_service.clone(),
+            protocol: key.protocol,
+            is_request: key.is_request,
+        }
+    }
+
+    fn direction(&self) -> Direction {
+        if self.is_inbound { Direction::Inbound } else { Direction::Outbound }
+    }
+}
+
 /// A number that one thread adds to and others read.
 #[derive(Debug, Default)]
 struct Tally(AtomicU64);
 
 impl Tally {
     fn add(&self, more: u64) {
-        // No other thread writes, so nothing is lost between the two, and no cache line is fought for.
-        self.0.store(self.read().wrapping_add(more), Ordering::Relaxed);
+        self.set(self.read().wrapping_add(more));
+    }
+
+    fn set(&self, value: u64) {
+        // No other thread writes, so nothing is lost since it was read, and no cache line is fought for.
+        self.0.store(value, Ordering::Relaxed);
     }
 
     fn read(&self) -> u64 {
@@ -113,56 +155,113 @@ impl Tally {
 }
 
 /// What one thread has counted of one kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Place {
     count: Tally,
+    denied: Tally,
     received: Tally,
     sent: Tally,
-    micros: Tally,
-    proxy_nanos: Tally,
-    durations: [Tally; MILLISECONDS.len() + 1],
-    request_sizes: [Tally; BYTES.len() + 1],
-    response_sizes: [Tally; BYTES.len() + 1],
-    proxy_times: [Tally; PROXY_SECONDS.len() + 1],
+    histograms: Arc<Histograms>,
 }
 
-impl Place {
-    #[allow(clippy::cast_precision_loss)]
-    fn count(&self, entry: &Entry) {
-        self.count.add(1);
-        self.received.add(entry.bytes_received);
-        self.sent.add(entry.bytes_sent);
-        self.proxy_nanos.add(u64::try_from(entry.proxy.as_nanos()).unwrap_or(u64::MAX));
-        add(&self.proxy_times, &PROXY_SECONDS, entry.proxy.as_secs_f64());
-        if entry.request.is_some() {
-            self.micros.add(u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX));
-            add(&self.durations, &MILLISECONDS, entry.duration.as_secs_f64() * 1e3);
-            add(&self.request_sizes, &BYTES, entry.bytes_received as f64);
-            add(&self.response_sizes, &BYTES, entry.bytes_sent as f64);
+/// What one thread has counted of one group.
+#[derive(Debug)]
+struct Histograms {
+    micros: Tally,
+    proxy_nanos: Tally,
+    /// Requests with a trace, as the app got or sent them.
+    traced: Tally,
+    untraced: Tally,
+    durations: [Tally; BUCKETS],
+    proxy_times: [Tally; BUCKETS],
+    request_sizes: [Tally; BYTES.len() + 1],
+    response_sizes: [Tally; BYTES.len() + 1],
+}
+
+impl Default for Histograms {
+    fn default() -> Self {
+        Self {
+            micros: Tally::default(),
+            proxy_nanos: Tally::default(),
+            traced: Tally::default(),
+            untraced: Tally::default(),
+            durations: std::array::from_fn(|_| Tally::default()),
+            proxy_times: std::array::from_fn(|_| Tally::default()),
+            request_sizes: Default::default(),
+            response_sizes: Default::default(),
         }
     }
 }
 
-fn add(tallies: &[Tally], bounds: &[f64], value: f64) {
-    let at = bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len());
+impl Place {
+    fn new(histograms: Arc<Histograms>) -> Self {
+        Self {
+            count: Tally::default(),
+            denied: Tally::default(),
+            received: Tally::default(),
+            sent: Tally::default(),
+            histograms,
+        }
+    }
+
+    fn count(&self, entry: &Entry) {
+        self.count.add(1);
+        self.received.add(entry.bytes_received);
+        self.sent.add(entry.bytes_sent);
+        if entry.denial().is_some() {
+            self.denied.add(1);
+        }
+        self.histograms.count(entry);
+    }
+}
+
+impl Histograms {
+    fn count(&self, entry: &Entry) {
+        let (micros, proxy) = (nanos(entry.duration).div_ceil(1000), nanos(entry.proxy));
+        self.micros.add(micros);
+        self.proxy_nanos.add(proxy);
+        add(&self.durations, histogram::bucket(micros));
+        add(&self.proxy_times, histogram::bucket(proxy.div_ceil(1000)));
+        if entry.request.is_some() {
+            add(&self.request_sizes, size(entry.bytes_received));
+            add(&self.response_sizes, size(entry.bytes_sent));
+            let traced = if entry.is_traced() { &self.traced } else { &self.untraced };
+            traced.add(1);
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn size(bytes: u64) -> usize {
+    BYTES.iter().position(|bound| bytes <= *bound).unwrap_or(BYTES.len())
+}
+
+fn add(tallies: &[Tally], at: usize) {
     if let Some(tally) = tallies.get(at) {
         tally.add(1);
     }
 }
 
-/// All places of one kind.
-#[derive(Debug, Default)]
-struct Kind {
-    places: Vec<Arc<Place>>,
-    /// Its durations and sizes are told apart from those of others.
-    has_histograms: bool,
-}
-
-/// All kinds. `None` is what came after the bound.
+/// All kinds, and all groups. `None` is what came after the bound.
 #[derive(Debug, Default)]
 struct Kinds {
-    all: HashMap<Option<Key>, Kind>,
-    histograms: HashSet<scrape::Group>,
+    all: HashMap<Option<Key>, Vec<Arc<Place>>>,
+    groups: HashMap<Option<Group>, GroupPlaces>,
+    /// Groups that a scrape tells apart.
+    told_apart: usize,
+    /// Collections of edges so far.
+    collections: u64,
+}
+
+/// All places of one group.
+#[derive(Debug, Default)]
+struct GroupPlaces {
+    places: Vec<Arc<Histograms>>,
+    is_told_apart: bool,
+    reported: edges::Reported,
 }
 
 /// The counters and histograms of one sidecar. Clones are the same ones.
@@ -174,6 +273,7 @@ struct Inner {
     // Tells one from another in what threads remember.
     number: u64,
     kinds: Mutex<Kinds>,
+    rules: rules::Rules,
     own: ArcSwap<scrape::Own>,
 }
 
@@ -183,8 +283,10 @@ struct Mine {
     number: u64,
     recent: Vec<(Key, Arc<Place>)>,
     all: HashMap<Key, Arc<Place>>,
+    groups: HashMap<Group, Arc<Histograms>>,
     /// For all that came after the bound: one place, however many kinds there are.
     other: Option<Arc<Place>>,
+    rules: rules::Mine,
 }
 
 thread_local! {
@@ -197,6 +299,7 @@ impl Default for RequestMetrics {
         Self(Arc::new(Inner {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             kinds: Mutex::default(),
+            rules: rules::Rules::default(),
             own: ArcSwap::default(),
         }))
     }
@@ -213,6 +316,9 @@ impl RequestMetrics {
             });
             if let Some(mine) = sidecars.get_mut(at) {
                 self.0.count(mine, entry);
+                if let Some(decided) = &entry.decided {
+                    self.0.rules.count(&mut mine.rules, decided, entry.began);
+                }
             }
         });
     }
@@ -226,6 +332,16 @@ impl RequestMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
     }
+
+    /// What passed on each edge since the last time.
+    pub fn take_edges(&self) -> edges::Taken {
+        edges::take(&mut self.0.kinds.lock())
+    }
+
+    /// What each rule did since the last time.
+    pub fn take_rules(&self) -> rules::Taken {
+        self.0.rules.take()
+    }
 }
 
 impl Inner {
@@ -238,9 +354,7 @@ impl Inner {
             let place = match mine.all.get(&key) {
                 Some(place) => place.clone(),
                 None => {
-                    let own = self.place(Some(&key));
-                    let other = || self.place(None).unwrap_or_default();
-                    let place = own.unwrap_or_else(|| mine.other.get_or_insert_with(other).clone());
+                    let place = self.place(&key, mine);
                     // What others' certificates say is theirs to choose: not all of it is remembered.
                     if mine.all.len() < 2 * SERIES {
                         mine.all.insert(key.clone(), place.clone());
@@ -256,50 +370,47 @@ impl Inner {
         }
     }
 
-    /// A place for the calling thread; `None` where there is no room for another kind.
-    fn place(&self, key: Option<&Key>) -> Option<Arc<Place>> {
+    /// A place for the calling thread, which is the common one where there is no room for another kind.
+    fn place(&self, key: &Key, mine: &mut Mine) -> Arc<Place> {
         let mut kinds = self.kinds.lock();
-        let Kinds { all, histograms } = &mut *kinds;
-        let key = key.cloned();
-        let named = all.len() - usize::from(all.contains_key(&None));
-        if key.is_some() && named >= SERIES && !all.contains_key(&key) {
-            return None;
+        let named = kinds.all.len() - usize::from(kinds.all.contains_key(&None));
+        let key = Some(key).filter(|key| named < SERIES || kinds.all.contains_key(&Some((*key).clone())));
+        let Some(key) = key else {
+            let other = || kinds.place(None, Arc::default());
+            return mine.other.get_or_insert_with(other).clone();
+        };
+        let group = Group::of(key);
+        match mine.groups.get(&group) {
+            Some(histograms) => kinds.place(Some(key), histograms.clone()),
+            None => {
+                let place = kinds.place(Some(key), Arc::default());
+                mine.groups.insert(group, place.histograms.clone());
+                place
+            }
         }
-        let kind = all.entry(key).or_insert_with_key(|key| {
-            let group = key.as_ref().map(scrape::Group::of);
-            let has_histograms = group.is_some_and(|group| {
-                histograms.contains(&group) || histograms.len() < HISTOGRAMS && histograms.insert(group)
-            });
-            Kind { places: Vec::new(), has_histograms }
+    }
+}
+
+impl Kinds {
+    /// Enters a place of this kind, and its histograms if they are new.
+    fn place(&mut self, key: Option<&Key>, histograms: Arc<Histograms>) -> Arc<Place> {
+        let group = key.map(Group::of);
+        let told_apart = &mut self.told_apart;
+        let all = self.groups.entry(group).or_insert_with_key(|group| {
+            let is_request = group.as_ref().is_some_and(|group| group.is_request);
+            let is_told_apart = is_request && *told_apart < HISTOGRAMS;
+            *told_apart += usize::from(is_told_apart);
+            GroupPlaces { is_told_apart, ..GroupPlaces::default() }
         });
-        let place = Arc::new(Place::default());
-        kind.places.push(place.clone());
-        Some(place)
+        if !all.places.iter().any(|known| Arc::ptr_eq(known, &histograms)) {
+            all.places.push(histograms.clone());
+        }
+        let place = Arc::new(Place::new(histograms));
+        self.all.entry(key.cloned()).or_default().push(place.clone());
+        place
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-    use super::*;
-    use std::time::SystemTime;
-
-    #[test]
-    fn more_kinds_than_there_is_room_for_take_no_more_memory() {
-        let metrics = RequestMetrics::default();
-        let address = "10.0.0.1:1".parse().unwrap();
-        let mut entry = Entry::new(Direction::Inbound, SystemTime::UNIX_EPOCH, address, address);
-        for _ in 0..3 {
-            for peer in 0..5 * SERIES {
-                entry.source_principal = Some(format!("spiffe://td/ns/n/sa/{peer}").into());
-                metrics.observe(&entry);
-            }
-        }
-        let kinds = metrics.0.kinds.lock();
-        let places: usize = kinds.all.values().map(|kind| kind.places.len()).sum();
-        assert_eq!((kinds.all.len(), places), (SERIES + 1, SERIES + 1));
-        let counted = |kind: &Kind| kind.places.iter().map(|place| place.count.read()).sum::<u64>();
-        assert_eq!(counted(&kinds.all[&None]), (3 * 4 * SERIES) as u64);
-        assert_eq!(kinds.all.values().map(counted).sum::<u64>(), (3 * 5 * SERIES) as u64);
-    }
-}
+#[path = "request_metrics/tests.rs"]
+mod tests;

@@ -26,9 +26,9 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The caller's own span, where we make none.
+    /// The caller's own span, where we make none: its parent is itself, since we add nothing in between.
     pub(super) fn of_caller(Parent { trace_id, span_id, flags }: Parent) -> Self {
-        Self { trace_id, span_id, parent: None, flags, form: Form::TraceContext }
+        Self { trace_id, span_id, parent: Some(span_id), flags, form: Form::TraceContext }
     }
 
     /// Whether this trace is recorded.

@@ -3,13 +3,12 @@
 //! Source: Istio, "Standard Metrics". A certificate proves a namespace and a service account and no more, so that is what names a
 //! workload here, on both sides.
 
-use super::{
-    BYTES, HISTOGRAMS, Key, Kind, MILLISECONDS, PROXY_SECONDS, Place, RequestMetrics, SERIES, Tally,
-};
+use super::{BUCKETS, BYTES, Group, HISTOGRAMS, Histograms, Key, Place, RequestMetrics, SERIES, Tally};
 use crate::telemetry::{
     Direction,
     metrics::{OTHER, UNKNOWN},
 };
+use postern_api::histogram::BOUNDS;
 use postern_config::snapshot::Workload;
 use prometheus_client::{
     collector::Collector,
@@ -17,6 +16,13 @@ use prometheus_client::{
     metrics::{MetricType, exemplar::Exemplar},
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// Milliseconds, upper bounds of `istio_request_duration_milliseconds`; what is above the last is counted in `+Inf`.
+const MILLISECONDS: [f64; 14] =
+    [0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0];
+/// Seconds, upper bounds of `postern_proxy_seconds`; a hop adds far less than a millisecond.
+const PROXY_SECONDS: [f64; 11] =
+    [25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3];
 
 /// What we are ourselves.
 #[derive(Debug, Default)]
@@ -45,85 +51,64 @@ impl Own {
     }
 }
 
-/// What histograms are told apart by: fewer labels than requests have, since each set is some thirty lines.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Group {
-    is_inbound: bool,
-    peer: Option<Arc<str>>,
-    service: Option<Arc<str>>,
-    protocol: &'static str,
-}
-
-impl Group {
-    pub(super) fn of(key: &Key) -> Self {
-        Self {
-            is_inbound: key.direction == Direction::Inbound,
-            peer: peer(key).clone(),
-            service: key.destination_service.clone(),
-            protocol: key.protocol,
-        }
-    }
-}
-
-/// The verified other end.
-fn peer(key: &Key) -> &Option<Arc<str>> {
-    match key.direction {
-        Direction::Inbound => &key.source_principal,
-        Direction::Outbound => &key.destination_principal,
-    }
-}
-
-/// Some places added up.
+/// The places of one kind added up.
 #[derive(Default)]
-struct Sum {
+struct Count {
     count: u64,
     received: u64,
     sent: u64,
-    micros: u64,
-    proxy_nanos: u64,
-    durations: [u64; MILLISECONDS.len() + 1],
-    request_sizes: [u64; BYTES.len() + 1],
-    response_sizes: [u64; BYTES.len() + 1],
-    proxy_times: [u64; PROXY_SECONDS.len() + 1],
 }
 
-impl Sum {
-    fn of(kind: &Kind) -> Self {
+impl Count {
+    fn of(places: &[Arc<Place>]) -> Self {
         let mut sum = Self::default();
-        for place in &kind.places {
-            sum.add(place);
+        for place in places {
+            sum.count += place.count.read();
+            sum.received = sum.received.wrapping_add(place.received.read());
+            sum.sent = sum.sent.wrapping_add(place.sent.read());
         }
         sum
     }
+}
 
-    fn add(&mut self, place: &Place) {
-        self.count += place.count.read();
-        self.received += place.received.read();
-        self.sent += place.sent.read();
+/// The places of some groups added up.
+struct Sum {
+    micros: u64,
+    proxy_nanos: u64,
+    received: u64,
+    sent: u64,
+    durations: [u64; BUCKETS],
+    proxy_times: [u64; BUCKETS],
+    request_sizes: [u64; BYTES.len() + 1],
+    response_sizes: [u64; BYTES.len() + 1],
+}
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self {
+            micros: 0,
+            proxy_nanos: 0,
+            received: 0,
+            sent: 0,
+            durations: [0; BUCKETS],
+            proxy_times: [0; BUCKETS],
+            request_sizes: Default::default(),
+            response_sizes: Default::default(),
+        }
+    }
+}
+
+impl Sum {
+    fn add(&mut self, place: &Histograms) {
         self.micros += place.micros.read();
         self.proxy_nanos += place.proxy_nanos.read();
         let each = |sums: &mut [u64], tallies: &[Tally]| {
             sums.iter_mut().zip(tallies).for_each(|(sum, tally)| *sum += tally.read());
         };
         each(&mut self.durations, &place.durations);
+        each(&mut self.proxy_times, &place.proxy_times);
         each(&mut self.request_sizes, &place.request_sizes);
         each(&mut self.response_sizes, &place.response_sizes);
-        each(&mut self.proxy_times, &place.proxy_times);
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.count += other.count;
-        self.received += other.received;
-        self.sent += other.sent;
-        self.micros += other.micros;
-        self.proxy_nanos += other.proxy_nanos;
-        let each = |sums: &mut [u64], others: &[u64]| {
-            sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
-        };
-        each(&mut self.durations, &other.durations);
-        each(&mut self.request_sizes, &other.request_sizes);
-        each(&mut self.response_sizes, &other.response_sizes);
-        each(&mut self.proxy_times, &other.proxy_times);
     }
 }
 
@@ -212,7 +197,7 @@ fn service(host: Option<&str>) -> [&str; 3] {
 
 fn security(key: &Key) -> &'static str {
     // Istio's sources do not know, since it is the destination that enforces; ours do.
-    if peer(key).is_some() { "mutual_tls" } else { "none" }
+    if key.peer().is_some() { "mutual_tls" } else { "none" }
 }
 
 /// Istio's labels of a request, and `decision`, which is ours.
@@ -270,11 +255,10 @@ fn group_labels<'l>(group: Option<&'l Group>, own: &'l Own) -> Labels<'l> {
     };
     let peer = End::peer(group.peer.as_deref());
     let own = End::own(own, None);
-    let direction = if group.is_inbound { Direction::Inbound } else { Direction::Outbound };
     let (source, destination) = if group.is_inbound { (&peer, &own) } else { (&own, &peer) };
     let security = if group.peer.is_some() { "mutual_tls" } else { "none" };
     let service = service(group.service.as_deref());
-    short(direction.reporter(), group.protocol, source, destination, service, security)
+    short(group.direction().reporter(), group.protocol, source, destination, service, security)
 }
 
 fn short<'l>(
@@ -299,20 +283,65 @@ fn short<'l>(
     ]
 }
 
-/// Counts for the three kinds of histograms.
+/// Upper bounds and how many are in each bucket.
 type Buckets = Vec<(f64, u64)>;
 
-fn buckets(bounds: &[f64], counts: &[u64]) -> Buckets {
-    bounds.iter().copied().chain([f64::INFINITY]).zip(counts.iter().copied()).collect()
+#[allow(clippy::cast_precision_loss)]
+fn sizes(counts: &[u64]) -> Buckets {
+    BYTES.iter().map(|bound| *bound as f64).chain([f64::INFINITY]).zip(counts.iter().copied()).collect()
+}
+
+/// The fine buckets of durations in these coarser ones, each of which ends where a fine one ends. `unit`: in seconds.
+#[allow(clippy::cast_precision_loss)]
+fn durations(bounds: &[f64], unit: f64, counts: &[u64; BUCKETS]) -> Buckets {
+    let mut buckets: Buckets =
+        bounds.iter().copied().chain([f64::INFINITY]).map(|bound| (bound, 0)).collect();
+    let mut at = 0;
+    let ends = BOUNDS.iter().map(|micros| *micros as f64 / 1e6 / unit).chain([f64::INFINITY]);
+    for (end, count) in ends.zip(counts) {
+        // Half of the way from one fine bound to the next is more than rounding errors are.
+        while bounds.get(at).is_some_and(|bound| end > bound * 1.1) {
+            at += 1;
+        }
+        if let Some((_, sum)) = buckets.get_mut(at) {
+            *sum += count;
+        }
+    }
+    buckets
 }
 
 impl Collector for RequestMetrics {
     #[allow(clippy::cast_precision_loss)]
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let own = self.0.own.load();
-        let mut kinds: Vec<(Option<Key>, bool, Sum)> = {
+        let (mut kinds, groups, own_times, merged) = {
             let held = self.0.kinds.lock();
-            held.all.iter().map(|(key, kind)| (key.clone(), kind.has_histograms, Sum::of(kind))).collect()
+            let kinds: Vec<(Option<Key>, Count)> =
+                held.all.iter().map(|(key, places)| (key.clone(), Count::of(places))).collect();
+            let mut groups: BTreeMap<Option<Group>, Sum> = BTreeMap::new();
+            let mut own_times: BTreeMap<[&'static str; 2], Sum> = BTreeMap::new();
+            for (group, all) in &held.groups {
+                let names =
+                    group.as_ref().map_or([OTHER; 2], |group| [group.direction().reporter(), group.protocol]);
+                let own = own_times.entry(names).or_default();
+                all.places.iter().for_each(|place| own.add(place));
+                if group.as_ref().is_none_or(|group| group.is_request) {
+                    let told = groups.entry(group.clone().filter(|_| all.is_told_apart)).or_default();
+                    all.places.iter().for_each(|place| told.add(place));
+                }
+            }
+            let mut merged = 0;
+            for (key, sum) in &kinds {
+                let group = key.as_ref().map(Group::of);
+                let is_told_apart = held.groups.get(&group).is_some_and(|all| all.is_told_apart);
+                if group.as_ref().is_none_or(|group| group.is_request) {
+                    let told = groups.entry(group.filter(|_| is_told_apart)).or_default();
+                    told.received = told.received.wrapping_add(sum.received);
+                    told.sent = told.sent.wrapping_add(sum.sent);
+                    merged += if is_told_apart { 0 } else { sum.count };
+                }
+            }
+            (kinds, groups, own_times, merged)
         };
         // In one order at each scrape, the overflow last.
         kinds.sort_by_cached_key(|(key, ..)| (key.is_none(), key.as_ref().map(|key| format!("{key:?}"))));
@@ -324,7 +353,7 @@ impl Collector for RequestMetrics {
             })
             .collect();
         let labelled = || {
-            kinds.iter().zip(&codes).map(|((key, _, sum), [code, grpc])| {
+            kinds.iter().zip(&codes).map(|((key, sum), [code, grpc])| {
                 let is_request = key.as_ref().is_none_or(|key| key.is_request);
                 (is_request, labels(key.as_ref(), &own, code, grpc), sum)
             })
@@ -339,7 +368,7 @@ impl Collector for RequestMetrics {
             (
                 "istio_tcp_connections_closed",
                 "Connections without requests",
-                (|sum| sum.count) as fn(&Sum) -> u64,
+                (|sum| sum.count) as fn(&Count) -> u64,
             ),
             ("istio_tcp_received_bytes", "Bytes from downstream on connections without requests", |sum| {
                 sum.received
@@ -352,61 +381,54 @@ impl Collector for RequestMetrics {
             }
         }
 
-        let mut groups: BTreeMap<Option<Group>, Sum> = BTreeMap::new();
-        let mut own_times: BTreeMap<[&'static str; 2], Sum> = BTreeMap::new();
-        let mut overflow = 0;
-        for (key, has_histograms, sum) in &kinds {
-            let names = key.as_ref().map_or([OTHER; 2], |key| [key.direction.reporter(), key.protocol]);
-            own_times.entry(names).or_default().merge(sum);
-            overflow += if key.is_none() { sum.count } else { 0 };
-            if key.as_ref().is_none_or(|key| key.is_request) {
-                let group = key.as_ref().filter(|_| *has_histograms).map(Group::of);
-                groups.entry(group).or_default().merge(sum);
-            }
-        }
+        let overflow = kinds.last().filter(|(key, _)| key.is_none()).map_or(0, |(_, sum)| sum.count);
         let histogram = MetricType::Histogram;
         type Part = fn(&Sum) -> (f64, Buckets);
         let parts: [(&str, &str, Part); 3] = [
             ("istio_request_duration_milliseconds", "From the request's head to its end", |sum| {
-                (sum.micros as f64 / 1e3, buckets(&MILLISECONDS, &sum.durations))
+                (sum.micros as f64 / 1e3, durations(&MILLISECONDS, 1e-3, &sum.durations))
             }),
             ("istio_request_bytes", "Bytes of request bodies", |sum| {
-                (sum.received as f64, buckets(&BYTES, &sum.request_sizes))
+                (sum.received as f64, sizes(&sum.request_sizes))
             }),
             ("istio_response_bytes", "Bytes of response bodies", |sum| {
-                (sum.sent as f64, buckets(&BYTES, &sum.response_sizes))
+                (sum.sent as f64, sizes(&sum.response_sizes))
             }),
         ];
         for (name, help, part) in parts {
             let mut metric = encoder.encode_descriptor(name, help, None, histogram)?;
             for (group, sum) in &groups {
                 let (total, buckets) = part(sum);
-                let labels = group_labels(group.as_ref(), &own);
-                metric
-                    .encode_family(&labels)?
-                    .encode_histogram::<NoLabelSet>(total, sum.count, &buckets, None)?;
+                histogram_of(&mut metric, &group_labels(group.as_ref(), &own), total, &buckets)?;
             }
         }
         let help = "The part of a request or connection spent in the proxy itself";
         let mut metric = encoder.encode_descriptor("postern_proxy_seconds", help, None, histogram)?;
         for ([reporter, protocol], sum) in &own_times {
             let labels: Labels<'_> = vec![("reporter", reporter), ("request_protocol", protocol)];
-            let buckets = buckets(&PROXY_SECONDS, &sum.proxy_times);
+            let buckets = durations(&PROXY_SECONDS, 1.0, &sum.proxy_times);
             let total = sum.proxy_nanos as f64 / 1e9;
-            metric
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(total, sum.count, &buckets, None)?;
+            histogram_of(&mut metric, &labels, total, &buckets)?;
         }
         let help = format!(
             "Requests and connections counted under `other`, since there are {SERIES} series, or {HISTOGRAMS} sets of histograms"
         );
         let mut metric = encoder.encode_descriptor("postern_metric_overflow", &help, None, counter)?;
-        let merged = groups.get(&None).map_or(0, |sum| sum.count);
         for (what, value) in [("series", overflow), ("histograms", merged)] {
             count(&mut metric, &vec![("bound", what)], value)?;
         }
         Ok(())
     }
+}
+
+fn histogram_of(
+    metric: &mut MetricEncoder<'_>,
+    labels: &Labels<'_>,
+    total: f64,
+    buckets: &Buckets,
+) -> fmt::Result {
+    let count = buckets.iter().map(|(_, count)| count).sum();
+    metric.encode_family(labels)?.encode_histogram::<NoLabelSet>(total, count, buckets, None)
 }
 
 fn count(metric: &mut MetricEncoder<'_>, labels: &Labels<'_>, value: u64) -> fmt::Result {
