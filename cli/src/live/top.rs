@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use postern_control_plane::admin::pages::{Flow, Flows, RuleUse};
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 /// Flags of `postern top`.
 #[derive(Args, Debug, Clone)]
@@ -46,6 +46,13 @@ fn table(page: &Flows, paint: Paint) -> String {
         rows.extend(page.rules.iter().map(|one| rule(one, &page.now)));
         out += "\n";
         out += &formats::columns(&rows);
+    }
+    for one in &page.lost_traces {
+        let _ = writeln!(
+            out,
+            "\n{} does not forward traceparent: {} of its {} requests had none, while it was called with one; traces end there",
+            one.workload, one.untraced, one.sent
+        );
     }
     out + &lost(&page.lost)
 }

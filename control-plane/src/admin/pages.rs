@@ -3,7 +3,7 @@
 use crate::rotation::Lagging;
 use serde::{Deserialize, Serialize};
 
-pub use crate::traffic::pages::{Decision, Denial, Denials, Facts, Flow, Flows, Lost, RuleUse};
+pub use crate::traffic::pages::{Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, RuleUse};
 
 /// `GET /authorities`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

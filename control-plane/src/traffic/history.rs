@@ -144,6 +144,7 @@ impl Traffic {
                 .min(now.duration_since(self.started).unwrap_or_default())
                 .as_secs()
                 .max(1),
+            lost_traces: lost_traces(&flows),
             flows,
             rules: rules
                 .into_iter()
@@ -286,8 +287,10 @@ impl Used {
     }
 }
 
+const INBOUND: &str = "inbound";
+
 fn direction(edge: &Edge) -> String {
-    if edge.is_inbound { "inbound" } else { "outbound" }.to_owned()
+    if edge.is_inbound { INBOUND } else { "outbound" }.to_owned()
 }
 
 fn flow(workload: &str, identity: &str, edge: &Edge, sums: &Sums) -> pages::Flow {
@@ -303,11 +306,38 @@ fn flow(workload: &str, identity: &str, edge: &Edge, sums: &Sums) -> pages::Flow
         errors: sums.errors,
         bytes_received: sums.received,
         bytes_sent: sums.sent,
+        traced: sums.traced,
+        untraced: sums.untraced,
         p50_micros: sums.total.quantile(0.5),
         p99_micros: sums.total.quantile(0.99),
         proxy_p50_micros: sums.proxy.quantile(0.5),
         proxy_p99_micros: sums.proxy.quantile(0.99),
     }
+}
+
+/// One call in ten without a trace: less than that may be calls that are for no request, like an app's own timers.
+const FEW: u64 = 10;
+
+fn lost_traces(flows: &[pages::Flow]) -> Vec<pages::LostTraces> {
+    let mut all: BTreeMap<&str, pages::LostTraces> = BTreeMap::new();
+    for flow in flows {
+        let one = all.entry(&flow.workload).or_insert_with(|| pages::LostTraces {
+            workload: flow.workload.clone(),
+            received: 0,
+            sent: 0,
+            untraced: 0,
+        });
+        if flow.direction == INBOUND {
+            one.received = one.received.saturating_add(flow.traced);
+        } else {
+            one.sent = one.sent.saturating_add(flow.traced).saturating_add(flow.untraced);
+            one.untraced = one.untraced.saturating_add(flow.untraced);
+        }
+    }
+    let is_losing = |one: &pages::LostTraces| {
+        one.received > 0 && one.untraced > 0 && one.untraced.saturating_mul(FEW) >= one.sent
+    };
+    all.into_values().filter(is_losing).collect()
 }
 
 /// Denials of a kind as a page tells them.

@@ -35,6 +35,34 @@ fn counts_are_those_of_the_time_that_is_asked_for_and_an_hour_is_kept() {
 }
 
 #[test]
+fn a_workload_that_is_called_with_traces_and_calls_without_is_named() {
+    let traffic = Traffic::new(now());
+    let report = |received: u64, traced: u64, untraced: u64| {
+        let inbound = v1::Edge { traced: received, ..edge_of(PEER, 100) };
+        let outbound = v1::Edge {
+            direction: v1::Direction::Outbound.into(),
+            traced,
+            untraced,
+            ..edge_of("spiffe://cluster.local/ns/a/sa/c", 200)
+        };
+        v1::Report { edges: vec![inbound, outbound], ..Default::default() }
+    };
+    for (pod, received, traced, untraced) in [
+        ("forwards", 100, 99, 0),
+        ("loses", 100, 0, 99),
+        ("loses-some", 100, 90, 10),
+        ("has-a-timer", 100, 91, 9),
+        ("begins-traces-itself", 0, 0, 99),
+    ] {
+        take(&traffic, pod, report(received, traced, untraced), now());
+    }
+    let page = traffic.flows(HOUR, now());
+    let named: Vec<_> =
+        page.lost_traces.iter().map(|one| (one.workload.as_str(), one.sent, one.untraced)).collect();
+    assert_eq!(named, [("shop/loses", 99, 99), ("shop/loses-some", 100, 10)]);
+}
+
+#[test]
 fn a_workload_that_reports_without_end_fills_its_own_room_only() {
     let traffic = Traffic::new(now());
     take(&traffic, "honest", calls(7), now());

@@ -103,6 +103,7 @@ fn edge(wire: &v1::Edge) -> Option<(Edge, Sums)> {
     let edge = between(wire.direction, &wire.peer, &wire.service)?;
     let calls = wire.calls.min(MOST_CALLS);
     let denied = wire.denied.min(calls);
+    let traced = wire.traced.min(calls);
     let sums = Sums {
         calls,
         mutual_tls: if edge.peer.is_some() { wire.mutual_tls.min(calls) } else { 0 },
@@ -110,6 +111,8 @@ fn edge(wire: &v1::Edge) -> Option<(Edge, Sums)> {
         errors: wire.errors.min(calls - denied),
         received: wire.bytes_received.min(MOST_BYTES),
         sent: wire.bytes_sent.min(MOST_BYTES),
+        traced,
+        untraced: wire.untraced.min(calls - traced),
         total: Counts::read(&wire.total, calls),
         proxy: Counts::read(&wire.proxy, calls),
     };

@@ -52,11 +52,12 @@ fn counts_are_never_more_than_calls_and_calls_never_more_than_can_be() {
     check(|e| e.calls = u64::MAX, Some(|s: &Sums| s.calls == MOST_CALLS));
     check(|e| e.mutual_tls = 99, Some(|s: &Sums| s.mutual_tls == 10));
     check(|e| (e.denied, e.errors) = (u64::MAX, u64::MAX), Some(|s: &Sums| (s.denied, s.errors) == (10, 0)));
+    check(|e| (e.traced, e.untraced) = (7, 9), Some(|s: &Sums| (s.traced, s.untraced) == (7, 3)));
     check(|e| e.peer.clear(), Some(|s: &Sums| s.mutual_tls == 0));
     check(|e| e.bytes_sent = u64::MAX, Some(|s: &Sums| s.sent == MOST_BYTES));
     check(
         |e| e.total = vec![u32::MAX; 10_000],
-        Some(|s: &Sums| s.total == Counts::read(&[10], 10) && s.total.quantile(1.0) == Some(0)),
+        Some(|s: &Sums| s.total == Counts::read(&[10], 10) && s.total.quantile(1.0) == Some(10)),
     );
     check(|e| e.calls = 0, NOTHING);
     check(|e| e.direction = 77, NOTHING);

@@ -13,10 +13,26 @@ pub struct Flows {
     pub observed_seconds: u64,
     /// By workload, direction, peer and service.
     pub flows: Vec<Flow>,
+    /// Workloads that lose the traces of those who call them.
+    pub lost_traces: Vec<LostTraces>,
     /// Since the control plane began to hear of each workload; by policy and rule.
     pub rules: Vec<RuleUse>,
     /// What was counted in nothing above.
     pub lost: Lost,
+}
+
+/// A workload that was called with a trace, and made calls without one: its app does not copy `traceparent` (or the B3 headers)
+/// from the request to the calls that it makes for it, or makes calls that are for no request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostTraces {
+    /// `namespace/pod`.
+    pub workload: String,
+    /// Requests with which the app was called, with a trace.
+    pub received: u64,
+    /// Requests that the app has sent.
+    pub sent: u64,
+    /// Of these, without a trace.
+    pub untraced: u64,
 }
 
 /// What is not in the counts.
@@ -53,6 +69,10 @@ pub struct Flow {
     pub bytes_received: u64,
     /// To downstream.
     pub bytes_sent: u64,
+    /// Requests with a trace: outbound, that the app sent one with; inbound, that the app was called with.
+    pub traced: u64,
+    /// Requests without.
+    pub untraced: u64,
     /// Half of the calls took no longer.
     pub p50_micros: Option<u64>,
     /// 99 of 100 took no longer.

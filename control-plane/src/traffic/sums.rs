@@ -44,7 +44,7 @@ impl Counts {
     }
 }
 
-/// What passed. Never more denied, failed and proven than there were calls.
+/// What passed. Never more denied, failed, proven or traced than there were calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
     pub calls: u64,
@@ -53,6 +53,8 @@ pub(crate) struct Sums {
     pub errors: u64,
     pub received: u64,
     pub sent: u64,
+    pub traced: u64,
+    pub untraced: u64,
     pub total: Counts,
     pub proxy: Counts,
 }
@@ -66,6 +68,8 @@ impl Sums {
             (&mut self.errors, other.errors),
             (&mut self.received, other.received),
             (&mut self.sent, other.sent),
+            (&mut self.traced, other.traced),
+            (&mut self.untraced, other.untraced),
         ] {
             *sum = sum.saturating_add(more);
         }
