@@ -13,6 +13,8 @@ pub const BOUNDS: [u64; BUCKETS - 1] = bounds();
 /// By the highest bit of a number: the first bucket that any number with that bit can be in.
 const FIRST: [usize; 64] = first();
 
+// Worked out by the compiler, which refuses a place that is not there.
+#[allow(clippy::indexing_slicing)]
 const fn bounds() -> [u64; BUCKETS - 1] {
     let mut bounds = [0; BUCKETS - 1];
     let (mut at, mut power) = (0, 1);
@@ -26,6 +28,7 @@ const fn bounds() -> [u64; BUCKETS - 1] {
     bounds
 }
 
+#[allow(clippy::indexing_slicing)]
 const fn first() -> [usize; 64] {
     let mut first = [0; 64];
     let (mut bit, mut at) = (0, 0);

@@ -174,8 +174,8 @@ async fn a_denied_tcp_connection_is_reset_and_an_allowed_one_echoes() {
     let (denied, _) = mesh.entry("reports", "payments-api:9000");
     let broken = client::exchange_bytes(denied, b"hello").await;
     assert!(broken.is_err() || broken.as_ref().is_ok_and(Vec::is_empty), "{broken:?}");
-    let line = mesh.access_log("payments-api").next_with(&[("decision", json!("deny"))]).await;
-    assert_eq!(line["source_principal"], "spiffe://cluster.local/ns/checkout/sa/reports", "{line}");
+    let line = mesh.access_log("payments-api").next_with(&[("postern.decision", json!("deny"))]).await;
+    assert_eq!(line["postern.source.id"], "spiffe://cluster.local/ns/checkout/sa/reports", "{line}");
     assert_eq!(mesh.app("payments-api").connections(), 0);
 
     let (allowed, _) = mesh.entry("checkout-api", "payments-api:9000");

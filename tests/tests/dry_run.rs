@@ -33,12 +33,12 @@ async fn a_dry_run_policy_denies_nothing_and_is_named_where_it_would() {
     ] {
         let answer = mesh.call("reports", "payments-api", method, path).await.unwrap();
         assert_eq!(answer.status, 200, "{method} {path} is not denied by a dry run");
-        let line = log.next_with(&[("method", json!(method)), ("path", json!(path))]).await;
-        assert_eq!(line["decision"], "allow", "{line}");
-        assert_eq!(line.get("would_decision"), would.map(|_| json!("deny")).as_ref(), "{line}");
-        assert_eq!(line.get("would_policy"), would.map(|p| json!(p)).as_ref(), "{line}");
-        assert_eq!(line.get("would_rule"), would.map(|_| json!(0)).as_ref(), "{line}");
-        assert_eq!(line.get("audit_policy"), audit.map(|p| json!(p)).as_ref(), "{line}");
+        let line = log.next_with(&[("http.request.method", json!(method)), ("url.path", json!(path))]).await;
+        assert_eq!(line["postern.decision"], "allow", "{line}");
+        assert_eq!(line.get("postern.would.decision"), would.map(|_| json!("deny")).as_ref(), "{line}");
+        assert_eq!(line.get("postern.would.policy"), would.map(|p| json!(p)).as_ref(), "{line}");
+        assert_eq!(line.get("postern.would.rule"), would.map(|_| json!(0)).as_ref(), "{line}");
+        assert_eq!(line.get("postern.audit.policy"), audit.map(|p| json!(p)).as_ref(), "{line}");
     }
     let metrics = mesh.workload("payments-api").metrics();
     let page = Request::new(metrics, metrics.to_string()).path("/metrics").send().await.unwrap();

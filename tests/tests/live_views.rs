@@ -218,8 +218,8 @@ async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
     let answer = watched.mesh.call("reports", "payments-api", "GET", "/v1/charges").await.unwrap();
     assert_eq!(answer.status, 403);
     let log = watched.mesh.access_log("payments-api").clone();
-    let line = log.next_with(&[("decision", "deny".into())]).await;
-    let id = line["decision_id"].as_str().unwrap();
+    let line = log.next_with(&[("postern.decision", "deny".into())]).await;
+    let id = line["postern.decision.id"].as_str().unwrap();
     assert!(String::from_utf8_lossy(&answer.body).contains(id), "the caller has the id, too");
     watched
         .page_becomes(&["denials"], |page| {
@@ -233,11 +233,8 @@ async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
         (Some(false), Some(false)),
         "{page:#}"
     );
-    assert_eq!(page["denial"]["policy_version"], line["policy_version"]);
-    assert_eq!(
-        page["facts"]["source_ip"],
-        line["source_address"].as_str().unwrap().split(':').next().unwrap()
-    );
+    assert_eq!(page["denial"]["policy_version"], line["postern.policy.version"]);
+    assert_eq!(page["facts"]["source_ip"], line["network.peer.address"]);
     let told = watched.says(&asked).await;
     for part in [
         "denied: GET /v1/charges from cluster.local/ns/checkout/sa/reports",

@@ -210,8 +210,8 @@ async fn too_much_under_way_is_refused_at_once_and_says_so() {
         assert_eq!(refused.status, 503, "{rule}");
         assert_eq!(refused.header("x-envoy-overloaded"), Some("true"), "{rule}");
         assert_eq!(refused.json()["code"], "circuit-open");
-        let line = mesh.access_log("front").next_with(&[("flags", json!("UO"))]).await;
-        assert!(line["reason"].as_str().unwrap().contains(limit), "{line}");
+        let line = mesh.access_log("front").next_with(&[("postern.flags", json!("UO"))]).await;
+        assert!(line["postern.reason"].as_str().unwrap().contains(limit), "{line}");
         assert!(metrics(&mesh).await.contains(&format!("limit=\"{limit}\"")));
         postern_tests::mesh::within("the app holds what it may", async {
             while apps[0].ids().len() < at_once {
@@ -256,7 +256,7 @@ async fn after_the_first_byte_of_an_answer_nothing_is_tried_again() {
     }
     assert_no_duplicates(&apps);
     assert_eq!(apps.iter().map(|app| app.ids().len()).sum::<usize>(), 10);
-    mesh.access_log("front").next_with(&[("flags", json!("UC"))]).await;
+    mesh.access_log("front").next_with(&[("postern.flags", json!("UC"))]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -308,8 +308,8 @@ async fn bytes_go_elsewhere_when_nobody_is_there_and_are_limited_and_ended_like_
     if let Ok(mut second) = TcpStream::connect(entry).await {
         assert!(ask(&mut second).await.map_or(true, |length| length == 0), "one connection at a time");
     }
-    let line = mesh.access_log("front").next_with(&[("flags", json!("UO"))]).await;
-    assert!(line["reason"].as_str().unwrap().contains("maxConnections"), "{line}");
+    let line = mesh.access_log("front").next_with(&[("postern.flags", json!("UO"))]).await;
+    assert!(line["postern.reason"].as_str().unwrap().contains("maxConnections"), "{line}");
     assert_eq!(apps[1].ids().len(), seen, "what was refused must not arrive");
     // Silence ends the first one, and not before its time.
     let began = std::time::Instant::now();

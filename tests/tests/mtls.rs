@@ -14,16 +14,16 @@ async fn strict_takes_mutual_tls_and_resets_plaintext_before_the_app_sees_a_byte
     let broken = mesh.call("legacy", "payments-api", "POST", "/v1/charges").await.unwrap_err();
     assert!(broken.is_reset(), "{broken:?}");
     assert_eq!(mesh.app("payments-api").connections(), 0, "the app must not even be connected to");
-    let line = mesh.access_log("payments-api").next_with(&[("direction", json!("inbound"))]).await;
-    assert!(line["reason"].as_str().unwrap().contains("STRICT"), "{line}");
-    assert!(line.get("source_principal").is_none_or(serde_json::Value::is_null), "{line}");
+    let line = mesh.access_log("payments-api").next_with(&[("postern.direction", json!("inbound"))]).await;
+    assert!(line["postern.reason"].as_str().unwrap().contains("STRICT"), "{line}");
+    assert!(line.get("postern.source.id").is_none_or(serde_json::Value::is_null), "{line}");
 
     let answer = mesh.call("checkout-api", "payments-api", "POST", "/v1/charges").await.unwrap();
     assert_eq!(answer.status, 200);
     assert_eq!(mesh.app("payments-api").received().len(), 1);
-    let line = mesh.access_log("payments-api").next_with(&[("status", json!(200))]).await;
-    assert_eq!(line["source_principal"], "spiffe://cluster.local/ns/checkout/sa/checkout-api", "{line}");
-    assert_eq!(line["tls_version"], "TLSv1.3", "{line}");
+    let line = mesh.access_log("payments-api").next_with(&[("http.response.status_code", json!(200))]).await;
+    assert_eq!(line["postern.source.id"], "spiffe://cluster.local/ns/checkout/sa/checkout-api", "{line}");
+    assert_eq!(line["tls.protocol.version"], "1.3", "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,9 +53,9 @@ async fn disable_means_plaintext_from_the_callers_sidecar_too() {
     assert!(mesh.app("payments-api").last().header("x-forwarded-client-cert").is_empty());
     let line = mesh
         .access_log("checkout-api")
-        .next_with(&[("direction", json!("outbound")), ("status", json!(200))])
+        .next_with(&[("postern.direction", json!("outbound")), ("http.response.status_code", json!(200))])
         .await;
-    assert!(line.get("tls_version").is_none_or(serde_json::Value::is_null), "{line}");
+    assert!(line.get("tls.protocol.version").is_none_or(serde_json::Value::is_null), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -100,10 +100,10 @@ fn a_forbidden_and_a_plaintext_call_never_reach_an_app_under_tproxy() {
                 let ended = mesh.exec(pod, &call);
                 assert!(!ended.status.success() && ended.stdout.is_empty(), "{pod}: {ended:?}");
             }
-            mesh.access("clear", from, |l| l["reason"] == "plaintext on a port that is STRICT");
-            let denied =
-                mesh.access("clear", from, |l| l["path"] == "/stolen" && l["direction"] == "inbound");
-            assert_eq!(denied["source_principal"], "spiffe://cluster.local/ns/callers/sa/bad", "{denied}");
+            mesh.access("clear", from, |l| l["postern.reason"] == "plaintext on a port that is STRICT");
+            let denied = mesh
+                .access("clear", from, |l| l["url.path"] == "/stolen" && l["postern.direction"] == "inbound");
+            assert_eq!(denied["postern.source.id"], "spiffe://cluster.local/ns/callers/sa/bad", "{denied}");
             // The twin: the same pods at the port beside it, which is open to them.
             for (caller, pod) in [("bad", "callers/bad"), ("legacy", "outside/legacy")] {
                 let served = mesh.curl(caller, &[family, &format!("http://{clear}:8081/open")]);

@@ -8,6 +8,7 @@ use postern_tests::{
     up::{Curl, Process, SOON, Up, find, skipped, until},
 };
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -71,9 +72,10 @@ fn every_way_to_a_service_reaches_it_over_mutual_tls() {
             let answer = call(&mesh, "good", way, "/ways");
             assert_eq!((answer.code, answer.status), (0, 200), "{way:?}: {answer:?}");
             assert!(answer.told().len() == 1 && answer.told()[0].contains(GOOD), "{way:?}: {answer:?}");
-            let log = mesh.access("api", from, |l| l["direction"] == "inbound" && l["path"] == "/ways");
-            assert_eq!(log["tls_version"], "TLSv1.3", "{log}");
-            assert_eq!(log["source_address"].as_str().unwrap().starts_with('['), way.0 == "-6", "{log}");
+            let log =
+                mesh.access("api", from, |l| l["postern.direction"] == "inbound" && l["url.path"] == "/ways");
+            assert_eq!(log["tls.protocol.version"], "1.3", "{log}");
+            assert_eq!(log["network.peer.address"].as_str().unwrap().contains(':'), way.0 == "-6", "{log}");
         }
     }
 }
@@ -89,8 +91,9 @@ fn another_identity_is_refused_by_every_way_and_the_app_receives_nothing() {
             let twin = call(&mesh, "good", &way, "/bought");
             assert_eq!(twin.status, 200, "{way:?}: {twin:?}");
         }
-        let log = mesh.access("api", from, |l| l["path"] == "/stolen" && l["direction"] == "inbound");
-        assert_eq!(log["source_principal"], "spiffe://cluster.local/ns/callers/sa/bad", "{log}");
+        let log =
+            mesh.access("api", from, |l| l["url.path"] == "/stolen" && l["postern.direction"] == "inbound");
+        assert_eq!(log["postern.source.id"], "spiffe://cluster.local/ns/callers/sa/bad", "{log}");
         nothing_arrived(&mesh, "api", "api.strict", from, "/stolen");
     }
 }
@@ -103,7 +106,7 @@ fn plaintext_from_outside_is_reset_where_strict_and_served_where_permissive() {
             let reset = call(&mesh, "legacy", &way, "/plain");
             assert_eq!((reset.code, reset.status), (56, 0), "connection reset by peer: {way:?}: {reset:?}");
         }
-        mesh.access("api", from, |l| l["reason"] == "plaintext on a port that is STRICT");
+        mesh.access("api", from, |l| l["postern.reason"] == "plaintext on a port that is STRICT");
         nothing_arrived(&mesh, "api", "api.strict", from, "/plain");
         // The twin: the same calls to a namespace that is PERMISSIVE. What a caller says of itself does not count.
         for (family, url) in ways(&mesh, "open/open-api", "api.open") {
@@ -244,8 +247,9 @@ fn tcp_is_let_through_or_reset_by_identity_whoever_speaks_first() {
         let connections =
             mesh.app("echo", from).iter().filter(|l| l.contains("received TCP connection")).count();
         assert_eq!(connections, served + 1, "only the allowed ones: {:?}", mesh.app("echo", from));
-        let denied = mesh.access("echo", from, |l| l["decision"] == "deny" && l["protocol"] == "tcp");
-        assert_eq!(denied["source_principal"], "spiffe://cluster.local/ns/callers/sa/bad", "{denied}");
+        let denied = mesh
+            .access("echo", from, |l| l["postern.decision"] == "deny" && l["network.protocol.name"] == "tcp");
+        assert_eq!(denied["postern.source.id"], "spiffe://cluster.local/ns/callers/sa/bad", "{denied}");
     }
 }
 
@@ -256,8 +260,12 @@ fn calls_to_addresses_outside_the_mesh_pass_the_sidecar_in_both_families() {
             let from = mesh.run.here();
             let answer = mesh.curl("good", &[&format!("http://{address}/outward")]);
             assert_eq!(answer.status, 200, "{address}: {answer:?}");
-            let log = mesh.access("good", from, |l| l["direction"] == "outbound" && l["path"] == "/outward");
-            assert_eq!(log["destination_address"], address, "{log}");
+            let log = mesh.access("good", from, |l| {
+                l["postern.direction"] == "outbound" && l["url.path"] == "/outward"
+            });
+            let to = address.parse::<SocketAddr>().unwrap();
+            assert_eq!(log["network.local.address"], to.ip().to_string(), "{log}");
+            assert_eq!(log["network.local.port"], to.port(), "{log}");
         }
     }
 }

@@ -94,10 +94,14 @@ async fn with_registry_only_http_passes_to_the_hosts_that_entries_name_and_to_an
         }
         assert_eq!(app.received().len(), before, "a blocked host must not be called");
     }
-    let line = mesh.access_log("checkout-api").next_with(&[("status", json!(502))]).await;
-    assert_eq!((&line["flags"], &line["authority"]), (&json!("UH"), &json!("evil.example.com")), "{line}");
-    let line = mesh.access_log("checkout-api").next_with(&[("status", json!(200))]).await;
-    assert_eq!(line["destination_service"], "files.example.com", "{line}");
+    let line = mesh.access_log("checkout-api").next_with(&[("http.response.status_code", json!(502))]).await;
+    assert_eq!(
+        (&line["postern.flags"], &line["server.address"]),
+        (&json!("UH"), &json!("evil.example.com")),
+        "{line}"
+    );
+    let line = mesh.access_log("checkout-api").next_with(&[("http.response.status_code", json!(200))]).await;
+    assert_eq!(line["postern.destination.service"], "files.example.com", "{line}");
 
     // An entry that goes takes its permission with it.
     let before = app.received().len();
@@ -123,8 +127,8 @@ async fn tls_of_the_app_passes_by_its_server_name_and_is_reset_without_a_known_o
         assert!(refused.as_ref().map_or(true, Vec::is_empty), "{refused:?}");
     }
     assert_eq!(app.connections(), 0, "nothing may leave without a name that an entry has");
-    let line = mesh.access_log("checkout-api").next_with(&[("flags", json!("UH"))]).await;
-    assert_eq!(line["protocol"], "tcp", "{line}");
+    let line = mesh.access_log("checkout-api").next_with(&[("postern.flags", json!("UH"))]).await;
+    assert_eq!(line["network.protocol.name"], "tcp", "{line}");
     let hello = client_hello("api.example.com");
     assert_eq!(client::exchange_bytes(sidecar, &hello).await.unwrap(), hello);
     assert_eq!(app.bytes(), hello);

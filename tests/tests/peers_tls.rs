@@ -166,8 +166,8 @@ async fn whoever_can_agrees_on_a_key_that_a_quantum_computer_does_not_break() {
     let _ = within("the answer is read", stream.read_to_string(&mut answer)).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let log = stage.mesh.access_log("payments-api");
-    let line = log.next_with(&[("status", json!(200))]).await;
-    assert_eq!(line["source_principal"], json!(CHECKOUT), "{line}");
+    let line = log.next_with(&[("http.response.status_code", json!(200))]).await;
+    assert_eq!(line["postern.source.id"], json!(CHECKOUT), "{line}");
 }
 
 async fn connect(stage: &Stage, pair: &Pair) -> tokio_rustls::client::TlsStream<TcpStream> {

@@ -286,6 +286,6 @@ async fn a_principal_of_an_alias_means_the_same_workload_in_the_meshs_own_domain
         let request = mesh.request("checkout-api", APP);
         assert_eq!(passes(&mesh, request).await, expected, "{principal}, aliases {aliases}");
     }
-    let line = mesh.access_log(APP).next_with(&[("decision", json!("allow"))]).await;
-    assert_eq!(line["source_principal"], "spiffe://new.example/ns/checkout/sa/checkout-api", "{line}");
+    let line = mesh.access_log(APP).next_with(&[("postern.decision", json!("allow"))]).await;
+    assert_eq!(line["postern.source.id"], "spiffe://new.example/ns/checkout/sa/checkout-api", "{line}");
 }

@@ -57,7 +57,7 @@ async fn grpc_keeps_its_trailers() {
         .await
         .unwrap();
     assert_eq!(answer.trailers.get("grpc-status").unwrap(), "0");
-    mesh.access_log("payments-api").next_with(&[("grpc_status", json!(0))]).await;
+    mesh.access_log("payments-api").next_with(&[("rpc.response.status_code", json!(0))]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,8 +88,8 @@ async fn bytes_go_through_whoever_speaks_first() {
     let mut stream = TcpStream::connect(greets).await.unwrap();
     assert_eq!(client::exchange_until(&mut stream, b"", b"\r\n").await.unwrap(), b"220 ready\r\n");
     assert_eq!(client::exchange_until(&mut stream, b"QUIT", b"QUIT").await.unwrap(), b"QUIT");
-    let line = mesh.access_log("payments-api").next_with(&[("protocol", json!("tcp"))]).await;
-    assert_eq!(line["source_principal"], "spiffe://cluster.local/ns/checkout/sa/checkout-api", "{line}");
+    let line = mesh.access_log("payments-api").next_with(&[("network.protocol.name", json!("tcp"))]).await;
+    assert_eq!(line["postern.source.id"], "spiffe://cluster.local/ns/checkout/sa/checkout-api", "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,8 +125,8 @@ async fn ipv6_is_a_first_class_citizen() {
     assert_eq!(mesh.call("reports", "payments-api", "GET", "/").await.unwrap().status, 403);
     assert_eq!(mesh.app("payments-api").connections(), 0);
     assert_eq!(mesh.call("checkout-api", "payments-api", "GET", "/").await.unwrap().status, 200);
-    let line = mesh.access_log("payments-api").next_with(&[("status", json!(200))]).await;
-    assert!(line["source_address"].as_str().unwrap().starts_with("[::1]:"), "{line}");
+    let line = mesh.access_log("payments-api").next_with(&[("http.response.status_code", json!(200))]).await;
+    assert_eq!(line["network.peer.address"], "::1", "{line}");
     let plain = client::exchange_bytes(
         mesh.workload("payments-api").inbound(one),
         b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -164,6 +164,6 @@ async fn a_service_without_endpoints_answers_503_and_says_so() {
     let mesh = Mesh::start(&yaml).await;
     let answer = mesh.call("checkout-api", "empty", "GET", "/").await.unwrap();
     assert_eq!(answer.status, 503);
-    let line = mesh.access_log("checkout-api").next_with(&[("status", json!(503))]).await;
-    assert_eq!(line["flags"], "UH", "{line}");
+    let line = mesh.access_log("checkout-api").next_with(&[("http.response.status_code", json!(503))]).await;
+    assert_eq!(line["postern.flags"], "UH", "{line}");
 }

@@ -124,7 +124,7 @@ async fn a_grpc_status_comes_with_its_message_and_details_with_and_without_messa
         assert_eq!(said["details"], "nicht genügend, 100 % sicher");
         assert_eq!(said["last"]["grpc-status-details-bin"], "080900ff");
     }
-    stage.mesh.access_log("payments-api").next_with(&[("grpc_status", json!(9))]).await;
+    stage.mesh.access_log("payments-api").next_with(&[("rpc.response.status_code", json!(9))]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,7 +138,8 @@ async fn a_grpc_call_that_policy_denies_ends_with_permission_denied_before_the_s
     assert!(forwarded.as_str().is_some_and(|cert| cert.contains("sa/checkout-api")), "{forwarded}");
     let log = stage.mesh.access_log("payments-api");
     log.at_least(2).await;
-    let statuses: Vec<Value> = log.lines().iter().map(|line| line["grpc_status"].clone()).collect();
+    let statuses: Vec<Value> =
+        log.lines().iter().map(|line| line["rpc.response.status_code"].clone()).collect();
     assert_eq!(statuses, [7, 0]);
 }
 
@@ -165,7 +166,8 @@ async fn the_close_code_of_a_websocket_reaches_the_other_end() {
     assert_eq!(said, json!({ "code": 4001, "reason": "as you wish" }));
     let log = stage.mesh.access_log("payments-api");
     log.at_least(2).await;
-    let statuses: Vec<Value> = log.lines().iter().map(|line| line["status"].clone()).collect();
+    let statuses: Vec<Value> =
+        log.lines().iter().map(|line| line["http.response.status_code"].clone()).collect();
     assert_eq!(statuses, [101, 101], "one record for each");
 }
 
@@ -220,7 +222,10 @@ async fn the_greeting_of_a_mail_server_on_an_undeclared_port_comes_within_a_seco
     assert_eq!(kept, expected);
     let log = stage.mesh.access_log("payments-api");
     log.at_least(1).await;
-    assert_eq!(log.lines().iter().map(|line| line["protocol"].clone()).collect::<Vec<_>>(), ["tcp"]);
+    assert_eq!(
+        log.lines().iter().map(|line| line["network.protocol.name"].clone()).collect::<Vec<_>>(),
+        ["tcp"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,9 +34,13 @@ async fn a_denial_is_problem_json_with_a_decision_that_can_be_looked_up() {
         "the caller is not told what policy there is"
     );
 
-    let line = mesh.access_log("payments-api").next_with(&[("decision_id", json!(id))]).await;
-    assert_eq!((&line["decision"], &line["status"]), (&json!("deny"), &json!(403)), "{line}");
-    assert!(line["decision_reason"].as_str().unwrap().contains("default deny"), "{line}");
+    let line = mesh.access_log("payments-api").next_with(&[("postern.decision.id", json!(id))]).await;
+    assert_eq!(
+        (&line["postern.decision"], &line["http.response.status_code"]),
+        (&json!("deny"), &json!(403)),
+        "{line}"
+    );
+    assert!(line["postern.decision.reason"].as_str().unwrap().contains("default deny"), "{line}");
 
     let admin = mesh.workload("payments-api").admin();
     let page = Request::new(admin, admin.to_string()).path(&format!("/decisions/{id}")).send().await.unwrap();
@@ -72,33 +76,39 @@ async fn one_line_for_each_request_names_both_ends_the_decision_and_the_times() 
     let call = mesh.request("checkout-api", "payments-api").method("POST").path("/v1/charges?secret=1");
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     call.header("traceparent", traceparent).header("x-request-id", "r-1").body("12345").send().await.unwrap();
-    let inbound = mesh.access_log("payments-api").next_with(&[("direction", json!("inbound"))]).await;
-    let outbound = mesh.access_log("checkout-api").next_with(&[("direction", json!("outbound"))]).await;
+    let inbound = mesh.access_log("payments-api").next_with(&[("postern.direction", json!("inbound"))]).await;
+    let outbound =
+        mesh.access_log("checkout-api").next_with(&[("postern.direction", json!("outbound"))]).await;
     for line in [&inbound, &outbound] {
         for (field, value) in [
-            ("protocol", json!("http/1.1")),
-            ("method", json!("POST")),
-            ("path", json!("/v1/charges")),
-            ("status", json!(200)),
-            ("flags", json!("-")),
-            ("destination_principal", json!("spiffe://cluster.local/ns/payments/sa/payments-api")),
-            ("source_principal", json!("spiffe://cluster.local/ns/checkout/sa/checkout-api")),
-            ("bytes_received", json!(5)),
-            ("bytes_sent", json!(5)),
+            ("severity_text", json!("INFO")),
+            ("network.protocol.name", json!("http")),
+            ("network.protocol.version", json!("1.1")),
+            ("http.request.method", json!("POST")),
+            ("url.path", json!("/v1/charges")),
+            ("http.response.status_code", json!(200)),
+            ("postern.flags", json!("-")),
+            ("postern.destination.id", json!("spiffe://cluster.local/ns/payments/sa/payments-api")),
+            ("postern.source.id", json!("spiffe://cluster.local/ns/checkout/sa/checkout-api")),
+            ("postern.bytes_received", json!(5)),
+            ("postern.bytes_sent", json!(5)),
             ("trace_id", json!("0af7651916cd43dd8448eb211c80319c")),
-            ("request_id", json!("r-1")),
+            ("postern.request_id", json!("r-1")),
         ] {
             assert_eq!(line[field], value, "{field}: {line}");
         }
-        assert!(line["duration_us"].as_u64().unwrap() >= line["proxy_us"].as_u64().unwrap(), "{line}");
+        assert!(
+            line["postern.duration_us"].as_u64().unwrap() >= line["postern.proxy_us"].as_u64().unwrap(),
+            "{line}"
+        );
         assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
         assert!(!line.to_string().contains("secret"), "queries may hold secrets: {line}");
     }
     assert_eq!(
-        (&inbound["decision"], &inbound["policy"], &inbound["rule"]),
+        (&inbound["postern.decision"], &inbound["postern.policy"], &inbound["postern.rule"]),
         (&json!("allow"), &json!("payments/charges"), &json!(0))
     );
-    assert_eq!(outbound["destination_service"], "payments-api.payments.svc.cluster.local");
+    assert_eq!(outbound["postern.destination.service"], "payments-api.payments.svc.cluster.local");
     assert_ne!(inbound["span_id"], outbound["span_id"]);
     // The app is told of the sidecar's span, in the same trace.
     let seen = mesh.app("payments-api").last().header("traceparent").join(",");
@@ -113,7 +123,7 @@ async fn where_no_spans_are_sent_a_callers_trace_passes_as_it_is_and_stands_in_t
     let call = || mesh.request("checkout-api", "payments-api").method("POST").path("/v1/charges");
     assert_eq!(call().header("traceparent", traceparent).send().await.unwrap().status, 200);
     assert_eq!(mesh.app("payments-api").last().header("traceparent"), [traceparent]);
-    let line = mesh.access_log("payments-api").next_with(&[("direction", json!("inbound"))]).await;
+    let line = mesh.access_log("payments-api").next_with(&[("postern.direction", json!("inbound"))]).await;
     assert_eq!(
         (&line["trace_id"], &line["span_id"]),
         (&json!(&traceparent[3..35]), &json!(&traceparent[36..52]))
@@ -124,8 +134,8 @@ async fn where_no_spans_are_sent_a_callers_trace_passes_as_it_is_and_stands_in_t
     // The lines of both sidecars are found by what the first of them made.
     let id = json!(seen.header("x-request-id").join(","));
     for pod in ["checkout-api", "payments-api"] {
-        let line = mesh.access_log(pod).next_with(&[("request_id", id.clone())]).await;
-        assert_eq!(line["status"], 200, "{line}");
+        let line = mesh.access_log(pod).next_with(&[("postern.request_id", id.clone())]).await;
+        assert_eq!(line["http.response.status_code"], 200, "{line}");
     }
 }
 
@@ -149,7 +159,7 @@ async fn every_way_of_ending_writes_exactly_one_line() {
         .send()
         .await
         .unwrap();
-    log.next_with(&[("request_id", json!("last"))]).await;
+    log.next_with(&[("postern.request_id", json!("last"))]).await;
     assert_eq!(log.lines().len(), 5, "{:#?}", log.lines());
 }
 
@@ -165,7 +175,7 @@ async fn lines_are_in_the_encoding_of_istio_once_the_mesh_configuration_names_on
     let mut mesh = Mesh::start(&documents("enableTracing: true")).await;
     mesh.call("checkout-api", "payments-api", "GET", "/a").await.unwrap();
     mesh.access_log("payments-api")
-        .next_with(&[("path", json!("/a")), ("direction", json!("inbound"))])
+        .next_with(&[("url.path", json!("/a")), ("postern.direction", json!("inbound"))])
         .await;
     mesh.apply(&documents("accessLogEncoding: JSON")).await;
     assert_eq!(mesh.call("checkout-api", "payments-api", "GET", "/no?q=1").await.unwrap().status, 403);

@@ -50,7 +50,9 @@ impl Stage {
         assert!(matches!(&outcome, Outcome::Answer(text) if text.contains(" 200 ")), "{what}: {outcome:?}");
         assert_eq!(self.mesh.app("payments-api").received().len(), calls, "{what}");
         // So that no line of its own is taken for one of what follows.
-        let good = |lines: &[Value]| lines.iter().filter(|line| line["status"] == 200).count() == calls;
+        let good = |lines: &[Value]| {
+            lines.iter().filter(|line| line["http.response.status_code"] == 200).count() == calls
+        };
         self.mesh.access_log("payments-api").until(what, good).await;
     }
 }
@@ -69,10 +71,10 @@ async fn whoever_calls_with_a_certificate_that_breaks_a_rule_learns_the_alert_an
         assert_eq!(stage.mesh.app("payments-api").connections(), 1, "{what}: the app was touched");
         log.at_least(before + 1).await;
         let line = log.lines()[before].clone();
-        let reason = line["reason"].as_str().unwrap_or_default();
+        let reason = line["postern.reason"].as_str().unwrap_or_default();
         assert!(reason.contains(rule), "{what}: `{rule}` is not in {line}");
-        assert_eq!(line["destination_principal"], json!(API), "{what}: {line}");
-        assert!(line["source_principal"].is_null(), "{what}: nobody was verified: {line}");
+        assert_eq!(line["postern.destination.id"], json!(API), "{what}: {line}");
+        assert!(line["postern.source.id"].is_null(), "{what}: nobody was verified: {line}");
     }
     stage.twin("after", 2).await;
 }
@@ -105,10 +107,10 @@ async fn whoever_answers_with_a_certificate_that_breaks_a_rule_never_sees_the_re
         assert_eq!(impostor.bytes(), seen, "{what}: bytes of the request came out");
         let alert = within("the impostor is refused", impostor.next_alert()).await;
         assert_eq!(alert, Some(Alert::CertificateUnknown), "{what}");
-        let line = log.next_with(&[("path", json!(path))]).await;
-        let reason = line["reason"].as_str().unwrap_or_default();
+        let line = log.next_with(&[("url.path", json!(path))]).await;
+        let reason = line["postern.reason"].as_str().unwrap_or_default();
         assert!(reason.contains(rule) && reason.contains(API), "{what}: `{rule}` is not in {line}");
-        assert_eq!(line["source_principal"], json!(CART), "{what}: {line}");
+        assert_eq!(line["postern.source.id"], json!(CART), "{what}: {line}");
     }
     impostor.show(good());
     let answer = stage.mesh.call("checkout-api", "payments-api", "GET", "/twin").await.unwrap();
@@ -200,8 +202,9 @@ async fn tls_1_2_is_spoken_only_where_the_mesh_configuration_says_so_and_never_r
         assert!(matches!(&outcome, Outcome::Answer(text) if text.contains(" 200 ")), "{outcome:?}");
         assert_eq!(stage.mesh.app("payments-api").received().len(), n);
     }
-    let line = stage.mesh.access_log("payments-api").next_with(&[("tls_version", json!("TLSv1.2"))]).await;
-    assert_eq!(line["source_principal"], json!(CART), "{line}");
+    let line =
+        stage.mesh.access_log("payments-api").next_with(&[("tls.protocol.version", json!("1.2"))]).await;
+    assert_eq!(line["postern.source.id"], json!(CART), "{line}");
     let expired = stage.ours.issue(&Leaf::good(CART).expired(), |_| {});
     let outcome = call(stage.gate(), Some(expired), &[], tls_1_2).await;
     assert_eq!(outcome, Outcome::Alert(Alert::CertificateUnknown));

@@ -94,9 +94,11 @@ impl Story<'_> {
         let before = self.received().await;
         let answer = self.post(CHECKOUT).await?;
         self.received_at_least(before + 1).await;
-        let line = self.inbound_line(|l| is(l, "status", 200) && is(l, "path", "/v1/charges")).await?;
+        let line = self
+            .inbound_line(|l| is(l, "http.response.status_code", 200) && is(l, "url.path", "/v1/charges"))
+            .await?;
         let trace = text(&line, "trace_id")?;
-        let tls = text(&line, "tls_version")?;
+        let tls = format!("TLS {}", text(&line, "tls.protocol.version")?);
         expect(answer.status == Some(200), || format!("the call was not answered 200: {answer:?}"))?;
         let Some(capture) = capture else {
             let line =
@@ -144,8 +146,8 @@ impl Story<'_> {
         let answer = self.post(REPORTS).await?;
         let decision = denied(&answer)?;
         self.nothing_received_since(before).await?;
-        let line = self.inbound_line(|l| is(l, "decision_id", decision.as_str())).await?;
-        let reason = text(&line, "decision_reason")?;
+        let line = self.inbound_line(|l| is(l, "postern.decision.id", decision.as_str())).await?;
+        let reason = text(&line, "postern.decision.reason")?;
         let told = self.explain(&decision).await?;
         expect(told.contains("checkout-api"), || format!("the closest rule is not named: {told}"))?;
         Ok(Shown::new(
@@ -172,9 +174,10 @@ impl Story<'_> {
             format!("expected a reset connection, was {answer:?}")
         })?;
         self.nothing_received_since(before).await?;
-        let line =
-            self.inbound_line(|l| text(l, "source_principal").is_err() && text(l, "reason").is_ok()).await?;
-        let reason = text(&line, "reason")?;
+        let line = self
+            .inbound_line(|l| text(l, "postern.source.id").is_err() && text(l, "postern.reason").is_ok())
+            .await?;
+        let reason = text(&line, "postern.reason")?;
         Ok(Shown::new(format!("{error}; the app received nothing"), [format!("the log says: {reason}")]))
     }
 
@@ -218,23 +221,27 @@ impl Story<'_> {
     }
 
     async fn log_line(&self) -> Result<Shown, String> {
-        let line = self.inbound_line(|l| is(l, "decision", "deny") && is(l, "method", "POST")).await?;
+        let line = self
+            .inbound_line(|l| is(l, "postern.decision", "deny") && is(l, "http.request.method", "POST"))
+            .await?;
         let mut evidence = Vec::new();
         for field in [
-            "source_principal",
-            "destination_principal",
-            "method",
-            "path",
-            "decision",
-            "decision_reason",
-            "decision_id",
-            "tls_version",
+            "postern.source.id",
+            "postern.destination.id",
+            "http.request.method",
+            "url.path",
+            "postern.decision",
+            "postern.decision.reason",
+            "postern.decision.id",
+            "tls.protocol.version",
             "trace_id",
         ] {
-            evidence.push(format!("{field:<22} {}", text(&line, field)?));
+            evidence.push(format!("{field:<26} {}", text(&line, field)?));
         }
-        for field in ["status", "bytes_sent", "duration_us", "proxy_us"] {
-            evidence.push(format!("{field:<22} {}", number(&line, field)?));
+        for field in
+            ["http.response.status_code", "postern.bytes_sent", "postern.duration_us", "postern.proxy_us"]
+        {
+            evidence.push(format!("{field:<26} {}", number(&line, field)?));
         }
         Ok(Shown::new("the refused call in payments-api's JSON log (some of its fields):", evidence))
     }
@@ -310,7 +317,7 @@ impl Story<'_> {
 
     async fn inbound_line(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value, String> {
         self.mesh
-            .access_line(PAYMENTS, |l| is(l, "direction", "inbound") && wanted(l), REPORT_DEADLINE)
+            .access_line(PAYMENTS, |l| is(l, "postern.direction", "inbound") && wanted(l), REPORT_DEADLINE)
             .await
             .ok_or_else(|| "no such line came in payments-api's access log".to_owned())
     }

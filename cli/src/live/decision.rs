@@ -23,7 +23,10 @@ pub fn run(id: &str, output: Output, place: &Where) -> u8 {
 fn ask(id: &str, place: &Where) -> Result<Decision, Failure> {
     if id.is_empty() || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         let cause = format!("`{}` is no id of a decision.", id.escape_debug());
-        return Err(Failure::usage(cause, "It has 16 hex digits, as `decision_id` in the access log."));
+        return Err(Failure::usage(
+            cause,
+            "It has 16 hex digits, as `postern.decision.id` in the access log.",
+        ));
     }
     ControlPlane::find(place)?.page(&format!("/decisions/{id}")).map_err(|failure| {
         match failure.cause.starts_with("no such decision") {

@@ -23,18 +23,35 @@ const CUT_HOST: usize = 256 - 3;
 #[derive(Deserialize)]
 struct Line {
     timestamp: String,
+    #[serde(rename = "postern.direction")]
     direction: String,
+    #[serde(rename = "http.request.method")]
     method: Option<String>,
-    authority: Option<String>,
+    #[serde(rename = "server.address")]
+    host: Option<String>,
+    #[serde(rename = "server.port")]
+    host_port: Option<u16>,
+    #[serde(rename = "url.path")]
     path: Option<String>,
-    source_principal: Option<String>,
-    destination_principal: Option<String>,
-    source_address: SocketAddr,
-    destination_address: SocketAddr,
+    #[serde(rename = "postern.source.id")]
+    source: Option<String>,
+    #[serde(rename = "postern.destination.id")]
+    destination: Option<String>,
+    #[serde(rename = "network.peer.address")]
+    source_ip: IpAddr,
+    #[serde(rename = "network.local.address")]
+    destination_ip: IpAddr,
+    #[serde(rename = "network.local.port")]
+    destination_port: u16,
+    #[serde(rename = "tls.client.server_name")]
     sni: Option<String>,
+    #[serde(rename = "postern.decision")]
     decision: Option<String>,
+    #[serde(rename = "postern.would.decision")]
     would_decision: Option<String>,
+    #[serde(rename = "postern.would.policy")]
     would_policy: Option<String>,
+    #[serde(rename = "postern.would.rule")]
     would_rule: Option<usize>,
 }
 
@@ -70,7 +87,7 @@ pub struct Request {
     pub host: String,
 }
 
-/// `would_decision` and its fellows.
+/// `postern.would.decision` and its fellows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordedWould {
     /// The other verdict.
@@ -187,7 +204,11 @@ impl Flows {
         };
         let request = match (line.method, line.path) {
             (Some(method), Some(path)) => {
-                Some(Request { method, path, host: line.authority.unwrap_or_default() })
+                let mut host = line.host.unwrap_or_default();
+                if let Some(port) = line.host_port {
+                    host = format!("{host}:{port}");
+                }
+                Some(Request { method, path, host })
             }
             _ => None,
         };
@@ -202,10 +223,10 @@ impl Flows {
             rule: line.would_rule,
         });
         let flow = Flow {
-            source: line.source_principal,
-            source_ip: line.source_address.ip(),
-            destination: line.destination_principal,
-            address: line.destination_address,
+            source: line.source,
+            source_ip: line.source_ip,
+            destination: line.destination,
+            address: SocketAddr::new(line.destination_ip, line.destination_port),
             request,
             sni: line.sni,
             allowed,
@@ -253,7 +274,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
 
-    const ALLOWED: &str = r#"{"timestamp":"2026-01-02T00:00:00.000Z","direction":"inbound","method":"GET","authority":"a","path":"/x","source_principal":"spiffe://td/ns/a/sa/b","source_address":"10.0.0.1:1","destination_address":"10.0.0.2:80","decision":"allow"}"#;
+    const ALLOWED: &str = r#"{"timestamp":"2026-01-02T00:00:00.000Z","postern.direction":"inbound","http.request.method":"GET","server.address":"a","server.port":80,"url.path":"/x","postern.source.id":"spiffe://td/ns/a/sa/b","network.peer.address":"10.0.0.1","network.local.address":"10.0.0.2","network.local.port":80,"postern.decision":"allow"}"#;
 
     fn read(text: &str) -> Flows {
         Flows::read(text.as_bytes()).unwrap()
@@ -265,7 +286,8 @@ mod tests {
         let (flow, seen) = flows.flows.iter().next().unwrap();
         assert_eq!((flows.flows.len(), seen.count), (1, 2));
         assert!(seen.first.starts_with("2026-01-01") && seen.last.starts_with("2026-01-02"));
-        assert_eq!(flow.request.as_ref().unwrap().path, "/x");
+        let request = flow.request.as_ref().unwrap();
+        assert_eq!((request.path.as_str(), request.host.as_str()), ("/x", "a:80"));
     }
 
     #[test]
@@ -275,7 +297,7 @@ mod tests {
             ("{\"a\":".to_owned(), "not a JSON object"),
             ("{\"a\":1}".to_owned(), "not a line of the access log"),
             (ALLOWED.replace("inbound", "sideways"), "neither inbound nor outbound"),
-            (ALLOWED.replace(",\"decision\":\"allow\"", ""), "it ended before policy decided"),
+            (ALLOWED.replace(",\"postern.decision\":\"allow\"", ""), "it ended before policy decided"),
             (ALLOWED.replace("/x", &"/x".repeat(1024)), "its path or host was too long for the log"),
             ("x".repeat(MAX_LINE + 10), "the line is longer than 64 KiB"),
         ];

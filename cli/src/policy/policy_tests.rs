@@ -309,17 +309,17 @@ fn line(
     decision: &str,
 ) -> String {
     let mut line = serde_json::json!({
-        "timestamp": "2026-03-04T05:06:07.000Z", "direction": "inbound", "decision": decision,
-        "destination_principal": "spiffe://cluster.local/ns/shop/sa/cart",
-        "source_address": format!("{address}:40000"), "destination_address": format!("10.9.9.9:{port}"),
+        "timestamp": "2026-03-04T05:06:07.000Z", "postern.direction": "inbound", "postern.decision": decision,
+        "postern.destination.id": "spiffe://cluster.local/ns/shop/sa/cart",
+        "network.peer.address": address, "network.local.address": "10.9.9.9", "network.local.port": port,
     });
     if let Some(source) = source {
-        line["source_principal"] = format!("spiffe://cluster.local/ns/shop/sa/{source}").into();
+        line["postern.source.id"] = format!("spiffe://cluster.local/ns/shop/sa/{source}").into();
     }
     if let Some((method, path)) = request {
-        line["method"] = method.into();
-        line["path"] = path.into();
-        line["authority"] = "cart-api".into();
+        line["http.request.method"] = method.into();
+        line["url.path"] = path.into();
+        line["server.address"] = "cart-api".into();
     }
     format!("{line}\n")
 }
@@ -341,7 +341,7 @@ fn flows(declared_since: bool) -> Flows {
     let request = declared_since.then_some(("GET", "/on-a-tcp-port"));
     log += &line(Some("web"), "10.0.0.1", 9000, request, "allow");
     log += &line(None, "10.0.0.3", 9100, Some(("GET", "/metrics")), "allow");
-    log += &line(None, "[fd00::3]", 9100, None, "allow");
+    log += &line(None, "fd00::3", 9100, None, "allow");
     log += &line(Some("thief"), "10.0.0.4", 8080, Some(("GET", "/items")), "deny");
     Flows::read(log.as_bytes()).unwrap()
 }

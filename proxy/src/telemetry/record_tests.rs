@@ -94,16 +94,25 @@ async fn a_request_inherits_addresses_and_tls_but_neither_decision_nor_bytes() {
     })
     .await;
     let line = &lines[0];
-    assert_eq!(line["tls_version"], "TLSv1.3");
-    assert_eq!(line["sni"], "shop");
-    assert_eq!(line["destination_principal"], "spiffe://td/ns/shop/sa/web");
-    assert_eq!(line["source_address"], "10.0.0.1:4000");
-    assert_eq!((line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()), (Some(0), Some(5)));
-    assert_eq!((line["status"].as_u64(), line["flags"].as_str()), (Some(204), Some("-")));
+    assert_eq!(line["tls.protocol.version"], "1.3");
+    assert_eq!(line["tls.client.server_name"], "shop");
+    assert_eq!(line["postern.destination.id"], "spiffe://td/ns/shop/sa/web");
+    assert_eq!(
+        (line["network.peer.address"].as_str(), &line["network.peer.port"]),
+        (Some("10.0.0.1"), &4000.into())
+    );
+    assert_eq!(
+        (line["postern.bytes_received"].as_u64(), line["postern.bytes_sent"].as_u64()),
+        (Some(0), Some(5))
+    );
+    assert_eq!(
+        (line["http.response.status_code"].as_u64(), line["postern.flags"].as_str()),
+        (Some(204), Some("-"))
+    );
     // The caller's own, since no spans are sent.
     assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(line["span_id"], "00f067aa0ba902b7");
-    assert!(line.get("decision").is_none());
+    assert!(line.get("postern.decision").is_none());
 }
 
 #[tokio::test]
@@ -113,7 +122,7 @@ async fn a_request_that_got_no_answer_says_that_downstream_went_away() {
         drop(connection.request());
     })
     .await;
-    assert_eq!(lines[0]["flags"], "DC");
+    assert_eq!(lines[0]["postern.flags"], "DC");
 }
 
 #[tokio::test]
@@ -148,9 +157,9 @@ async fn a_denial_gets_an_id_and_is_remembered_and_an_allowed_twin_gets_none() {
         .await;
         let is_denied = verdict == Verdict::Deny;
         assert_eq!(remembered, usize::from(is_denied));
-        assert_eq!(lines[0]["decision"], if is_denied { "deny" } else { "allow" });
-        assert_eq!(lines[0]["policy_version"], "v7");
-        assert_eq!(lines[0].get("decision_id").is_some(), is_denied);
+        assert_eq!(lines[0]["postern.decision"], if is_denied { "deny" } else { "allow" });
+        assert_eq!(lines[0]["postern.policy.version"], "v7");
+        assert_eq!(lines[0].get("postern.decision.id").is_some(), is_denied);
     }
 }
 
@@ -191,19 +200,19 @@ async fn a_dry_run_difference_is_named_and_counted_and_its_absence_leaves_no_tra
         .await;
         let counted = "postern_dry_run_differences_total{source_principal=\"unknown\",destination_workload=\"shop/cart-0\",verdict=\"would_deny\",policy=\"shop/tried\",rule=\"1\"} 1";
         assert_eq!(metrics.contains(counted), differs, "{metrics}");
-        assert_eq!(lines[0]["decision"], "allow");
+        assert_eq!(lines[0]["postern.decision"], "allow");
         if differs {
-            assert_eq!(lines[0]["would_decision"], "deny");
-            assert_eq!(lines[0]["would_policy"], "shop/tried");
-            assert_eq!(lines[0]["would_rule"], 1);
-            assert_eq!(lines[0]["audit_policy"], "shop/watched");
+            assert_eq!(lines[0]["postern.would.decision"], "deny");
+            assert_eq!(lines[0]["postern.would.policy"], "shop/tried");
+            assert_eq!(lines[0]["postern.would.rule"], 1);
+            assert_eq!(lines[0]["postern.audit.policy"], "shop/watched");
         } else {
             assert!(
                 lines[0]
                     .as_object()
                     .unwrap()
                     .keys()
-                    .all(|key| !key.starts_with("would") && key != "audit_policy")
+                    .all(|key| !key.starts_with("postern.would") && key != "postern.audit.policy")
             );
         }
     }

@@ -42,8 +42,8 @@ async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
         let lines = ground.mesh.run.since(from).into_iter();
         let of_app = |line: &String| {
             line.starts_with("server-0 proxy | {")
-                && line.contains(r#""status":200"#)
-                && line.contains(r#""path":"/ok""#)
+                && line.contains(r#""http.response.status_code":200"#)
+                && line.contains(r#""url.path":"/ok""#)
         };
         lines.filter(of_app).collect::<Vec<_>>()
     };

@@ -205,7 +205,7 @@ impl Arena {
         // The log cuts a long path. Lines of rows before this one may come late, so it is looked for by what the app got.
         let seen = &path[..path.len().min(2048)];
         let what = format!("I2, {what}: policy must have seen {seen}");
-        let is_it = |line: &Value| line["status"] == 200 && line["path"] == seen;
+        let is_it = |line: &Value| line["http.response.status_code"] == 200 && line["url.path"] == seen;
         log.until(&what, |all| all[lines..].iter().any(is_it)).await;
         got
     }
@@ -267,7 +267,9 @@ impl Before {
     /// I1, I4: no byte to the app, one line in the log, with a reason.
     pub async fn nothing_happened(&self, arena: &Arena, what: &str) {
         let line = self.one_line(arena, what).await;
-        let is_reasoned = line["reason"].is_string() || line["decision"] == "deny" || line["status"] == 403;
+        let is_reasoned = line["postern.reason"].is_string()
+            || line["postern.decision"] == "deny"
+            || line["http.response.status_code"] == 403;
         assert!(is_reasoned, "I4, {what}: no reason: {line}");
         assert_eq!(arena.app().bytes().len(), self.heard, "I1, {what}: {:?}", arena.app().text());
     }
@@ -275,7 +277,7 @@ impl Before {
     /// The app may have seen a beginning, but no complete request.
     pub async fn nothing_completed(&self, arena: &Arena, what: &str) {
         let line = self.one_line(arena, what).await;
-        assert!(line["reason"].is_string(), "I4, {what}: no reason: {line}");
+        assert!(line["postern.reason"].is_string(), "I4, {what}: no reason: {line}");
         assert_eq!(arena.app().complete(), self.complete, "{what}: {:?}", arena.app().text());
     }
 
@@ -289,7 +291,7 @@ impl Before {
 }
 
 fn is_from(line: &Value, address: SocketAddr) -> bool {
-    line["source_address"] == address.to_string()
+    line["network.peer.address"] == address.ip().to_string() && line["network.peer.port"] == address.port()
 }
 
 /// Writes the pieces and reads until the other side closes, or for so long.

@@ -65,7 +65,7 @@ async fn floods_of_every_kind_are_ended() {
                 drop((read, write));
                 // A request that was answered before the flood was noticed has a line of its own, without a reason.
                 let has_reason =
-                    |all: &[Value]| all.iter().skip(lines).any(|line| line["reason"].is_string());
+                    |all: &[Value]| all.iter().skip(lines).any(|line| line["postern.reason"].is_string());
                 arena.log(side).until(&format!("with a reason (I4, {what})"), has_reason).await;
             }
             arena.is_well().await;

@@ -113,8 +113,9 @@ async fn a_stream_that_outlasts_the_drain_is_cut_off_and_grpc_is_told_unavailabl
             }
         }
         let is_drained = |all: &[serde_json::Value]| {
-            all.iter()
-                .any(|line| line["reason"].as_str().is_some_and(|reason| reason.contains("shutting down")))
+            all.iter().any(|line| {
+                line["postern.reason"].as_str().is_some_and(|reason| reason.contains("shutting down"))
+            })
         };
         arena.log(side).until("the drain is the reason", is_drained).await;
     }

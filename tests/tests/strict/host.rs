@@ -125,7 +125,7 @@ async fn a_server_name_of_a_host_is_no_way_to_another_host() {
         if status == 421 {
             before.nothing_happened(&arena, &what).await;
         } else {
-            arena.log(Side::Peer).next_matching(&what, |line| line["status"] == 200).await;
+            arena.log(Side::Peer).next_matching(&what, |line| line["http.response.status_code"] == 200).await;
         }
     }
     arena.survived().await;

@@ -71,8 +71,8 @@ async fn a_connection_to_a_redirect_port_itself_is_closed_within_a_second_and_le
             assert!(began.elapsed() < Duration::from_secs(1));
             let line = tokio::time::timeout(Duration::from_secs(5), lines.recv()).await.unwrap().unwrap();
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-            assert_eq!(line["direction"], direction, "{line}");
-            assert!(line["reason"].as_str().unwrap().contains("loop"), "S-ICPT-01 {to}: {line}");
+            assert_eq!(line["postern.direction"], direction, "{line}");
+            assert!(line["postern.reason"].as_str().unwrap().contains("loop"), "S-ICPT-01 {to}: {line}");
         }
     }
     assert!(lines.try_recv().is_err(), "I4: one line each");

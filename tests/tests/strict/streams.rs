@@ -61,7 +61,9 @@ async fn a_request_that_no_stream_may_be_opened_for_is_unavailable_after_the_tim
         assert_eq!(arena.app().heard().len(), connections + 1);
     }
     let is_unavailable = |line: &serde_json::Value| {
-        line["reason"].as_str().is_some_and(|reason| reason.contains("no HTTP/2 stream could be opened"))
+        line["postern.reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("no HTTP/2 stream could be opened"))
     };
     arena.log(Side::Peer).until("the reason", |all| all.iter().any(is_unavailable)).await;
     arena.app().be_honest();

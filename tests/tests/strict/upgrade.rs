@@ -141,7 +141,7 @@ async fn a_101_that_nobody_asked_for_is_a_502_and_the_app_is_cut_off() {
             let answer = talk_once(arena.open(side, 80).await, ask).await;
             assert_eq!(answer, [502], "{what}");
             arena.log(side).at_least(lines + 1).await;
-            assert!(arena.log(side).lines()[lines]["status"] == 502, "{what}");
+            assert!(arena.log(side).lines()[lines]["http.response.status_code"] == 502, "{what}");
             arena
                 .app()
                 .until("it was cut off", |all| {
@@ -172,8 +172,12 @@ async fn a_tunnel_half_closes_and_leaves_one_line() {
     let answer = talk(stream, &[], Duration::from_secs(8)).await;
     assert!(answer.is_closed && answer.text.ends_with("bye"), "S-H2-17: {}", answer.text);
     let log = arena.log(Side::Peer);
-    let line = log.next_matching("of the tunnel", |line| line["status"] == 101).await;
-    assert_eq!((line["bytes_received"].as_u64(), line["bytes_sent"].as_u64()), (Some(4), Some(3)), "{line}");
+    let line = log.next_matching("of the tunnel", |line| line["http.response.status_code"] == 101).await;
+    assert_eq!(
+        (line["postern.bytes_received"].as_u64(), line["postern.bytes_sent"].as_u64()),
+        (Some(4), Some(3)),
+        "{line}"
+    );
     arena.app().be_honest();
     arena.survived().await;
 }

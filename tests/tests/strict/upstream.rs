@@ -47,7 +47,8 @@ async fn an_answer_that_breaks_the_protocol_is_a_502_and_its_connection_is_close
             arena.log(side).at_least(lines + 1).await;
             let line = arena.log(side).lines()[lines].clone();
             assert!(
-                line["status"] == 502 && line["flags"] == "UPE" || side == Side::App,
+                line["http.response.status_code"] == 502 && line["postern.flags"] == "UPE"
+                    || side == Side::App,
                 "I4, {what}: {line}"
             );
             arena.app().until(&what, |all| all.iter().filter(|h| !h.is_over).count() <= 1).await;
@@ -136,8 +137,8 @@ async fn a_truncated_answer_never_ends_well() {
             } else {
                 assert!(matches!(answer.statuses()[..], [] | [502 | 503]), "{what}: {}", answer.text);
             }
-            let line = arena.log(side).next_with(&[("path", json!(path))]).await;
-            assert!(line["reason"].is_string(), "I4, {what}: {line}");
+            let line = arena.log(side).next_with(&[("url.path", json!(path))]).await;
+            assert!(line["postern.reason"].is_string(), "I4, {what}: {line}");
         }
         // The twin: a clean end of a close-delimited answer is an end.
         arena.app().answer(|_| vec![Step::Hear, say("HTTP/1.1 200 OK\r\n\r\nhello"), Step::Close]);

@@ -1,6 +1,9 @@
 //! Values of a line, escaped: whatever is in them, the line stays one line and no value ends before its end.
 
-use std::{fmt::Write, net::SocketAddr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+};
 
 /// A JSON string, quotes and all.
 pub fn json(value: &str, text: &mut Vec<u8>) {
@@ -85,15 +88,25 @@ pub fn decimal(mut value: u64, text: &mut Vec<u8>) {
 pub fn address(value: SocketAddr, text: &mut Vec<u8>) {
     match value {
         SocketAddr::V4(address) => {
-            for (place, octet) in address.ip().octets().into_iter().enumerate() {
+            ip(IpAddr::V4(*address.ip()), text);
+            text.push(b':');
+            decimal(u64::from(address.port()), text);
+        }
+        SocketAddr::V6(address) => text.extend_from_slice(address.to_string().as_bytes()),
+    }
+}
+
+/// Appends an address without port.
+pub fn ip(value: IpAddr, text: &mut Vec<u8>) {
+    match value {
+        IpAddr::V4(address) => {
+            for (place, octet) in address.octets().into_iter().enumerate() {
                 if place > 0 {
                     text.push(b'.');
                 }
                 decimal(u64::from(octet), text);
             }
-            text.push(b':');
-            decimal(u64::from(address.port()), text);
         }
-        SocketAddr::V6(address) => text.extend_from_slice(address.to_string().as_bytes()),
+        IpAddr::V6(address) => text.extend_from_slice(address.to_string().as_bytes()),
     }
 }

@@ -52,7 +52,7 @@ fn a_line_is_one_flat_json_object_whatever_the_caller_sent() {
         assert!(!line.chars().any(char::is_control), "{line:?}");
         assert!(!line.contains(['\u{2028}', '\u{202e}', '\u{200f}', '\u{61c}']), "{line:?}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(value["path"], path);
+        assert_eq!(value["url.path"], path);
         assert_eq!(value["timestamp"], "2026-01-02T03:04:05.678Z");
         assert!(value.as_object().unwrap().values().all(|v| !v.is_object() && !v.is_array()));
     }
@@ -88,9 +88,9 @@ async fn what_the_caller_controls_is_bounded_and_the_query_is_left_out() {
     drop(request);
     let line = lines.recv().await.unwrap();
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(value["path"].as_str().unwrap().len(), 2048);
-    assert_eq!(value["authority"].as_str().unwrap().len(), 256);
-    assert_eq!(value["request_id"].as_str().unwrap().len(), 256);
+    assert_eq!(value["url.path"].as_str().unwrap().len(), 2048);
+    assert_eq!(value["server.address"].as_str().unwrap().len(), 256);
+    assert_eq!(value["postern.request_id"].as_str().unwrap().len(), 256);
     assert!(!line.contains("secret"));
 }
 
