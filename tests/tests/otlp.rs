@@ -279,3 +279,43 @@ async fn a_receiver_that_is_slow_full_lying_or_gone_is_counted_and_costs_no_call
         reading.abort();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sampled_call_is_the_example_of_its_buckets_and_another_is_not() {
+    let Some(mut receiver) = Receiver::start("ok").await else { return };
+    let mesh = mesh(Some(receiver.exporter(Signal::Metrics, Protocol::Http)), None).await;
+    let metrics = mesh.workload("payments-api").metrics();
+    let other = "11111111111111111111111111111111";
+    for (trace, flags) in [(TRACE, "01"), (other, "00")] {
+        let call = mesh.request("checkout-api", "payments-api");
+        let call = call.header("traceparent", &format!("00-{trace}-b7ad6b7169203331-{flags}"));
+        assert_eq!(call.send().await.unwrap().status, 200);
+    }
+    mesh.access_log("payments-api").at_least(2).await;
+    let asked = |accept: &'static str| {
+        Request::new(metrics, metrics.to_string()).path("/metrics").header("accept", accept)
+    };
+    let open = asked("application/openmetrics-text;version=1.0.0").send().await.unwrap();
+    assert_eq!(open.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let open = String::from_utf8(open.body.to_vec()).unwrap();
+    assert!(open.ends_with("# EOF\n") && !open.contains(other), "{open}");
+    for name in ["istio_request_duration_milliseconds_bucket", "postern_proxy_seconds_bucket"] {
+        let examples: Vec<_> =
+            open.lines().filter(|line| line.starts_with(name) && line.contains(" # ")).collect();
+        assert_eq!(examples.len(), 1, "{name}: {open}");
+        let (sample, example) = examples[0].split_once(" # ").unwrap();
+        let example = example.strip_prefix(&format!("{{trace_id=\"{TRACE}\"}} ")).unwrap();
+        let value: f64 = example.split(' ').next().unwrap().parse().unwrap();
+        let bound: f64 = sample.split_once("le=\"").unwrap().1.split_once('"').unwrap().0.parse().unwrap();
+        assert!(0.0 < value && value <= bound, "{}", examples[0]);
+    }
+    let plain = asked("text/plain").send().await.unwrap();
+    assert_eq!(plain.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let plain = String::from_utf8(plain.body.to_vec()).unwrap();
+    assert!(!plain.contains(TRACE) && !plain.contains("# EOF"), "{plain}");
+    let export = within("the example has arrived", async {
+        receiver.next("metrics", |export| export.to_string().contains(TRACE)).await
+    })
+    .await;
+    assert!(!export.to_string().contains(other), "{export}");
+}

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     state::{Destination, Endpoint},
-    telemetry::Denial,
+    telemetry::{Denial, exposition::Format},
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -51,9 +51,8 @@ pub(super) fn ready(admin: &Admin) -> Answer {
     text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready, missing: {}\n", missing.join(", ")))
 }
 
-pub(super) fn metrics(admin: &Admin) -> Answer {
-    let body = admin.telemetry.metrics().encode(SystemTime::now());
-    typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+pub(super) fn metrics(admin: &Admin, format: Format) -> Answer {
+    typed(StatusCode::OK, format.content_type(), admin.telemetry.metrics().text(SystemTime::now(), format))
 }
 
 pub(super) fn config(admin: &Admin) -> Answer {

@@ -1,9 +1,9 @@
 //! A small HTTP/1.1 server for questions about the sidecar: bounded in connections, bytes and time.
 
 use super::{Admin, answers};
-use crate::log;
+use crate::{log, telemetry::exposition::Format};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -89,7 +89,9 @@ async fn answer(door: Door, admin: &Admin, request: Request<Incoming>) -> Respon
         (Door::Probes, "/healthz/live") | (Door::Admin, "/live") => {
             on_get(&request, || text(StatusCode::OK, "live\n"))
         }
-        (Door::Metrics, "/metrics" | "/stats/prometheus") => on_get(&request, || answers::metrics(admin)),
+        (Door::Metrics, "/metrics" | "/stats/prometheus") => {
+            on_get(&request, || answers::metrics(admin, format(request.headers())))
+        }
         (Door::Admin, "/") => on_get(&request, || answers::front(admin)),
         (Door::Admin, "/config") => on_get(&request, || answers::config(admin)),
         (Door::Admin, "/certificates") => on_get(&request, || answers::certificates(admin)),
@@ -141,6 +143,22 @@ fn is_loopback_host(host: &str) -> bool {
         || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Only who asks for OpenMetrics gets it.
+fn format(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wants_open = accepted.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let is_open =
+            parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
+        let is_refused = |parameter: &str| {
+            let weight = parameter.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+            weight == Some(0.0) || (parameter.starts_with("version=") && parameter != "version=1.0.0")
+        };
+        is_open && !parts.any(is_refused)
+    });
+    if wants_open { Format::Open } else { Format::Plain }
+}
+
 fn on_get(
     request: &Request<Incoming>,
     answer: impl FnOnce() -> Response<Full<Bytes>>,
@@ -177,6 +195,24 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, body: impl Into<Byte
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
+
+    #[test]
+    fn open_metrics_is_for_those_who_ask_for_it() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, expected) in [
+            (prometheus, true),
+            ("application/openmetrics-text; version=1.0.0", true),
+            ("application/openmetrics-text", true),
+            ("application/openmetrics-text;version=0.0.1", false),
+            ("application/openmetrics-text;q=0", false),
+            ("text/plain;version=0.0.4", false),
+            ("*/*", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+            assert_eq!(format(&headers) == Format::Open, expected, "{accept}");
+        }
+        assert_eq!(format(&HeaderMap::new()), Format::Plain);
+    }
 
     #[test]
     fn the_admin_port_answers_to_loopback_names_only() {

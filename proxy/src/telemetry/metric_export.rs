@@ -12,8 +12,8 @@ use opentelemetry_proto::tonic::{
     collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
     common::v1::KeyValue,
     metrics::v1::{
-        AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
-        ResourceMetrics, ScopeMetrics, Sum, metric::Data, number_data_point,
+        AggregationTemporality, Exemplar, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+        ResourceMetrics, ScopeMetrics, Sum, exemplar, metric::Data, number_data_point,
     },
 };
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::{
@@ -143,7 +143,25 @@ impl Period {
             sum: Some(histogram.sample_sum),
             explicit_bounds: bounds.collect(),
             bucket_counts: counts.collect(),
+            exemplars: histogram
+                .bucket
+                .iter()
+                .filter_map(|bucket| exemplar(bucket.exemplar.as_ref()?))
+                .collect(),
             ..Default::default()
         }
     }
+}
+
+/// `None` where the label is no trace ID.
+fn exemplar(of: &prometheus::Exemplar) -> Option<Exemplar> {
+    let trace = of.label.iter().find(|label| label.name == "trace_id")?;
+    let trace = u128::from_str_radix(&trace.value, 16).ok()?;
+    let at = of.timestamp.and_then(|at| SystemTime::try_from(at).ok())?;
+    Some(Exemplar {
+        time_unix_nano: unix_nanos(at),
+        trace_id: trace.to_be_bytes().to_vec(),
+        value: Some(exemplar::Value::AsDouble(of.value)),
+        ..Default::default()
+    })
 }

@@ -4,7 +4,11 @@
 //! bounded: what comes after the bound is counted under `other`.
 
 use super::{
-    Direction, Entry, entry::Would, request_metrics::RequestMetrics, upstream_metrics::UpstreamMetrics,
+    Direction, Entry,
+    entry::Would,
+    exposition::{self, Format},
+    request_metrics::RequestMetrics,
+    upstream_metrics::UpstreamMetrics,
 };
 use crate::bootstrap::otel::Signal;
 use parking_lot::Mutex;
@@ -13,7 +17,6 @@ use prometheus_client::{
     encoding::{
         EncodeLabelSet,
         prometheus_protobuf::{self, prometheus_data_model::MetricFamily},
-        text,
     },
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
@@ -345,18 +348,21 @@ impl Metrics {
 
     /// OpenMetrics text. `now` gives the age of what we know.
     pub fn encode(&self, now: SystemTime) -> String {
-        self.note_age(now);
-        let mut out = String::new();
-        // Writing into a String does not fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
+        self.text(now, Format::Open)
     }
 
-    /// The same for other formats. `now` gives the age of what we know.
+    /// Text in this format. `now` gives the age of what we know.
+    pub fn text(&self, now: SystemTime, format: Format) -> String {
+        exposition::write(&self.families(now), format)
+    }
+
+    /// What all formats are written from. `now` gives the age of what we know.
     pub fn families(&self, now: SystemTime) -> Vec<MetricFamily> {
         self.note_age(now);
         // It fails on a bound or a time that is none, and there is none of these.
-        prometheus_protobuf::encode(&self.registry).unwrap_or_default()
+        let mut families = prometheus_protobuf::encode(&self.registry).unwrap_or_default();
+        self.requests.add_examples(&mut families);
+        families
     }
 
     fn note_age(&self, now: SystemTime) {

@@ -11,9 +11,11 @@ pub mod denied;
 pub mod ejections;
 pub mod entry;
 pub mod export;
+pub mod exposition;
 mod log_record;
 mod metric_export;
 pub mod metrics;
+
 pub mod propagation;
 pub mod record;
 pub mod request_metrics;
