@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections at once on one port; more wait in the kernel.
 const CONNECTIONS: usize = 64;
+/// The same of merged metrics, each of which may hold a large page of the app.
+const MERGED_CONNECTIONS: usize = 8;
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// One connection, everything included (a renewal may take two attempts of ten seconds and more).
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
@@ -31,11 +33,14 @@ pub enum Door {
     Probes,
     /// `/metrics` and `/stats/prometheus`.
     Metrics,
+    /// `/stats/prometheus` with the app's own metrics, and `/healthz/ready`.
+    Merged,
 }
 
 /// Serves one port until stopped.
 pub async fn serve(listener: TcpListener, door: Door, admin: Arc<Admin>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = if door == Door::Merged { MERGED_CONNECTIONS } else { CONNECTIONS };
+    let places = Arc::new(Semaphore::new(places));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -83,7 +88,7 @@ async fn answer(door: Door, admin: &Admin, request: Request<Incoming>) -> Respon
     }
     let path = request.uri().path();
     match (door, path) {
-        (Door::Probes, "/healthz/ready") | (Door::Admin, "/ready") => {
+        (Door::Probes | Door::Merged, "/healthz/ready") | (Door::Admin, "/ready") => {
             on_get(&request, || answers::ready(admin))
         }
         (Door::Probes, "/healthz/live") | (Door::Admin, "/live") => {
@@ -92,6 +97,12 @@ async fn answer(door: Door, admin: &Admin, request: Request<Incoming>) -> Respon
         (Door::Metrics, "/metrics" | "/stats/prometheus") => {
             on_get(&request, || answers::metrics(admin, format(request.headers())))
         }
+        (Door::Merged, "/stats/prometheus") => match *request.method() {
+            Method::GET => answers::merged_metrics(admin).await,
+            // Not worth asking the app.
+            Method::HEAD => answers::metrics(admin, Format::Plain),
+            _ => only("GET, HEAD"),
+        },
         (Door::Admin, "/") => on_get(&request, || answers::front(admin)),
         (Door::Admin, "/config") => on_get(&request, || answers::config(admin)),
         (Door::Admin, "/certificates") => on_get(&request, || answers::certificates(admin)),

@@ -5,6 +5,7 @@
 
 use super::{
     Direction, Entry,
+    app_scrapes::AppScrapes,
     entry::Would,
     exposition::{self, Format},
     request_metrics::RequestMetrics,
@@ -111,6 +112,7 @@ pub struct Metrics {
     shed: Family<LimitLabels, Counter>,
     accept_failures: Counter,
     upstreams: UpstreamMetrics,
+    app_scrapes: AppScrapes,
 }
 
 impl Default for Metrics {
@@ -145,6 +147,7 @@ impl Default for Metrics {
             shed: Family::default(),
             accept_failures: Counter::default(),
             upstreams: UpstreamMetrics::default(),
+            app_scrapes: AppScrapes::default(),
         };
         metrics.register();
         metrics.begin_at_zero();
@@ -346,6 +349,11 @@ impl Metrics {
         &self.upstreams
     }
 
+    /// What became of asking the app for its own metrics.
+    pub fn app_scrapes(&self) -> &AppScrapes {
+        &self.app_scrapes
+    }
+
     /// OpenMetrics text. `now` gives the age of what we know.
     pub fn encode(&self, now: SystemTime) -> String {
         self.text(now, Format::Open)
@@ -377,6 +385,7 @@ impl Metrics {
         let registry = &mut self.registry;
         self.requests.register(registry);
         self.upstreams.register(registry);
+        self.app_scrapes.register(registry);
         registry.register(
             "postern_dry_run_differences",
             "Decisions that dry-run policies would change, were they enforced",

@@ -4,6 +4,7 @@
 //! runtime behind bounded queues: when a queue is full the entry is counted and dropped, traffic never waits.
 
 pub mod access_log;
+pub mod app_scrapes;
 mod attributes;
 mod batches;
 pub mod denials;
@@ -23,6 +24,7 @@ mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
 
+pub use app_scrapes::AppScrape;
 pub use denials::{Denial, Denials};
 pub use denied::DeniedKinds;
 pub use ejections::{Ejection, Ejections};
