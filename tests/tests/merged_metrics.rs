@@ -3,11 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_proxy::{Bootstrap, Sidecar, bootstrap::app_metrics::AppMetrics};
-use postern_tests::{Answer, Request, foreign, workload_api::bootstrap};
+use postern_tests::{
+    Answer, Request, foreign,
+    up::{Up, User, skipped, until},
+    workload_api::bootstrap,
+};
 use std::{
     io::Write,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -162,4 +168,53 @@ async fn an_app_without_metrics_is_not_asked() {
     assert_eq!(answer.status, 200);
     assert!(page.contains("postern_app_scrapes_total{result=\"taken\"} 0\n"), "{page}");
     promtool_reads(&page);
+}
+
+/// A pod with metrics of its own on its loopback address, where only its sidecar reaches them, and one outside of the mesh.
+fn pods(python: &str, folder: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio-injection: enabled}}}}\n---\n\
+         apiVersion: v1\nkind: Namespace\nmetadata: {{name: outside}}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: shop}}\n\
+         spec: {{mtls: {{mode: STRICT}}}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: shop\n  annotations: \
+         {{prometheus.io/scrape: \"true\", prometheus.io/port: \"9102\", prometheus.io/path: /page}}\nspec:\n  containers:\n  \
+         - {{name: app, command: [postern, app, serve, --listen, \"8080\", --name, web], ports: [{{containerPort: 8080}}]}}\n  \
+         - {{name: metrics, command: [{python}, -m, http.server, \"9102\", --bind, 127.0.0.1, --directory, {folder}]}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {{name: prometheus, namespace: outside}}\nspec:\n  containers:\n  \
+         - {{name: app, command: [postern, app, serve, --listen, \"8080\", --name, prometheus], ports: [{{containerPort: 8080}}]}}\n"
+    )
+}
+
+#[test]
+fn in_network_namespaces_the_port_is_reached_from_outside_the_mesh_and_the_app_behind_it_is_not() {
+    // The system's own, which every user may start.
+    let python = "/usr/bin/python3";
+    if !std::path::Path::new(python).exists() {
+        return skipped(&format!("{python} is missing on this machine"));
+    }
+    for user in User::with_namespaces() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(folder.path().join("page"), PAGE).unwrap();
+        let up = Up::start(user, &pods(python, folder.path().to_str().unwrap()), &[]);
+        let (address, _) = up.addresses("shop/web");
+        let from_outside = |path: &str| up.curl("prometheus", &[&format!("http://{address}:{path}")]);
+        until("the app has metrics", Duration::from_secs(20), || {
+            from_outside("15020/stats/prometheus")
+                .body
+                .contains("shop_orders_total{kind=\"a \\\" # {b}\"} 3\n")
+        });
+        let page = from_outside("15020/stats/prometheus");
+        assert!(
+            page.status == 200 && page.body.contains("postern_control_plane_connected 1\n"),
+            "{user:?} {page:?}"
+        );
+        assert_eq!(from_outside("15020/healthz/ready").status, 200, "{user:?}");
+        assert_eq!(from_outside("15020/page").status, 404, "{user:?}");
+        for closed in ["9102/page", "8080/"] {
+            let refused = from_outside(closed);
+            assert_ne!(refused.code, 0, "{user:?} {closed}: {refused:?}");
+        }
+    }
 }
