@@ -262,7 +262,7 @@ async fn over_tls_both_ends_prove_themselves_or_nothing_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mesh_on_this_machine_sends_its_spans_where_the_environment_says() {
+async fn a_mesh_on_this_machine_sends_spans_metrics_and_log_where_the_environment_says() {
     let Some(mut receiver) = Receiver::start("ok").await else { return };
     for (number, user) in User::all().into_iter().enumerate() {
         let place = Place::new(user);
@@ -271,6 +271,7 @@ async fn a_mesh_on_this_machine_sends_its_spans_where_the_environment_says() {
         let endpoint = format!("http://127.0.0.1:{}/otlp", receiver.ports["http"]);
         command.args(["up", "yaml"]).env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
         command.env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip").env("OTEL_SERVICE_NAME", "not-all-of-them");
+        command.env("OTEL_METRIC_EXPORT_INTERVAL", "1000").env("OTEL_BLRP_SCHEDULE_DELAY", "100");
         command.env("OTEL_RESOURCE_ATTRIBUTES", format!("test.user={user:?}"));
         let up = tokio::task::spawn_blocking(move || place.up_by(command)).await.unwrap();
         let trace = format!("{:032x}", 4711 + number);
@@ -280,13 +281,35 @@ async fn a_mesh_on_this_machine_sends_its_spans_where_the_environment_says() {
         call.arg("http://payments-api.payments/v1/charges");
         let called = tokio::task::spawn_blocking(move || call.output().unwrap()).await.unwrap();
         assert!(called.status.success(), "{user:?} {called:?}");
-        let spans = spans(&mut receiver, &trace, 2).await;
-        for (kind, service) in [(CLIENT, "checkout-api"), (SERVER, "payments-api")] {
-            let span = &spans[&(kind, service.to_owned())];
-            assert_eq!(span["came_with"]["path"], "/otlp/v1/traces");
-            assert_eq!(span["came_with"]["content-encoding"], "gzip");
-            assert_eq!(span["resource"]["test.user"], format!("{user:?}"));
+        // Two spans, two records and the counts of both sidecars, in whichever order.
+        let mut came = BTreeMap::new();
+        let wanted: Vec<_> = [("span", "traces"), ("log", "logs"), ("metrics", "metrics")]
+            .into_iter()
+            .flat_map(|(signal, path)| {
+                ["checkout-api", "payments-api"].map(|service| (signal, path, service))
+            })
+            .collect();
+        within("all of it has arrived", async {
+            while !wanted.iter().all(|(signal, _, service)| came.contains_key(&format!("{signal} {service}")))
+            {
+                let said = receiver.client.says().await;
+                let is_counted = said.to_string().contains("istio_requests_total");
+                if said["trace"] == trace || (said["signal"] == "metrics" && is_counted) {
+                    let named = |of: &Value| of.as_str().unwrap().to_owned();
+                    let service = named(&said["resource"]["service.name"]);
+                    came.insert(format!("{} {service}", named(&said["signal"])), said);
+                }
+            }
+        })
+        .await;
+        for (signal, path, service) in wanted {
+            let said = &came[&format!("{signal} {service}")];
+            assert_eq!(said["came_with"]["path"], format!("/otlp/v1/{path}"));
+            assert_eq!(said["came_with"]["content-encoding"], "gzip");
+            assert_eq!(said["resource"]["test.user"], format!("{user:?}"));
         }
+        let kind = |service| came[&format!("span {service}")]["kind"].as_u64().unwrap();
+        assert_eq!((kind("checkout-api"), kind("payments-api")), (CLIENT, SERVER));
         drop(up);
     }
 }
