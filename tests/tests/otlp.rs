@@ -8,6 +8,7 @@ use postern_tests::{
     mesh::{Settings, within},
     otlp::Receiver,
     scenario::{mode, payments},
+    tree,
 };
 use serde_json::{Value, json};
 use std::{
@@ -202,6 +203,10 @@ async fn access_log_over(protocol: Protocol) {
             ("tls.protocol.version", json!("1.3")),
         ] {
             assert_eq!(record["attributes"][name], value, "{name}: {record}");
+        }
+        let page = std::fs::read_to_string(tree::root().join("docs/observability.md")).unwrap();
+        for name in record["attributes"].as_object().unwrap().keys() {
+            assert!(page.contains(&format!("`{name}`")), "docs/observability.md does not have {name}");
         }
         // The line is written as well, and is of the same call.
         mesh.access_log("payments-api")

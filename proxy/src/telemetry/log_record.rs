@@ -121,3 +121,67 @@ fn decided(decided: &Decided) -> Vec<KeyValue> {
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use crate::telemetry::{
+        Direction,
+        entry::samples::{call, denied},
+    };
+    use http::HeaderName;
+
+    fn check(entry: &Entry, event: &str, severity: &str, body: &str) {
+        let record = log_record(entry, SystemTime::now());
+        let said = match record.body.unwrap().value.unwrap() {
+            Value::StringValue(said) => said,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            (record.event_name.as_str(), record.severity_text.as_str(), said.as_str()),
+            (event, severity, body)
+        );
+    }
+
+    #[test]
+    fn how_it_ended_is_in_severity_and_body() {
+        let mut entry = call(None, "/x");
+        check(&entry, "postern.request", "INFO", "GET /x 200");
+        entry.status = Some(404);
+        check(&entry, "postern.request", "INFO", "GET /x 404");
+        entry.status = Some(503);
+        (entry.flag, entry.reason) = ("UF", Some("nobody listens".into()));
+        check(&entry, "postern.request", "ERROR", "GET /x 503: nobody listens");
+        let refused = denied("spiffe://td/ns/a/sa/b", "/x", "1");
+        check(&refused, "postern.request", "WARN", "GET /x 403: default deny: no ALLOW rule matched");
+        let address = "10.0.0.1:8080".parse().unwrap();
+        let connection = Entry::new(Direction::Inbound, SystemTime::UNIX_EPOCH, address, address);
+        check(&connection, "postern.connection", "INFO", "connection to 10.0.0.1:8080");
+    }
+
+    #[test]
+    fn what_a_caller_controls_is_bounded_and_only_named_headers_are_sent() {
+        let mut entry = call(None, &format!("/{}", "é".repeat(1000)));
+        let request = entry.request.as_mut().unwrap();
+        request.method = http::Method::from_bytes(b"INVENTED").unwrap();
+        request.headers = vec![(HeaderName::from_static("x-tenant"), "blue".into())];
+        entry.reason = Some("r".repeat(5000));
+        let record = log_record(&entry, SystemTime::now());
+        let texts: Vec<_> = record
+            .attributes
+            .iter()
+            .filter_map(|one| match one.value.clone()?.value? {
+                Value::StringValue(value) => Some((one.key.as_str(), value)),
+                _ => None,
+            })
+            .collect();
+        let of = |key: &str| texts.iter().find(|(name, _)| *name == key).map(|(_, value)| value.as_str());
+        assert_eq!(of("http.request.method"), Some("_OTHER"));
+        assert_eq!(of("http.request.header.x-tenant"), Some("blue"));
+        assert_eq!(of("postern.reason").unwrap().len(), record::REASON_KEPT);
+        assert!(
+            matches!(record.body.unwrap().value.unwrap(), Value::StringValue(body) if body.len() <= BODY)
+        );
+    }
+}
