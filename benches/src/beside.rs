@@ -144,14 +144,23 @@ impl Sidecar {
         std::fs::write(&bundle, control.trust_bundle_pem()).expect("written");
         // The folder is ours alone.
         std::fs::write(&token, control.join_token(namespace, pod, pod)).expect("written");
-        let ports = <[u16; 4]>::try_from(envoy::free_ports(4)).expect("four");
-        let [inbound, admin, probes, metrics] = ports.map(|port| format!("127.0.0.1:{port}"));
+        let ports = <[u16; 5]>::try_from(envoy::free_ports(5)).expect("five");
+        let [inbound, admin, probes, metrics, merged] = ports.map(|port| format!("127.0.0.1:{port}"));
         let child = Command::new(std::env::current_exe().expect("a program"))
             .arg(SIDECAR)
             .args(["--instance", pod, "--workers", "1", "--access-log", "off"])
             .args(["--control-plane", &control.address().to_string()])
             .args(["--explicit-inbound", &format!("{inbound}={app}")])
-            .args(["--admin", &admin, "--probes", &probes, "--metrics", &metrics])
+            .args([
+                "--admin",
+                &admin,
+                "--probes",
+                &probes,
+                "--metrics",
+                &metrics,
+                "--merged-metrics",
+                &merged,
+            ])
             .arg("--trust-bundle")
             .arg(bundle)
             .arg("--join-token-file")

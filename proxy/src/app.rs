@@ -7,7 +7,10 @@ mod departure;
 
 use crate::{
     admin::{self, Admin, Door},
-    bootstrap::{Bootstrap, Failure, Interception, InterceptionMode, TPROXY_MARK, resources::Resources},
+    bootstrap::{
+        Bootstrap, Failure, Interception, InterceptionMode, TPROXY_MARK, app_metrics::AppMetrics,
+        resources::Resources,
+    },
     control::{ControlPlane, Destinations, destinations::Bounds, stream::Subscriber},
     drain, inbound,
     kept::{self, Folder},
@@ -62,6 +65,8 @@ pub struct Addresses {
     pub probes: Option<SocketAddr>,
     /// Prometheus.
     pub metrics: Option<SocketAddr>,
+    /// Prometheus, with the app's own metrics.
+    pub merged_metrics: Option<SocketAddr>,
 }
 
 /// Binds listeners, obtains the first certificate and policy in the background, and returns as soon as sockets are bound.
@@ -97,10 +102,13 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     let admin_listener = bind_plain(bootstrap.admin).await?;
     let probes_listener = bind_plain(bootstrap.probes).await?;
     let metrics_listener = bind_plain(bootstrap.metrics).await?;
+    let merged_listener = bind_plain(bootstrap.merged_metrics).await?;
     let workload_socket = bootstrap.workload_api.as_deref().map(workload_api::Socket::bind).transpose()?;
     addresses.admin = admin_listener.local_addr().ok();
     addresses.probes = probes_listener.local_addr().ok();
     addresses.metrics = metrics_listener.local_addr().ok();
+    addresses.merged_metrics = merged_listener.local_addr().ok();
+    not_our_own(bootstrap.app_metrics.as_ref(), &addresses)?;
 
     let ready = Ready::default();
     let store = Arc::new(Store::default());
@@ -166,6 +174,8 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
         draining,
         drain_deadline: bootstrap.drain_deadline,
         instance: bootstrap.instance,
+        app_metrics: bootstrap.app_metrics,
+        mark: bootstrap.mark,
     });
     // From here on nothing fails: the handle exists before the first task, and dropping it ends them all.
     let mut sidecar = Sidecar {
@@ -180,7 +190,8 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
             tokio::spawn(subscriber.run(stop.clone())),
             tokio::spawn(admin::serve(admin_listener, Door::Admin, admin.clone(), stop.clone())),
             tokio::spawn(admin::serve(probes_listener, Door::Probes, admin.clone(), stop.clone())),
-            tokio::spawn(admin::serve(metrics_listener, Door::Metrics, admin, stop)),
+            tokio::spawn(admin::serve(metrics_listener, Door::Metrics, admin.clone(), stop.clone())),
+            tokio::spawn(admin::serve(merged_listener, Door::Merged, admin, stop)),
             tokio::spawn(governor.keep_watch()),
         ],
         workers: Vec::new(),
@@ -277,6 +288,24 @@ fn settings(bootstrap: &Bootstrap, addresses: &Addresses) -> Settings {
         },
         own_ports: own.map(SocketAddr::port).collect(),
         ..Settings::default()
+    }
+}
+
+/// A page that has itself in it would never end.
+fn not_our_own(app: Option<&AppMetrics>, addresses: &Addresses) -> anyhow::Result<()> {
+    let own = addresses.admin.iter().chain(&addresses.probes).chain(&addresses.metrics);
+    let mut own = own.chain(&addresses.merged_metrics).chain(&addresses.inbound).chain(&addresses.outbound);
+    let is_own = |app: &&AppMetrics| {
+        own.any(|own| {
+            own.port() == app.address.port() && (own.ip().is_unspecified() || own.ip() == app.address.ip())
+        })
+    };
+    match app.filter(is_own) {
+        None => Ok(()),
+        Some(app) => Err(Failure::error(
+            format!("the app's metrics are said to be on {}, which is the sidecar's own port.", app.address),
+            "Name the port of the app, by `--app-metrics` or by the pod's annotation prometheus.io/port.",
+        )),
     }
 }
 

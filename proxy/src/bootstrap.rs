@@ -1,6 +1,7 @@
 //! The only place that reads flags, environment and files: what a sidecar knows before it has spoken to anyone.
 
 pub mod access_log;
+pub mod app_metrics;
 pub mod otel;
 pub mod resources;
 
@@ -99,6 +100,10 @@ pub struct Bootstrap {
     pub probes: SocketAddr,
     /// Prometheus (15090); port 0 = any.
     pub metrics: SocketAddr,
+    /// Ours and the app's own metrics on one page (15020); port 0 = any.
+    pub merged_metrics: SocketAddr,
+    /// Where the app's own are; `None`: it has none.
+    pub app_metrics: Option<app_metrics::AppMetrics>,
     /// Where our identity comes from instead of the control plane: the socket of a SPIFFE Workload API.
     pub identity_from: Option<PathBuf>,
     /// Where the pod gets its identity from us: the socket of the SPIFFE Workload API and of Envoy's SDS.
@@ -261,6 +266,12 @@ pub struct Flags {
     /// Prometheus: /metrics
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15090")]
     pub metrics: SocketAddr,
+    /// Prometheus: /stats/prometheus, with the app's own metrics behind ours; and /healthz/ready
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15020")]
+    pub merged_metrics: SocketAddr,
+    /// The app's own page for Prometheus [default: what ISTIO_PROMETHEUS_ANNOTATIONS names]
+    #[arg(long, value_name = "http://IP:PORT/PATH", value_parser = app_metrics::url)]
+    pub app_metrics: Option<app_metrics::AppMetrics>,
     /// Take certificate and key from the SPIFFE Workload API on this socket, a SPIRE agent's for example, not from the control plane
     #[arg(long, value_name = "unix:PATH", value_parser = unix_path,
         conflicts_with_all = ["join_token_file", "service_account_token_file", "certificate_lifetime"])]
@@ -341,6 +352,11 @@ impl Bootstrap {
             admin: flags.admin,
             probes: flags.probes,
             metrics: flags.metrics,
+            merged_metrics: flags.merged_metrics,
+            app_metrics: match flags.app_metrics {
+                Some(named) => Some(named),
+                None => app_metrics::AppMetrics::of_environment()?,
+            },
             identity_from: flags.identity_from,
             workload_api: flags.workload_api,
             workers: flags.workers.map_or(processors.min(2), usize::from),

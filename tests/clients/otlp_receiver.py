@@ -1,5 +1,5 @@
-"""An OTLP receiver made of the official protocol definitions: gRPC and HTTP at once. It prints its ports, then each span that it
-gets, one JSON document a line, with what came with it.
+"""An OTLP receiver made of the official protocol definitions: gRPC and HTTP at once. It prints its ports, then each span,
+metric and log record that it gets, one JSON document a line (`signal` says which), with what came with it.
 
 otlp_receiver.py [ok|slow|full|garbage|gone|partial [FOLDER]]
 
@@ -17,6 +17,10 @@ from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2_grpc as logs_service
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_service
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service
 
@@ -26,6 +30,8 @@ printing = threading.Lock()
 
 def plain(value):
     kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [plain(each) for each in value.array_value.values]
     return getattr(value, kind) if kind else None
 
 
@@ -38,11 +44,12 @@ def say(document):
         print(json.dumps(document), flush=True)
 
 
-def tell(via, request, came_with):
+def tell_spans(via, request, came_with):
     for resource in request.resource_spans:
         for scope in resource.scope_spans:
             for span in scope.spans:
                 say({
+                    "signal": "span",
                     "via": via,
                     "came_with": came_with,
                     "resource": attributes(resource.resource.attributes),
@@ -60,23 +67,121 @@ def tell(via, request, came_with):
                 })
 
 
-def answer(request):
-    count = sum(len(s.spans) for r in request.resource_spans for s in r.scope_spans)
+def point(kind, point):
+    said = {"labels": attributes(point.attributes), "start": point.start_time_unix_nano, "time": point.time_unix_nano}
+    if kind == "histogram":
+        return said | {
+            "count": point.count,
+            "sum": point.sum,
+            "bounds": list(point.explicit_bounds),
+            "counts": list(point.bucket_counts),
+            "exemplars": [{"trace": e.trace_id.hex(), "value": e.as_double} for e in point.exemplars],
+        }
+    return said | {"value": getattr(point, point.WhichOneof("value"))}
+
+
+def tell_metrics(via, request, came_with):
+    for resource in request.resource_metrics:
+        for scope in resource.scope_metrics:
+            metrics = []
+            for metric in scope.metrics:
+                kind = metric.WhichOneof("data")
+                data = getattr(metric, kind)
+                metrics.append({
+                    "name": metric.name,
+                    "description": metric.description,
+                    "kind": kind,
+                    "temporality": getattr(data, "aggregation_temporality", 0),
+                    "monotonic": getattr(data, "is_monotonic", False),
+                    "points": [point(kind, each) for each in data.data_points],
+                })
+            say({
+                "signal": "metrics",
+                "via": via,
+                "came_with": came_with,
+                "resource": attributes(resource.resource.attributes),
+                "scope": scope.scope.name,
+                "metrics": metrics,
+            })
+
+
+def tell_logs(via, request, came_with):
+    for resource in request.resource_logs:
+        for scope in resource.scope_logs:
+            for record in scope.log_records:
+                say({
+                    "signal": "log",
+                    "via": via,
+                    "came_with": came_with,
+                    "resource": attributes(resource.resource.attributes),
+                    "scope": scope.scope.name,
+                    "time": record.time_unix_nano,
+                    "observed": record.observed_time_unix_nano,
+                    "severity": record.severity_number,
+                    "severity_text": record.severity_text,
+                    "event": record.event_name,
+                    "body": plain(record.body),
+                    "trace": record.trace_id.hex(),
+                    "span": record.span_id.hex(),
+                    "flags": record.flags,
+                    "attributes": attributes(record.attributes),
+                })
+
+
+def trace_answer(request):
     answer = pb.ExportTraceServiceResponse()
     if mode == "partial":
-        answer.partial_success.rejected_spans = count
+        answer.partial_success.rejected_spans = sum(len(s.spans) for r in request.resource_spans for s in r.scope_spans)
         answer.partial_success.error_message = "not these"
     return answer
 
 
-class Grpc(service.TraceServiceServicer):
-    def Export(self, request, context):
+def metrics_answer(request):
+    answer = metrics_pb.ExportMetricsServiceResponse()
+    if mode == "partial":
+        answer.partial_success.rejected_data_points = 1
+        answer.partial_success.error_message = "not this one"
+    return answer
+
+
+def logs_answer(request):
+    answer = logs_pb.ExportLogsServiceResponse()
+    if mode == "partial":
+        records = sum(len(s.log_records) for r in request.resource_logs for s in r.scope_logs)
+        answer.partial_success.rejected_log_records = records
+        answer.partial_success.error_message = "not these"
+    return answer
+
+
+def export(tell, answer):
+    def handle(self, request, context):
         if mode == "slow":
             time.sleep(600)
         if mode == "full":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
         tell("grpc", request, dict(context.invocation_metadata()))
         return answer(request)
+
+    return handle
+
+
+class Traces(service.TraceServiceServicer):
+    Export = export(tell_spans, trace_answer)
+
+
+class Metrics(metrics_service.MetricsServiceServicer):
+    Export = export(tell_metrics, metrics_answer)
+
+
+class Logs(logs_service.LogsServiceServicer):
+    Export = export(tell_logs, logs_answer)
+
+
+SIGNALS = {
+    "traces": (pb.ExportTraceServiceRequest, tell_spans, trace_answer),
+    "metrics": (metrics_pb.ExportMetricsServiceRequest, tell_metrics, metrics_answer),
+    "logs": (logs_pb.ExportLogsServiceRequest, tell_logs, logs_answer),
+}
 
 
 class Http(BaseHTTPRequestHandler):
@@ -86,7 +191,9 @@ class Http(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.headers["content-encoding"] == "gzip":
             body = gzip.decompress(body)
-        request = pb.ExportTraceServiceRequest.FromString(body)
+        # Who is asked at a path of his own is asked for spans.
+        kind, tell, answer = SIGNALS.get(self.path.rsplit("/", 1)[-1], SIGNALS["traces"])
+        request = kind.FromString(body)
         if mode == "slow":
             time.sleep(600)
         if mode == "gone":
@@ -110,7 +217,9 @@ class Http(BaseHTTPRequestHandler):
 
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-service.add_TraceServiceServicer_to_server(Grpc(), server)
+service.add_TraceServiceServicer_to_server(Traces(), server)
+metrics_service.add_MetricsServiceServicer_to_server(Metrics(), server)
+logs_service.add_LogsServiceServicer_to_server(Logs(), server)
 http = ThreadingHTTPServer(("127.0.0.1", 0), Http)
 http.daemon_threads = True
 if len(sys.argv) > 2:

@@ -15,6 +15,7 @@ pub mod ground;
 pub mod load;
 pub mod log;
 pub mod mesh;
+pub mod otlp;
 pub mod pods;
 pub mod ports;
 pub mod processes;

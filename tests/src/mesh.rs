@@ -19,7 +19,7 @@ use postern_config::{
 use postern_control_plane::{ControlPlane, Options, SessionStatus};
 use postern_proxy::{
     Bootstrap, Interception, Sidecar,
-    bootstrap::{AccessLogSink, JoinToken, JoinTokens, otel},
+    bootstrap::{AccessLogSink, JoinToken, JoinTokens, app_metrics::AppMetrics, otel},
 };
 use std::{
     collections::BTreeMap,
@@ -66,6 +66,8 @@ pub struct Settings {
     pub state: Option<PathBuf>,
     pub certificate_lifetime: Duration,
     pub otel: otel::Settings,
+    /// Where each pod's app has its own metrics.
+    pub app_metrics: Option<AppMetrics>,
     /// Other original destinations that every sidecar gets an outbound listener for, by name.
     pub outside: Vec<(String, SocketAddr)>,
     /// Do not send any policy yet.
@@ -82,6 +84,7 @@ impl Default for Settings {
             state: None,
             certificate_lifetime: Duration::from_secs(600),
             otel: otel::Settings::default(),
+            app_metrics: None,
             outside: vec![],
             without_policy: false,
             workload_api: None,
@@ -324,6 +327,8 @@ impl Mesh {
             admin: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             probes: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             metrics: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            merged_metrics: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            app_metrics: settings.app_metrics.clone(),
             identity_from: None,
             workload_api: settings
                 .workload_api
@@ -360,6 +365,10 @@ impl Workload {
     /// Where the sidecar's metrics are.
     pub fn metrics(&self) -> SocketAddr {
         self.sidecar.as_ref().and_then(|s| s.addresses().metrics).expect("a sidecar with a metrics port")
+    }
+    /// Where they are with the app's own.
+    pub fn merged_metrics(&self) -> SocketAddr {
+        self.sidecar.as_ref().and_then(|s| s.addresses().merged_metrics).expect("a sidecar with that port")
     }
     /// The way in from outside for one of its ports.
     pub fn inbound(&self, port: u16) -> SocketAddr {

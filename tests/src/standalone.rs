@@ -114,6 +114,7 @@ impl Standalone {
                 format!("--admin={admin}"),
                 format!("--probes={probes}"),
                 format!("--metrics={}", free()),
+                format!("--merged-metrics={}", free()),
                 format!("--explicit-outbound={outbound}={SERVICE}"),
                 format!("--explicit-inbound={inbound}={app_address}"),
                 format!("--state={}", mesh.sidecar_state(name).display()),

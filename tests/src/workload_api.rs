@@ -138,6 +138,8 @@ pub fn bootstrap(instance: &str) -> Bootstrap {
         admin: any,
         probes: any,
         metrics: any,
+        merged_metrics: any,
+        app_metrics: None,
         identity_from: None,
         workload_api: None,
         workers: 1,

@@ -199,7 +199,7 @@ fn a_sidecar_that_may_not_take_connections_by_tproxy_says_so_and_does_not_start(
             "--interception-mode",
         ]);
         command.args([mode, "--inbound=127.0.0.1:0", "--outbound=127.0.0.1:0", "--admin=127.0.0.1:0"]);
-        command.args(["--probes=127.0.0.1:0", "--metrics=127.0.0.1:0"]);
+        command.args(["--probes=127.0.0.1:0", "--metrics=127.0.0.1:0", "--merged-metrics=127.0.0.1:0"]);
         command
     };
     let refused = start("tproxy").output().unwrap();

@@ -2,13 +2,14 @@
 //! dashboard of which every query returns something.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use postern_proxy::bootstrap::app_metrics::AppMetrics;
 use postern_proxy::telemetry::{
     Direction, Entry, Metrics, Repeat,
     entry::{Decided, Would},
 };
 use postern_tests::{
     Mesh, Request, foreign,
-    mesh::within,
+    mesh::{Settings, within},
     ports,
     scenario::{mode, payments, policy},
     standalone::{Settings as StandaloneSettings, Standalone, until},
@@ -21,6 +22,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const FOLDER: &str = "manifests/observability";
 
@@ -143,14 +145,22 @@ impl Drop for Prometheus {
 }
 
 impl Prometheus {
-    fn start(programs: &std::path::Path, targets: &[String]) -> Self {
+    /// It scrapes both pages of these sidecars.
+    fn start(programs: &std::path::Path, targets: &[String], merged: &[String]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], ports::real(9090)));
         let rules = tree::root().join(FOLDER).join("prometheus-rules.yaml");
         let configuration = serde_json::json!({
             "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
             "rule_files": [rules],
-            "scrape_configs": [{ "job_name": "postern", "static_configs": [{ "targets": targets }] }],
+            "scrape_configs": [
+                { "job_name": "postern", "static_configs": [{ "targets": targets }] },
+                {
+                    "job_name": "merged",
+                    "metrics_path": "/stats/prometheus",
+                    "static_configs": [{ "targets": merged }],
+                },
+            ],
         });
         // JSON is YAML.
         std::fs::write(folder.path().join("prometheus.yml"), configuration.to_string()).unwrap();
@@ -177,14 +187,34 @@ impl Prometheus {
     }
 }
 
+/// An app's own page for Prometheus.
+async fn app_page() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let page = "# TYPE shop_orders_total counter\nshop_orders_total 3\n";
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\nconnection: close";
+            let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prometheus_takes_what_sidecars_say_and_every_query_of_the_dashboard_returns_something() {
     let Some(programs) = prometheus() else { return };
     let rules = "action: ALLOW, rules: [{to: [{operation: {methods: [GET]}}]}]";
-    let mesh = Mesh::start(&payments(&(mode("payments", "STRICT") + &policy("reads", rules)))).await;
+    let documents = payments(&(mode("payments", "STRICT") + &policy("reads", rules)));
+    let app = Some(AppMetrics { address: app_page().await, path: "/metrics".parse().unwrap() });
+    let mesh = Mesh::start_with(&documents, Settings { app_metrics: app, ..Settings::default() }).await;
     let targets: Vec<_> =
         ["payments-api", "checkout-api"].map(|name| mesh.workload(name).metrics().to_string()).into();
-    let prometheus = Prometheus::start(&programs, &targets);
+    let merged = [mesh.workload("payments-api").merged_metrics().to_string()];
+    let prometheus = Prometheus::start(&programs, &targets, &merged);
     let dashboard =
         std::fs::read_to_string(tree::root().join(FOLDER).join("grafana-dashboard.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
@@ -219,8 +249,12 @@ async fn a_prometheus_takes_what_sidecars_say_and_every_query_of_the_dashboard_r
     })
     .await;
     let up = prometheus.query("up == 1").await;
-    assert_eq!(up.len(), targets.len(), "both are scraped: {up:?}");
-    let denied = "istio_requests_total{reporter=\"destination\",decision=\"deny\"}";
+    assert_eq!(up.len(), targets.len() + merged.len(), "all are scraped: {up:?}");
+    for ours_and_the_apps in ["istio_requests_total", "postern_proxy_seconds_count", "shop_orders_total"] {
+        let found = prometheus.query(&format!("{ours_and_the_apps}{{job=\"merged\"}}")).await;
+        assert!(!found.is_empty(), "{ours_and_the_apps}");
+    }
+    let denied = "istio_requests_total{reporter=\"destination\",decision=\"deny\",job=\"postern\"}";
     let denied = prometheus.query(denied).await;
     assert_eq!(denied.len(), 1, "{denied:?}");
     for (label, value) in [

@@ -1,7 +1,7 @@
 //! What a person sees: the body of a refusal, the access log, and the explanation behind a decision id.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use postern_proxy::bootstrap::otel::{self, Exporter, Protocol};
+use postern_proxy::bootstrap::otel::{self, Exporter, Protocol, Signal};
 use postern_tests::{
     Mesh, Request,
     mesh::Settings,
@@ -70,7 +70,7 @@ async fn a_denied_grpc_call_gets_a_grpc_status() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_line_for_each_request_names_both_ends_the_decision_and_the_times() {
     // Nobody is there to take the spans, which costs nothing but them.
-    let exporter = Some(Exporter::new("http://127.0.0.1:1", Protocol::Http).unwrap());
+    let exporter = Some(Exporter::new(Signal::Traces, "http://127.0.0.1:1", Protocol::Http).unwrap());
     let otel = otel::Settings { exporter, ..otel::Settings::default() };
     let mesh = strict_with(Settings { otel, ..Settings::default() }).await;
     let call = mesh.request("checkout-api", "payments-api").method("POST").path("/v1/charges?secret=1");

@@ -2,13 +2,13 @@
 //! what becomes of calls when the receiver is slow, full, lying or gone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use postern_proxy::bootstrap::otel::{self, Exporter, Headers, Protocol};
+use postern_proxy::bootstrap::otel::{self, Exporter, Headers, Protocol, Signal};
 use postern_tests::{
     Mesh, Request,
     mesh::{Settings, within},
+    otlp::Receiver,
     scenario::{mode, payments},
     up::{Place, User},
-    workload_api::{Client, python},
 };
 use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
@@ -24,42 +24,18 @@ const NO_DELETE: &str = "---\napiVersion: security.istio.io/v1\nkind: Authorizat
     metadata: {name: no-delete, namespace: payments}\n\
     spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}\n";
 
-struct Receiver {
-    client: Client,
-    ports: Value,
-}
-
-impl Receiver {
-    async fn start(mode: &str) -> Option<Self> {
-        Self::start_with(&[mode]).await
-    }
-
-    async fn start_with(arguments: &[&str]) -> Option<Self> {
-        let mut client = Client::script(&python()?, "otlp_receiver.py", arguments);
-        let ports = client.says().await;
-        Some(Self { client, ports })
-    }
-
-    fn exporter(&self, protocol: Protocol) -> Exporter {
-        let port = &self.ports[if protocol == Protocol::Grpc { "grpc" } else { "http" }];
-        Exporter::new(&format!("http://127.0.0.1:{port}"), protocol).unwrap()
-    }
-
-    /// The next `count` spans of this trace, by kind and service.
-    async fn spans(&mut self, trace: &str, count: usize) -> BTreeMap<(u64, String), Value> {
-        let mut all = BTreeMap::new();
-        within("the spans have arrived", async {
-            while all.len() < count {
-                let span = self.client.says().await;
-                if span["trace"] == trace {
-                    let service = span["resource"]["service.name"].as_str().unwrap().to_owned();
-                    all.insert((span["kind"].as_u64().unwrap(), service), span);
-                }
-            }
-        })
-        .await;
-        all
-    }
+/// The next `count` spans of this trace, by kind and service.
+async fn spans(receiver: &mut Receiver, trace: &str, count: usize) -> BTreeMap<(u64, String), Value> {
+    let mut all = BTreeMap::new();
+    within("the spans have arrived", async {
+        while all.len() < count {
+            let span = receiver.next("span", |span| span["trace"] == trace).await;
+            let service = span["resource"]["service.name"].as_str().unwrap().to_owned();
+            all.insert((span["kind"].as_u64().unwrap(), service), span);
+        }
+    })
+    .await;
+    all
 }
 
 async fn mesh(exporter: Exporter) -> Mesh {
@@ -76,7 +52,7 @@ const CLIENT: u64 = 3;
 
 async fn one_trace_over(protocol: Protocol) {
     let Some(mut receiver) = Receiver::start("ok").await else { return };
-    let mut exporter = receiver.exporter(protocol);
+    let mut exporter = receiver.exporter(Signal::Traces, protocol);
     exporter.is_compressed = true;
     let mut secret = http::HeaderValue::from_static("Bearer t0ken");
     secret.set_sensitive(true);
@@ -91,7 +67,7 @@ async fn one_trace_over(protocol: Protocol) {
     let call = mesh.request("payments-api", "reports").path("/daily");
     assert_eq!(call.header("traceparent", &came).send().await.unwrap().status, 200);
 
-    let spans = receiver.spans(TRACE, 4).await;
+    let spans = spans(&mut receiver, TRACE, 4).await;
     let of = |kind: u64, service: &str| {
         spans
             .iter()
@@ -156,13 +132,13 @@ async fn a_trace_across_three_workloads_is_whole_over_http() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_is_an_event_of_the_servers_span_and_its_allowed_twin_has_none() {
     let Some(mut receiver) = Receiver::start("ok").await else { return };
-    let mesh = mesh(receiver.exporter(Protocol::Http)).await;
+    let mesh = mesh(receiver.exporter(Signal::Traces, Protocol::Http)).await;
     for (method, status) in [("DELETE", 403), ("GET", 200)] {
         let call = mesh.request("checkout-api", "payments-api").method(method).path("/v1/charges");
         let trace = format!("{status:032x}");
         let answer = call.header("b3", &format!("{trace}-{ROOT}-1")).send().await.unwrap();
         assert_eq!(answer.status, status);
-        let spans = receiver.spans(&trace, 2).await;
+        let spans = spans(&mut receiver, &trace, 2).await;
         let span = spans.iter().find(|((kind, _), _)| *kind == SERVER).unwrap().1;
         let is_denied = status == 403;
         assert_eq!(span["attributes"]["postern.decision"], if is_denied { "deny" } else { "allow" });
@@ -202,7 +178,7 @@ async fn a_receiver_that_is_slow_full_lying_or_gone_is_counted_and_costs_no_call
         ("partial", Protocol::Http),
     ] {
         let Some(receiver) = Receiver::start(receiving).await else { return };
-        let mut exporter = receiver.exporter(protocol);
+        let mut exporter = receiver.exporter(Signal::Traces, protocol);
         exporter.timeout = Duration::from_millis(200);
         let mesh = mesh(exporter).await;
         for _ in 0..20 {
@@ -249,7 +225,7 @@ async fn over_tls_both_ends_prove_themselves_or_nothing_is_sent() {
     };
     for (number, protocol) in [Protocol::Grpc, Protocol::Http].into_iter().enumerate() {
         let port = &receiver.ports[if protocol == Protocol::Grpc { "grpc" } else { "http" }];
-        let mut good = Exporter::new(&format!("https://127.0.0.1:{port}"), protocol).unwrap();
+        let mut good = Exporter::new(Signal::Traces, &format!("https://127.0.0.1:{port}"), protocol).unwrap();
         good.timeout = Duration::from_secs(2);
         let at = |folder: &std::path::Path, name: &str| folder.join(name);
         good.authorities = Some(at(folder.path(), "ca.pem"));
@@ -286,7 +262,7 @@ async fn over_tls_both_ends_prove_themselves_or_nothing_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mesh_on_this_machine_sends_its_spans_where_the_environment_says() {
+async fn a_mesh_on_this_machine_sends_spans_metrics_and_log_where_the_environment_says() {
     let Some(mut receiver) = Receiver::start("ok").await else { return };
     for (number, user) in User::all().into_iter().enumerate() {
         let place = Place::new(user);
@@ -295,6 +271,7 @@ async fn a_mesh_on_this_machine_sends_its_spans_where_the_environment_says() {
         let endpoint = format!("http://127.0.0.1:{}/otlp", receiver.ports["http"]);
         command.args(["up", "yaml"]).env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
         command.env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip").env("OTEL_SERVICE_NAME", "not-all-of-them");
+        command.env("OTEL_METRIC_EXPORT_INTERVAL", "1000").env("OTEL_BLRP_SCHEDULE_DELAY", "100");
         command.env("OTEL_RESOURCE_ATTRIBUTES", format!("test.user={user:?}"));
         let up = tokio::task::spawn_blocking(move || place.up_by(command)).await.unwrap();
         let trace = format!("{:032x}", 4711 + number);
@@ -304,13 +281,35 @@ async fn a_mesh_on_this_machine_sends_its_spans_where_the_environment_says() {
         call.arg("http://payments-api.payments/v1/charges");
         let called = tokio::task::spawn_blocking(move || call.output().unwrap()).await.unwrap();
         assert!(called.status.success(), "{user:?} {called:?}");
-        let spans = receiver.spans(&trace, 2).await;
-        for (kind, service) in [(CLIENT, "checkout-api"), (SERVER, "payments-api")] {
-            let span = &spans[&(kind, service.to_owned())];
-            assert_eq!(span["came_with"]["path"], "/otlp/v1/traces");
-            assert_eq!(span["came_with"]["content-encoding"], "gzip");
-            assert_eq!(span["resource"]["test.user"], format!("{user:?}"));
+        // Two spans, two records and the counts of both sidecars, in whichever order.
+        let mut came = BTreeMap::new();
+        let wanted: Vec<_> = [("span", "traces"), ("log", "logs"), ("metrics", "metrics")]
+            .into_iter()
+            .flat_map(|(signal, path)| {
+                ["checkout-api", "payments-api"].map(|service| (signal, path, service))
+            })
+            .collect();
+        within("all of it has arrived", async {
+            while !wanted.iter().all(|(signal, _, service)| came.contains_key(&format!("{signal} {service}")))
+            {
+                let said = receiver.client.says().await;
+                let is_counted = said.to_string().contains("istio_requests_total");
+                if said["trace"] == trace || (said["signal"] == "metrics" && is_counted) {
+                    let named = |of: &Value| of.as_str().unwrap().to_owned();
+                    let service = named(&said["resource"]["service.name"]);
+                    came.insert(format!("{} {service}", named(&said["signal"])), said);
+                }
+            }
+        })
+        .await;
+        for (signal, path, service) in wanted {
+            let said = &came[&format!("{signal} {service}")];
+            assert_eq!(said["came_with"]["path"], format!("/otlp/v1/{path}"));
+            assert_eq!(said["came_with"]["content-encoding"], "gzip");
+            assert_eq!(said["resource"]["test.user"], format!("{user:?}"));
         }
+        let kind = |service| came[&format!("span {service}")]["kind"].as_u64().unwrap();
+        assert_eq!((kind("checkout-api"), kind("payments-api")), (CLIENT, SERVER));
         drop(up);
     }
 }

@@ -89,6 +89,7 @@ mod tests {
             containers: vec![],
             interception: InterceptionMode::default(),
             exclusions: Exclusions::default(),
+            app_metrics: None,
         }
     }
 

@@ -195,6 +195,7 @@ mod tests {
             containers: vec![Container { name: "app".into(), ports, ..Container::default() }],
             interception: InterceptionMode::default(),
             exclusions: Exclusions::default(),
+            app_metrics: None,
         }
     }
 

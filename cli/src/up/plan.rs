@@ -5,7 +5,7 @@ use postern_config::documents::{
     Documents, Located, Metadata,
     kubernetes::{self, Container, TargetPort},
 };
-use postern_proxy::bootstrap::InterceptionMode;
+use postern_proxy::bootstrap::{InterceptionMode, app_metrics::AppMetrics};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -60,6 +60,8 @@ pub struct Pod {
     pub interception: InterceptionMode,
     /// What its redirect rules leave alone.
     pub exclusions: Exclusions,
+    /// Its app's own page for Prometheus, on an address of the app: `prometheus.io/…`.
+    pub app_metrics: Option<AppMetrics>,
 }
 
 impl Pod {
@@ -169,6 +171,7 @@ impl Plan {
                     containers: pod.spec.containers.clone(),
                     interception: interception(&pod.metadata)?,
                     exclusions: exclusions(&pod.metadata)?,
+                    app_metrics: app_metrics(&pod.metadata)?,
                     key,
                 },
             );
@@ -412,6 +415,23 @@ fn interception(metadata: &Metadata) -> Result<InterceptionMode, Failure> {
             "Write REDIRECT or TPROXY.",
         )),
     }
+}
+
+/// What `prometheus.io/scrape`, `prometheus.io/port` and `prometheus.io/path` name, but for ports of the sidecar, which merges already.
+fn app_metrics(metadata: &Metadata) -> Result<Option<AppMetrics>, Failure> {
+    let of = |name: &str| metadata.annotations.get(name).map(String::as_str).unwrap_or_default();
+    let named = AppMetrics::of_annotations(
+        of("prometheus.io/scrape"),
+        of("prometheus.io/port"),
+        of("prometheus.io/path"),
+    );
+    let named = named.map_err(|cause| {
+        Failure::new(
+            format!("an annotation of {} cannot be used: {cause}.", key_of(metadata)),
+            "Write the port and the path of the app's own metrics.",
+        )
+    })?;
+    Ok(named.filter(|page| !(15000..=15099).contains(&page.address.port())))
 }
 
 fn exclusions(metadata: &Metadata) -> Result<Exclusions, Failure> {

@@ -237,6 +237,26 @@ fn exclusions_are_read_from_istio_annotations() {
 }
 
 #[test]
+fn the_apps_own_metrics_are_read_from_the_annotations_of_prometheus() {
+    let mut documents = sample();
+    let mut with = |scrape: &str, port: &str| {
+        let annotations = &mut documents.deployments[1].value.template.metadata.annotations;
+        annotations.insert("prometheus.io/scrape".into(), scrape.into());
+        annotations.insert("prometheus.io/port".into(), port.into());
+        annotations.insert("prometheus.io/path".into(), "/m".into());
+        Plan::make(&documents, &Plan::default())
+    };
+    let of = |plan: &Plan| plan.pods[&Key::new("pay", "api-0")].app_metrics.clone();
+    assert_eq!(of(&make(&sample(), &Plan::default())), None);
+    let page = of(&with("true", "9102").unwrap()).unwrap();
+    assert_eq!((page.address.port(), page.path.as_str()), (9102, "/m"));
+    assert_eq!(of(&with("false", "9102").unwrap()), None);
+    // Written for Istio after its injector was there: the sidecar's own.
+    assert_eq!(of(&with("true", "15020").unwrap()), None);
+    assert!(with("true", "http").unwrap_err().cause.contains("`http`"));
+}
+
+#[test]
 fn the_interception_mode_is_read_from_istios_annotation_and_none_is_refused() {
     let mut documents = sample();
     let mut with = |mode: &str| {

@@ -22,6 +22,8 @@ pub const ADMIN_PORT: u16 = 15000;
 pub const PROBE_PORT: u16 = 15021;
 /// Where it shows its metrics.
 pub const METRICS_PORT: u16 = 15090;
+/// Where they are with the app's own.
+pub const MERGED_METRICS_PORT: u16 = 15020;
 const WORKLOAD_SOCKET: &str = "workload.sock";
 
 /// The sidecar's address for its owner, as seen in the pod.
@@ -103,7 +105,16 @@ pub fn command(mesh: &Mesh, pod: &Pod, home: &Home) -> io::Result<Command> {
             }
             flag("probes", SocketAddr::new(layout.sidecar(pod).into(), PROBE_PORT).to_string());
             flag("metrics", SocketAddr::new(layout.sidecar(pod).into(), METRICS_PORT).to_string());
+            let merged = SocketAddr::new(layout.sidecar(pod).into(), MERGED_METRICS_PORT);
+            flag("merged-metrics", merged.to_string());
         }
+    }
+    if let Some(page) = &pod.app_metrics {
+        let app = match mesh.ground() {
+            Ground::Bridge { .. } => Ipv4Addr::LOCALHOST,
+            Ground::Loopback(layout) => layout.app(pod),
+        };
+        flag("app-metrics", format!("http://{app}:{}{}", page.address.port(), page.path));
     }
     if let Some(lifetime) = mesh.options().certificate_lifetime {
         flag("certificate-lifetime", lifetime.as_secs().to_string());

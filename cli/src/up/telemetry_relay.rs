@@ -1,4 +1,4 @@
-//! Spans on their way out: pods cannot reach the host, so the hub takes their connections and hands them, through a unix
+//! Spans, metrics and access log on their way out: pods cannot reach the host, so the hub takes their connections and hands them, through a unix
 //! socket in the runtime folder, to the outer process, which dials the collector that the person named.
 use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
@@ -24,43 +24,97 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 /// The ports of OTLP over gRPC and over HTTP.
 const GRPC_PORT: u16 = 4317;
 const HTTP_PORT: u16 = 4318;
-const BASE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-const WHOLE: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+/// What names a collector: for all signals with a path of their own behind it, and for each one as it is asked.
+const NAMES: [&str; 4] = [
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+];
 
-/// The collector for the sidecars' spans.
+/// The collector for what the sidecars tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
+    named: Vec<Named>,
+    /// For spans only; the other `OTEL_*` variables of our environment do not concern it.
+    is_of_story: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Named {
+    /// One of [`NAMES`].
+    variable: String,
     /// `http://HOST:PORT/PATH`
     url: String,
-    /// The URL is asked as it is, instead of with `/v1/traces` behind it.
-    is_whole: bool,
     is_grpc: bool,
-    /// The other `OTEL_*` variables of our environment go with it.
-    with_rest: bool,
 }
 
 impl Endpoint {
-    /// A collector of ours, which nothing in the environment concerns.
+    /// A collector of ours, for spans, which nothing in the environment concerns.
     pub fn of_story(collector: SocketAddr) -> Self {
-        Self { url: format!("http://{collector}"), is_whole: false, is_grpc: true, with_rest: false }
+        let [_, traces, ..] = NAMES.map(str::to_owned);
+        let named = vec![Named { variable: traces, url: format!("http://{collector}"), is_grpc: true }];
+        Self { named, is_of_story: true }
     }
 
     /// What the person's environment names.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
-        let (whole, base) = (set(WHOLE), set(BASE));
-        let protocol =
-            set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL").or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL"));
-        let is_whole = whole.is_some();
-        let url = whole.or(base)?;
-        Some(Self { url, is_whole, is_grpc: protocol.is_some_and(|named| named == "grpc"), with_rest: true })
+        let named = |name: &str| {
+            let own = match name.strip_suffix("ENDPOINT") {
+                Some("OTEL_EXPORTER_OTLP_") | None => set("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"),
+                Some(signal) => set(&format!("{signal}PROTOCOL")),
+            };
+            let is_grpc =
+                own.or_else(|| set("OTEL_EXPORTER_OTLP_PROTOCOL")).is_some_and(|named| named == "grpc");
+            Some(Named { variable: name.to_owned(), url: set(name)?, is_grpc })
+        };
+        let named: Vec<_> = NAMES.into_iter().filter_map(named).collect();
+        (!named.is_empty()).then_some(Self { named, is_of_story: false })
     }
 
     /// `host:port` to dial.
     ///
     /// # Errors
-    /// Not `http://`; only plain connections can be handed through.
+    /// Not `http://`, since only plain connections can be handed through; or more than one collector.
     pub fn authority(&self) -> Result<String, Failure> {
+        let mut all = self.named.iter().map(Named::authority).collect::<Result<Vec<_>, _>>()?;
+        all.dedup();
+        match all.as_slice() {
+            [one] => Ok(one.clone()),
+            several => Err(Failure::usage(
+                format!("several OTLP collectors are named: {}.", several.join(", ")),
+                "Name one that can be reached from the pods, which may send on to the others.",
+            )),
+        }
+    }
+
+    /// The same as the pods reach it.
+    pub fn through(self, relay: SocketAddr) -> Self {
+        let through = |named: Named| {
+            let rest = named.url.strip_prefix("http://").unwrap_or_default();
+            let path = rest.find('/').map_or("", |at| rest.split_at(at).1);
+            Named { url: format!("http://{relay}{path}"), ..named }
+        };
+        Self { named: self.named.into_iter().map(through).collect(), ..self }
+    }
+
+    /// What a sidecar's environment has to say. A service name is each pod's own.
+    pub fn variables(&self) -> Vec<(OsString, OsString)> {
+        let is_ours = |name: &str| NAMES.contains(&name) || name == "OTEL_SERVICE_NAME";
+        let rest = |name: &OsString| name.to_str().is_some_and(|n| n.starts_with("OTEL_") && !is_ours(n));
+        let mut all: Vec<(OsString, OsString)> = if self.is_of_story {
+            vec![("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL".into(), "grpc".into())]
+        } else {
+            std::env::vars_os().filter(|(name, _)| rest(name)).collect()
+        };
+        all.extend(self.named.iter().map(|named| (named.variable.clone().into(), named.url.clone().into())));
+        all
+    }
+}
+
+impl Named {
+    fn authority(&self) -> Result<String, Failure> {
         let rest = self.url.strip_prefix("http://").ok_or_else(|| {
             Failure::usage(
                 format!(
@@ -74,28 +128,6 @@ impl Endpoint {
         let after_brackets = host.rsplit(']').next().unwrap_or(host);
         let port = if self.is_grpc { GRPC_PORT } else { HTTP_PORT };
         Ok(if after_brackets.contains(':') { host.to_owned() } else { format!("{host}:{port}") })
-    }
-
-    /// The same as the pods reach it.
-    pub fn through(self, relay: SocketAddr) -> Self {
-        let path =
-            self.url.strip_prefix("http://").and_then(|rest| rest.find('/').map(|at| rest.split_at(at).1));
-        Self { url: format!("http://{relay}{}", path.unwrap_or_default()), ..self }
-    }
-
-    /// What a sidecar's environment has to say. A service name is each pod's own.
-    pub fn variables(&self) -> Vec<(OsString, OsString)> {
-        let is_ours = |name: &str| [BASE, WHOLE, "OTEL_SERVICE_NAME"].contains(&name);
-        let rest = |name: &OsString| name.to_str().is_some_and(|n| n.starts_with("OTEL_") && !is_ours(n));
-        let mut all: Vec<_> = if self.with_rest {
-            std::env::vars_os().filter(|(name, _)| rest(name)).collect()
-        } else {
-            vec![]
-        };
-        all.push((if self.is_whole { WHOLE } else { BASE }.into(), self.url.clone().into()));
-        let protocol = if self.is_grpc { "grpc" } else { "http/protobuf" };
-        all.push(("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL".into(), protocol.into()));
-        all
     }
 }
 
@@ -152,6 +184,9 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    const BASE: &str = NAMES[0];
+    const TRACES: &str = NAMES[1];
+
     fn read(variables: &[(&str, &str)]) -> Option<Endpoint> {
         Endpoint::read(|name| {
             variables.iter().find(|(given, _)| *given == name).map(|(_, value)| (*value).to_owned())
@@ -167,7 +202,7 @@ mod tests {
             (vec![(BASE, "http://collector")], "collector:4318", "http://10.0.0.1:9"),
             (vec![(BASE, "http://10.0.0.1:9/otlp")], "10.0.0.1:9", "http://10.0.0.1:9/otlp"),
             (
-                vec![(WHOLE, "http://a/v1/traces"), (BASE, "http://b")],
+                vec![(TRACES, "http://a/v1/traces"), (BASE, "http://a:4318")],
                 "a:4318",
                 "http://10.0.0.1:9/v1/traces",
             ),
@@ -177,10 +212,12 @@ mod tests {
             let endpoint = read(&variables).unwrap();
             assert_eq!(endpoint.authority().unwrap(), dialled);
             let through = endpoint.through("10.0.0.1:9".parse().unwrap());
-            assert_eq!(through.url, inside);
-            let told = (if through.is_whole { WHOLE } else { BASE }.into(), inside.into());
+            let told = (variables[0].0.into(), inside.into());
             assert!(through.variables().contains(&told), "{through:?}");
         }
+        // The sidecars reach one collector through the hub.
+        let two = read(&[(BASE, "http://a"), (NAMES[3], "http://b/logs")]).unwrap();
+        assert_eq!(two.authority().unwrap_err().code, 64);
         assert_eq!(read(&[(BASE, "https://collector")]).unwrap().authority().unwrap_err().code, 64);
         assert_eq!(read(&[(BASE, ""), grpc]), None);
     }

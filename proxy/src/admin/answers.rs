@@ -1,12 +1,12 @@
 //! The pages: each a pure look at what is in force, as JSON or text.
 
 use super::{
-    Admin,
+    Admin, merged,
     server::{text, typed},
 };
 use crate::{
     state::{Destination, Endpoint},
-    telemetry::Denial,
+    telemetry::{AppScrape, Denial, exposition::Format},
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -51,9 +51,23 @@ pub(super) fn ready(admin: &Admin) -> Answer {
     text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready, missing: {}\n", missing.join(", ")))
 }
 
-pub(super) fn metrics(admin: &Admin) -> Answer {
-    let body = admin.telemetry.metrics().encode(SystemTime::now());
-    typed(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+pub(super) fn metrics(admin: &Admin, format: Format) -> Answer {
+    typed(StatusCode::OK, format.content_type(), admin.telemetry.metrics().text(SystemTime::now(), format))
+}
+
+/// Ours, and the app's own behind them; ours are whole whatever the app does.
+pub(super) async fn merged_metrics(admin: &Admin) -> Answer {
+    let (metrics, now) = (admin.telemetry.metrics(), SystemTime::now());
+    let app = match &admin.app_metrics {
+        None => None,
+        Some(app) => Some(merged::fetch(app, admin.mark, &metrics.families(now)).await),
+    };
+    if let Some(scraped) = &app {
+        metrics.app_scrapes().count(scraped.as_ref().map_or_else(|why| *why, |_| AppScrape::Taken));
+    }
+    let mut page = metrics.text(now, Format::Plain);
+    page.push_str(app.and_then(Result::ok).as_deref().unwrap_or_default());
+    typed(StatusCode::OK, Format::Plain.content_type(), page)
 }
 
 pub(super) fn config(admin: &Admin) -> Answer {

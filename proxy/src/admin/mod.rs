@@ -1,13 +1,18 @@
-//! What people and machines may ask a running sidecar: admin (loopback only), probes, and metrics, each on its own port.
+//! What people and machines may ask a running sidecar: admin (loopback only), probes, metrics, and metrics with the app's
+//! own, each on its own port.
 //!
 //! State changes by POST only. Nothing here shows a secret.
 
 pub mod answers;
+pub mod merged;
 pub mod server;
 
 pub use server::{Door, serve};
 
-use crate::{control::Destinations, drain, ready, state::Store, telemetry::Telemetry, workload_identity};
+use crate::{
+    bootstrap::app_metrics::AppMetrics, control::Destinations, drain, ready, state::Store,
+    telemetry::Telemetry, workload_identity,
+};
 use std::{sync::Arc, time::Duration};
 
 /// What the answers are made of.
@@ -30,4 +35,8 @@ pub struct Admin {
     pub drain_deadline: Duration,
     /// For the front page.
     pub instance: String,
+    /// The app's own page for Prometheus.
+    pub app_metrics: Option<AppMetrics>,
+    /// Of our own connections, when the redirect rules exempt by mark.
+    pub mark: Option<u32>,
 }

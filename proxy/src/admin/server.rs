@@ -1,9 +1,9 @@
 //! A small HTTP/1.1 server for questions about the sidecar: bounded in connections, bytes and time.
 
 use super::{Admin, answers};
-use crate::log;
+use crate::{log, telemetry::exposition::Format};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections at once on one port; more wait in the kernel.
 const CONNECTIONS: usize = 64;
+/// The same of merged metrics, each of which may hold a large page of the app.
+const MERGED_CONNECTIONS: usize = 8;
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// One connection, everything included (a renewal may take two attempts of ten seconds and more).
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
@@ -31,11 +33,14 @@ pub enum Door {
     Probes,
     /// `/metrics` and `/stats/prometheus`.
     Metrics,
+    /// `/stats/prometheus` with the app's own metrics, and `/healthz/ready`.
+    Merged,
 }
 
 /// Serves one port until stopped.
 pub async fn serve(listener: TcpListener, door: Door, admin: Arc<Admin>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = if door == Door::Merged { MERGED_CONNECTIONS } else { CONNECTIONS };
+    let places = Arc::new(Semaphore::new(places));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -83,13 +88,21 @@ async fn answer(door: Door, admin: &Admin, request: Request<Incoming>) -> Respon
     }
     let path = request.uri().path();
     match (door, path) {
-        (Door::Probes, "/healthz/ready") | (Door::Admin, "/ready") => {
+        (Door::Probes | Door::Merged, "/healthz/ready") | (Door::Admin, "/ready") => {
             on_get(&request, || answers::ready(admin))
         }
         (Door::Probes, "/healthz/live") | (Door::Admin, "/live") => {
             on_get(&request, || text(StatusCode::OK, "live\n"))
         }
-        (Door::Metrics, "/metrics" | "/stats/prometheus") => on_get(&request, || answers::metrics(admin)),
+        (Door::Metrics, "/metrics" | "/stats/prometheus") => {
+            on_get(&request, || answers::metrics(admin, format(request.headers())))
+        }
+        (Door::Merged, "/stats/prometheus") => match *request.method() {
+            Method::GET => answers::merged_metrics(admin).await,
+            // Not worth asking the app.
+            Method::HEAD => answers::metrics(admin, Format::Plain),
+            _ => only("GET, HEAD"),
+        },
         (Door::Admin, "/") => on_get(&request, || answers::front(admin)),
         (Door::Admin, "/config") => on_get(&request, || answers::config(admin)),
         (Door::Admin, "/certificates") => on_get(&request, || answers::certificates(admin)),
@@ -141,6 +154,22 @@ fn is_loopback_host(host: &str) -> bool {
         || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Only who asks for OpenMetrics gets it.
+fn format(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wants_open = accepted.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let is_open =
+            parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
+        let is_refused = |parameter: &str| {
+            let weight = parameter.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+            weight == Some(0.0) || (parameter.starts_with("version=") && parameter != "version=1.0.0")
+        };
+        is_open && !parts.any(is_refused)
+    });
+    if wants_open { Format::Open } else { Format::Plain }
+}
+
 fn on_get(
     request: &Request<Incoming>,
     answer: impl FnOnce() -> Response<Full<Bytes>>,
@@ -177,6 +206,24 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, body: impl Into<Byte
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
+
+    #[test]
+    fn open_metrics_is_for_those_who_ask_for_it() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, expected) in [
+            (prometheus, true),
+            ("application/openmetrics-text; version=1.0.0", true),
+            ("application/openmetrics-text", true),
+            ("application/openmetrics-text;version=0.0.1", false),
+            ("application/openmetrics-text;q=0", false),
+            ("text/plain;version=0.0.4", false),
+            ("*/*", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+            assert_eq!(format(&headers) == Format::Open, expected, "{accept}");
+        }
+        assert_eq!(format(&HeaderMap::new()), Format::Plain);
+    }
 
     #[test]
     fn the_admin_port_answers_to_loopback_names_only() {

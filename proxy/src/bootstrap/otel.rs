@@ -2,7 +2,8 @@
 //!
 //! Source: OpenTelemetry specification, "Environment Variable Specification", "SDK exporter" and "Sampling". Empty is unset; a
 //! value that is not understood is told and the default stands in for it, but an exporter that cannot work ends the start: a
-//! mesh that believes to be traced and is not would be worse.
+//! mesh that believes to be traced and is not would be worse. As the specification has it, `OTEL_EXPORTER_OTLP_ENDPOINT` alone
+//! sends all three signals, and `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` and `OTEL_LOGS_EXPORTER` switch each off.
 
 use super::Failure;
 use http::{HeaderName, HeaderValue, Uri};
@@ -11,12 +12,47 @@ use std::{path::PathBuf, time::Duration};
 /// The ports of OTLP over gRPC and over HTTP.
 const GRPC_PORT: u16 = 4317;
 const HTTP_PORT: u16 = 4318;
+const METRIC_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How spans are made and where they go.
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Spans.
+    Traces,
+    /// What a scrape has.
+    Metrics,
+    /// The access log.
+    Logs,
+}
+
+impl Signal {
+    /// As it stands in names of variables.
+    fn infix(self) -> &'static str {
+        match self {
+            Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+            Self::Logs => "LOGS",
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "/v1/traces",
+            Self::Metrics => "/v1/metrics",
+            Self::Logs => "/v1/logs",
+        }
+    }
+}
+
+/// How spans are made, and where they, the metrics and the access log go.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// `None`: no span is made, and what callers send of their traces passes unchanged.
     pub exporter: Option<Exporter>,
+    /// Metrics; `None`: they are only scraped.
+    pub metrics: Option<Periodic>,
+    /// The access log, beside where its lines go; `None`: it is not sent.
+    pub logs: Option<Exporter>,
     /// `OTEL_TRACES_SAMPLER` and its argument; the default is `parentbased_always_on`.
     pub sampler: Sampler,
     /// `OTEL_PROPAGATORS`.
@@ -27,11 +63,24 @@ pub struct Settings {
     pub resource: Vec<(String, String)>,
     /// `OTEL_BSP_*`.
     pub batch: Batch,
+    /// `OTEL_BLRP_*`.
+    pub log_batch: Batch,
+}
+
+/// Metrics on their way to a collector.
+#[derive(Clone, Debug)]
+pub struct Periodic {
+    /// To whom.
+    pub exporter: Exporter,
+    /// From one export to the next; `OTEL_METRIC_EXPORT_INTERVAL`, by default a minute.
+    pub interval: Duration,
 }
 
 /// An OTLP collector.
 #[derive(Clone, Debug)]
 pub struct Exporter {
+    /// What it takes.
+    pub signal: Signal,
     /// For HTTP with the path, as it is asked; for gRPC scheme, host and port.
     pub endpoint: Uri,
     /// `OTEL_EXPORTER_OTLP_PROTOCOL`.
@@ -67,14 +116,14 @@ impl std::fmt::Debug for Headers {
     }
 }
 
-/// How many spans wait, and for how long.
+/// How many spans, or records of the log, wait, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Spans that may wait; more are counted and dropped. `OTEL_BSP_MAX_QUEUE_SIZE`, 1 to 65,536.
+    /// How many may wait; more are counted and dropped. `…_MAX_QUEUE_SIZE`, 1 to 65,536.
     pub queue: usize,
-    /// Spans sent in one call. `OTEL_BSP_MAX_EXPORT_BATCH_SIZE`, not more than `queue`.
+    /// How many are sent in one call. `…_MAX_EXPORT_BATCH_SIZE`, not more than `queue`.
     pub most: usize,
-    /// The longest that a finished span waits before it is sent. `OTEL_BSP_SCHEDULE_DELAY`.
+    /// The longest that a finished one waits before it is sent. `…_SCHEDULE_DELAY`.
     pub delay: Duration,
 }
 
@@ -164,9 +213,10 @@ impl Exporter {
     ///
     /// # Errors
     /// `endpoint` is no `http://` or `https://` URL; the message says what to write.
-    pub fn new(endpoint: &str, protocol: Protocol) -> Result<Self, String> {
+    pub fn new(signal: Signal, endpoint: &str, protocol: Protocol) -> Result<Self, String> {
         Ok(Self {
-            endpoint: url(endpoint, protocol, false)?,
+            signal,
+            endpoint: url(signal, endpoint, protocol, false)?,
             protocol,
             headers: Headers::default(),
             timeout: Duration::from_secs(10),
@@ -183,7 +233,7 @@ impl Exporter {
 /// An endpoint is named that cannot be used.
 pub fn of_environment() -> anyhow::Result<Settings> {
     let (settings, doubts) = read(|name| std::env::var(name).ok())
-        .map_err(|cause| Failure::error(&cause, "Or unset it, to send no spans."))?;
+        .map_err(|cause| Failure::error(&cause, "Or unset it, to send nothing."))?;
     for doubt in doubts {
         tracing::warn!("{doubt}");
     }
@@ -201,9 +251,7 @@ pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<(Settings, Vec<
     let (named, resource) = resource(set("OTEL_RESOURCE_ATTRIBUTES").as_deref(), &mut doubts);
     let mut settings =
         Settings { service: set("OTEL_SERVICE_NAME").or(named), resource, ..Settings::default() };
-    let is_off = set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
-        || set("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
-    if is_off {
+    if set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Ok((settings, doubts));
     }
     if let Some(names) = set("OTEL_PROPAGATORS") {
@@ -213,21 +261,50 @@ pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<(Settings, Vec<
         let argument = set("OTEL_TRACES_SAMPLER_ARG");
         settings.sampler = Sampler::read(&name, argument.as_deref(), &mut doubts);
     }
-    settings.batch = batch(&set, &mut doubts);
-    settings.exporter = exporter(&set, &mut doubts)?;
+    settings.batch = batch("BSP", &set, &mut doubts);
+    settings.log_batch = batch("BLRP", &set, &mut doubts);
+    settings.exporter = exporter(Signal::Traces, &set, &mut doubts)?;
+    settings.logs = exporter(Signal::Logs, &set, &mut doubts)?;
+    let interval = "OTEL_METRIC_EXPORT_INTERVAL";
+    let interval = set(interval).and_then(|text| number(interval, &text, 100..=86_400_000, &mut doubts));
+    let interval = interval.map_or(METRIC_INTERVAL, Duration::from_millis);
+    settings.metrics =
+        exporter(Signal::Metrics, &set, &mut doubts)?.map(|exporter| Periodic { exporter, interval });
+    // What is wrong in a variable that all signals have is told once.
+    let mut told = std::collections::HashSet::new();
+    doubts.retain(|doubt| told.insert(doubt.clone()));
     Ok((settings, doubts))
 }
 
+/// Whether `OTEL_…_EXPORTER` leaves this signal on. Prometheus is served in any case.
+fn is_wanted(signal: Signal, set: &impl Fn(&str) -> Option<String>, doubts: &mut Vec<String>) -> bool {
+    let variable = format!("OTEL_{}_EXPORTER", signal.infix());
+    let Some(names) = set(&variable) else { return true };
+    let names: Vec<_> = names.split(',').map(str::trim).collect();
+    if names.contains(&"otlp") {
+        return true;
+    }
+    let is_off =
+        names.iter().all(|name| *name == "none" || (signal == Signal::Metrics && *name == "prometheus"));
+    if !is_off {
+        doubts
+            .push(format!("{variable} is `{}`; otlp and none are known, and otlp is used", names.join(",")));
+    }
+    !is_off
+}
+
 fn exporter(
+    signal: Signal,
     set: &impl Fn(&str) -> Option<String>,
     doubts: &mut Vec<String>,
 ) -> Result<Option<Exporter>, String> {
+    if !is_wanted(signal, set, doubts) {
+        return Ok(None);
+    }
     // The signal's own variable beats the common one.
-    let of = |what: &str| {
-        set(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"))
-            .or_else(|| set(&format!("OTEL_EXPORTER_OTLP_{what}")))
-    };
-    let (own, common) = (set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), set("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    let own = |what: &str| set(&format!("OTEL_EXPORTER_OTLP_{}_{what}", signal.infix()));
+    let of = |what: &str| own(what).or_else(|| set(&format!("OTEL_EXPORTER_OTLP_{what}")));
+    let (own, common) = (own("ENDPOINT"), set("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let Some(endpoint) = own.clone().or(common) else { return Ok(None) };
     let protocol = match of("PROTOCOL").as_deref() {
         Some("grpc") => Protocol::Grpc,
@@ -237,9 +314,9 @@ fn exporter(
             Protocol::Http
         }
     };
-    let endpoint = url(&endpoint, protocol, own.is_some())?;
+    let endpoint = url(signal, &endpoint, protocol, own.is_some())?;
     if protocol == Protocol::Http && endpoint.port_u16() == Some(GRPC_PORT) {
-        doubts.push(format!("the collector {endpoint} is asked over HTTP, but {GRPC_PORT} is the port of OTLP over gRPC: set OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or name port {HTTP_PORT}"));
+        doubts.push(format!("the collector {} is asked over HTTP, but {GRPC_PORT} is the port of OTLP over gRPC: set OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or name port {HTTP_PORT}", endpoint.authority().map_or("", |authority| authority.as_str())));
     }
     let timeout =
         of("TIMEOUT").and_then(|text| number("OTEL_EXPORTER_OTLP_TIMEOUT", &text, 1..=600_000, doubts));
@@ -262,6 +339,7 @@ fn exporter(
         ),
     };
     Ok(Some(Exporter {
+        signal,
         endpoint,
         protocol,
         headers: of("HEADERS").map(|text| headers(&text, doubts)).unwrap_or_default(),
@@ -272,8 +350,8 @@ fn exporter(
     }))
 }
 
-/// The URL to ask. A base (`OTEL_EXPORTER_OTLP_ENDPOINT`) gets `v1/traces` behind its path, one for traces is used as it is.
-fn url(endpoint: &str, protocol: Protocol, is_whole: bool) -> Result<Uri, String> {
+/// The URL to ask. A base (`OTEL_EXPORTER_OTLP_ENDPOINT`) gets `v1/traces` and so on behind its path, one of a signal is used as it is.
+fn url(signal: Signal, endpoint: &str, protocol: Protocol, is_whole: bool) -> Result<Uri, String> {
     let wrong = || {
         format!(
             "the OTLP endpoint `{endpoint}` cannot be used; write e.g. http://127.0.0.1:{HTTP_PORT} (with OTEL_EXPORTER_OTLP_PROTOCOL=grpc http://127.0.0.1:{GRPC_PORT})"
@@ -293,7 +371,7 @@ fn url(endpoint: &str, protocol: Protocol, is_whole: bool) -> Result<Uri, String
     let path = match (protocol, is_whole) {
         (Protocol::Grpc, _) => "/".to_owned(),
         (Protocol::Http, true) => uri.path().to_owned(),
-        (Protocol::Http, false) => format!("{}/v1/traces", uri.path().trim_end_matches('/')),
+        (Protocol::Http, false) => format!("{}{}", uri.path().trim_end_matches('/'), signal.path()),
     };
     Uri::builder()
         .scheme(scheme)
@@ -303,12 +381,15 @@ fn url(endpoint: &str, protocol: Protocol, is_whole: bool) -> Result<Uri, String
         .map_err(|_| wrong())
 }
 
-fn batch(set: &impl Fn(&str) -> Option<String>, doubts: &mut Vec<String>) -> Batch {
+fn batch(kind: &str, set: &impl Fn(&str) -> Option<String>, doubts: &mut Vec<String>) -> Batch {
     let standard = Batch::default();
-    let mut value = |name: &str, range| set(name).and_then(|text| number(name, &text, range, doubts));
-    let queue = value("OTEL_BSP_MAX_QUEUE_SIZE", 1..=65_536);
-    let most = value("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1..=65_536);
-    let delay = value("OTEL_BSP_SCHEDULE_DELAY", 0..=600_000);
+    let mut value = |what: &str, range| {
+        let name = format!("OTEL_{kind}_{what}");
+        set(&name).and_then(|text| number(&name, &text, range, doubts))
+    };
+    let queue = value("MAX_QUEUE_SIZE", 1..=65_536);
+    let most = value("MAX_EXPORT_BATCH_SIZE", 1..=65_536);
+    let delay = value("SCHEDULE_DELAY", 0..=600_000);
     let size = |value: u64| usize::try_from(value).unwrap_or(standard.queue);
     let queue = queue.map_or(standard.queue, size);
     Batch {

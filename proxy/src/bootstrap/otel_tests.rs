@@ -37,6 +37,57 @@ fn the_path_is_added_to_a_base_and_an_endpoint_of_its_own_is_asked_as_it_is() {
     check(&[("ENDPOINT", "http://c"), ("TRACES_ENDPOINT", " "), ("PROTOCOL", "")], "http://c:4318/v1/traces");
 }
 
+/// The endpoints of spans, metrics and the access log; `-` for what is not sent.
+fn endpoints(variables: &[(&str, &str)]) -> [String; 3] {
+    let (settings, doubts) = of(variables).unwrap();
+    assert!(doubts.is_empty(), "{doubts:?}");
+    let metrics = settings.metrics.map(|periodic| periodic.exporter);
+    [settings.exporter, metrics, settings.logs]
+        .map(|exporter| exporter.map_or("-".into(), |exporter| exporter.endpoint.to_string()))
+}
+
+#[test]
+fn a_base_alone_takes_all_signals_and_each_is_switched_off_or_sent_elsewhere_by_its_own_variables() {
+    let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c");
+    let [traces, metrics, logs] =
+        ["http://c:4318/v1/traces", "http://c:4318/v1/metrics", "http://c:4318/v1/logs"];
+    assert_eq!(endpoints(&[base]), [traces, metrics, logs]);
+    assert_eq!(endpoints(&[base, ("OTEL_METRICS_EXPORTER", "none")]), [traces, "-", logs]);
+    assert_eq!(endpoints(&[base, ("OTEL_METRICS_EXPORTER", "prometheus")]), [traces, "-", logs]);
+    assert_eq!(endpoints(&[base, ("OTEL_METRICS_EXPORTER", "otlp, prometheus")]), [traces, metrics, logs]);
+    assert_eq!(endpoints(&[base, ("OTEL_LOGS_EXPORTER", "none")]), [traces, metrics, "-"]);
+    assert_eq!(endpoints(&[base, ("OTEL_TRACES_EXPORTER", "none")]), ["-", metrics, logs]);
+    assert_eq!(endpoints(&[base, ("OTEL_SDK_DISABLED", "true")]), ["-", "-", "-"]);
+    let own = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://m:9/x");
+    assert_eq!(endpoints(&[base, own]), [traces, "http://m:9/x", logs]);
+    assert_eq!(endpoints(&[own]), ["-", "http://m:9/x", "-"]);
+    assert_eq!(
+        endpoints(&[("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://l:9/y")]),
+        ["-", "-", "http://l:9/y"]
+    );
+}
+
+#[test]
+fn each_signal_has_headers_batches_and_an_interval_of_its_own() {
+    let (settings, doubts) = of(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+        ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "b=2"),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "5000"),
+        ("OTEL_BLRP_MAX_QUEUE_SIZE", "7"),
+    ])
+    .unwrap();
+    assert!(doubts.is_empty(), "{doubts:?}");
+    let named = |exporter: &Exporter| exporter.headers.0[0].0.to_string();
+    assert_eq!(named(settings.exporter.as_ref().unwrap()), "a");
+    assert_eq!(named(settings.logs.as_ref().unwrap()), "b");
+    let metrics = settings.metrics.unwrap();
+    assert_eq!((metrics.exporter.protocol, metrics.interval), (Protocol::Grpc, Duration::from_secs(5)));
+    assert_eq!((settings.log_batch.queue, settings.log_batch.most), (7, 7));
+    assert_eq!(settings.batch, Batch::default());
+}
+
 #[test]
 fn without_an_endpoint_or_when_it_is_said_no_spans_are_made() {
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c");
@@ -101,6 +152,8 @@ fn what_is_not_understood_is_told_and_the_default_stands() {
         ("OTEL_RESOURCE_ATTRIBUTES", "a=1,=2", "part 2"),
         ("OTEL_TRACES_SAMPLER", "jaeger_remote", "jaeger_remote"),
         ("OTEL_PROPAGATORS", "xray", "xray"),
+        ("OTEL_LOGS_EXPORTER", "console", "OTEL_LOGS_EXPORTER is `console`"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "1s", "OTEL_METRIC_EXPORT_INTERVAL"),
     ] {
         let (settings, doubts) = of(&[endpoint, (name, value)]).unwrap();
         assert!(doubts.len() == 1 && doubts[0].contains(told), "{name}={value}: {doubts:?}");

@@ -3,18 +3,15 @@
 //! Source: OpenTelemetry Protocol specification, "OTLP/gRPC" and "OTLP/HTTP". What fails is not sent again: a collector that is
 //! overloaded is not helped by it, and who calls counts what was lost.
 
-use crate::bootstrap::otel::{Exporter, Protocol};
+use crate::bootstrap::otel::{Exporter, Protocol, Signal};
 use anyhow::Context;
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, uri};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, uri, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse, trace_service_client::TraceServiceClient,
-};
-use prost::Message as _;
+use prost::Message;
 use rustls::{ClientConfig, RootCertStore, client::Resumption};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use std::{io, io::Write as _, path::Path, sync::Arc, time::Duration};
@@ -22,17 +19,19 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::{either::Either, task::AbortOnDropHandle};
 use tonic::{
+    client::Grpc,
     codec::CompressionEncoding,
     metadata::MetadataMap,
     transport::{Channel, Endpoint},
 };
+use tonic_prost::ProstCodec;
 
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// The largest answer, in bytes, and the largest head of one.
 const LARGEST_ANSWER: usize = 64 * 1024;
 const USER_AGENT: &str = concat!("postern/", env!("CARGO_PKG_VERSION"));
 
-/// The way to one collector.
+/// The way to one collector, of one signal.
 pub struct Collector {
     exporter: Exporter,
     road: Road,
@@ -40,7 +39,7 @@ pub struct Collector {
 }
 
 enum Transport {
-    Grpc(Box<TraceServiceClient<Channel>>),
+    Grpc(Box<Grpc<Channel>>),
     /// The connection of the last call, when it can be used again.
     Http(Option<Connection>),
 }
@@ -89,7 +88,7 @@ impl Collector {
                     .connect_timeout(CONNECT_DEADLINE)
                     .timeout(exporter.timeout)
                     .connect_with_connector_lazy(connector);
-                let mut client = TraceServiceClient::new(channel).max_decoding_message_size(LARGEST_ANSWER);
+                let mut client = Grpc::new(channel).max_decoding_message_size(LARGEST_ANSWER);
                 if exporter.is_compressed {
                     client = client.send_compressed(CompressionEncoding::Gzip);
                 }
@@ -99,36 +98,47 @@ impl Collector {
         Ok(Self { exporter, road, transport })
     }
 
-    /// How many of the spans the collector has not taken.
+    /// What the collector answers, which may be that it has not taken all of it.
     ///
     /// # Errors
-    /// None of them has arrived for certain; why.
-    pub async fn send(&mut self, request: ExportTraceServiceRequest) -> Result<u64, String> {
+    /// Nothing of it has arrived for certain; why.
+    pub async fn send<Q, A>(&mut self, request: Q) -> Result<A, String>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
         let timeout = self.exporter.timeout;
         let late = || format!("no answer within {timeout:?}");
-        let answer = match &mut self.transport {
+        match &mut self.transport {
             Transport::Grpc(client) => {
                 let mut request = tonic::Request::new(request);
                 *request.metadata_mut() = MetadataMap::from_headers(headers(&self.exporter));
+                let path = PathAndQuery::from_static(method(self.exporter.signal));
                 let sent = async {
-                    client
-                        .export(request)
-                        .await
-                        .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
+                    client.ready().await.map_err(|cause| format!("it cannot be reached: {cause}"))?;
+                    let answer = client.unary(request, path, ProstCodec::<Q, A>::default()).await;
+                    answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))
                 };
-                tokio::time::timeout(timeout, sent).await.map_err(|_| late())??.into_inner()
+                Ok(tokio::time::timeout(timeout, sent).await.map_err(|_| late())??.into_inner())
             }
             Transport::Http(connection) => {
                 let kept = connection.take();
-                let sent = post(&self.exporter, &self.road, kept, &request);
+                let sent = post(&self.exporter, &self.road, kept, request.encode_to_vec());
                 let (answer, connection) =
                     tokio::time::timeout(timeout, sent).await.map_err(|_| late())??;
                 self.transport = Transport::Http(connection);
-                answer
+                A::decode(answer).map_err(|cause| format!("its answer is none of OTLP: {cause}"))
             }
-        };
-        let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
-        Ok(u64::try_from(rejected).unwrap_or(0))
+        }
+    }
+}
+
+/// The method of gRPC that takes a signal.
+fn method(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+        Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
     }
 }
 
@@ -138,9 +148,8 @@ async fn post(
     exporter: &Exporter,
     road: &Road,
     kept: Option<Connection>,
-    request: &ExportTraceServiceRequest,
-) -> Result<(ExportTraceServiceResponse, Option<Connection>), String> {
-    let mut body = request.encode_to_vec();
+    mut body: Vec<u8>,
+) -> Result<(Bytes, Option<Connection>), String> {
     let mut asked = Request::post(exporter.endpoint.path());
     if let Some(all) = asked.headers_mut() {
         *all = headers(exporter);
@@ -187,9 +196,7 @@ async fn post(
     if status != StatusCode::OK {
         return Err(format!("it answered {status}"));
     }
-    let answer = ExportTraceServiceResponse::decode(body.to_bytes())
-        .map_err(|cause| format!("its answer is no ExportTraceServiceResponse: {cause}"))?;
-    Ok((answer, Some((sender, driver))))
+    Ok((body.to_bytes(), Some((sender, driver))))
 }
 
 fn headers(exporter: &Exporter) -> HeaderMap {

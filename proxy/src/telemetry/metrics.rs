@@ -4,12 +4,21 @@
 //! bounded: what comes after the bound is counted under `other`.
 
 use super::{
-    Direction, Entry, entry::Would, request_metrics::RequestMetrics, upstream_metrics::UpstreamMetrics,
+    Direction, Entry,
+    app_scrapes::AppScrapes,
+    entry::Would,
+    exposition::{self, Format},
+    request_metrics::RequestMetrics,
+    upstream_metrics::UpstreamMetrics,
 };
+use crate::bootstrap::otel::Signal;
 use parking_lot::Mutex;
 use postern_config::snapshot::Workload;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
+    encoding::{
+        EncodeLabelSet,
+        prometheus_protobuf::{self, prometheus_data_model::MetricFamily},
+    },
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
@@ -96,10 +105,14 @@ pub struct Metrics {
     spans: Family<SpanLabels, Counter>,
     spans_dropped: Counter,
     span_export_failures: Counter,
+    records_dropped: Counter,
+    record_export_failures: Counter,
+    metric_export_failures: Counter,
     panics: Counter,
     shed: Family<LimitLabels, Counter>,
     accept_failures: Counter,
     upstreams: UpstreamMetrics,
+    app_scrapes: AppScrapes,
 }
 
 impl Default for Metrics {
@@ -127,10 +140,14 @@ impl Default for Metrics {
             spans: Family::default(),
             spans_dropped: Counter::default(),
             span_export_failures: Counter::default(),
+            records_dropped: Counter::default(),
+            record_export_failures: Counter::default(),
+            metric_export_failures: Counter::default(),
             panics: Counter::default(),
             shed: Family::default(),
             accept_failures: Counter::default(),
             upstreams: UpstreamMetrics::default(),
+            app_scrapes: AppScrapes::default(),
         };
         metrics.register();
         metrics.begin_at_zero();
@@ -292,14 +309,23 @@ impl Metrics {
         self.spans.get_or_create(&SpanLabels { reporter: direction.reporter(), parent }).inc();
     }
 
-    /// Spans dropped because the queue was full or the collector did not take them.
-    pub fn spans_dropped(&self, count: u64) {
-        self.spans_dropped.inc_by(count);
+    /// Spans, or records of the log, dropped because the queue was full or the collector did not take them. Of metrics nothing is lost:
+    /// the next export has all that this one had.
+    pub fn export_dropped(&self, signal: Signal, count: u64) {
+        match signal {
+            Signal::Traces => drop(self.spans_dropped.inc_by(count)),
+            Signal::Logs => drop(self.records_dropped.inc_by(count)),
+            Signal::Metrics => {}
+        }
     }
 
-    /// A batch of spans could not be delivered.
-    pub fn span_export_failed(&self) {
-        self.span_export_failures.inc();
+    /// A batch could not be delivered to the collector.
+    pub fn export_failed(&self, signal: Signal) {
+        match signal {
+            Signal::Traces => self.span_export_failures.inc(),
+            Signal::Logs => self.record_export_failures.inc(),
+            Signal::Metrics => self.metric_export_failures.inc(),
+        };
     }
 
     /// A request or connection ended by a panic of ours.
@@ -323,23 +349,43 @@ impl Metrics {
         &self.upstreams
     }
 
+    /// What became of asking the app for its own metrics.
+    pub fn app_scrapes(&self) -> &AppScrapes {
+        &self.app_scrapes
+    }
+
     /// OpenMetrics text. `now` gives the age of what we know.
     pub fn encode(&self, now: SystemTime) -> String {
+        self.text(now, Format::Open)
+    }
+
+    /// Text in this format. `now` gives the age of what we know.
+    pub fn text(&self, now: SystemTime, format: Format) -> String {
+        exposition::write(&self.families(now), format)
+    }
+
+    /// What all formats are written from. `now` gives the age of what we know.
+    pub fn families(&self, now: SystemTime) -> Vec<MetricFamily> {
+        self.note_age(now);
+        // It fails on a bound or a time that is none, and there is none of these.
+        let mut families = prometheus_protobuf::encode(&self.registry).unwrap_or_default();
+        self.requests.add_examples(&mut families);
+        families
+    }
+
+    fn note_age(&self, now: SystemTime) {
         let heard = self.heard_unix_millis.load(Ordering::Relaxed);
         if heard > 0 {
             let heard = i64::try_from(heard).unwrap_or(i64::MAX);
             self.control_age.set((unix_millis(now) - heard).max(0) as f64 / 1000.0);
         }
-        let mut out = String::new();
-        // Writing into a String does not fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
     }
 
     fn register(&mut self) {
         let registry = &mut self.registry;
         self.requests.register(registry);
         self.upstreams.register(registry);
+        self.app_scrapes.register(registry);
         registry.register(
             "postern_dry_run_differences",
             "Decisions that dry-run policies would change, were they enforced",
@@ -404,6 +450,21 @@ impl Metrics {
             "postern_span_export_failures",
             "Batches of spans that the collector did not take",
             self.span_export_failures.clone(),
+        );
+        registry.register(
+            "postern_log_records_dropped",
+            "Records of the access log for the collector dropped",
+            self.records_dropped.clone(),
+        );
+        registry.register(
+            "postern_log_export_failures",
+            "Batches of the access log that the collector did not take",
+            self.record_export_failures.clone(),
+        );
+        registry.register(
+            "postern_metric_export_failures",
+            "Exports of metrics that the collector did not take, or not whole",
+            self.metric_export_failures.clone(),
         );
         registry.register("postern_panics", "Requests and connections ended by a panic", self.panics.clone());
         registry.register(

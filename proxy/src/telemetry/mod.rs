@@ -4,19 +4,27 @@
 //! runtime behind bounded queues: when a queue is full the entry is counted and dropped, traffic never waits.
 
 pub mod access_log;
+pub mod app_scrapes;
+mod attributes;
+mod batches;
 pub mod denials;
 pub mod denied;
 pub mod ejections;
 pub mod entry;
 pub mod export;
+pub mod exposition;
+mod log_record;
+mod metric_export;
 pub mod metrics;
+
 pub mod propagation;
 pub mod record;
 pub mod request_metrics;
-pub mod trace;
+mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
 
+pub use app_scrapes::AppScrape;
 pub use denials::{Denial, Denials};
 pub use denied::DeniedKinds;
 pub use ejections::{Ejection, Ejections};
@@ -34,6 +42,7 @@ use crate::{
     drain,
 };
 use arc_swap::ArcSwap;
+use attributes::Origin;
 use http::HeaderName;
 use postern_config::documents::mesh_config::AccessLogEncoding;
 use propagation::Propagation;
@@ -56,7 +65,9 @@ struct Inner {
     ejections: Ejections,
     log: Option<access_log::Queue>,
     logged_headers: Vec<HeaderName>,
-    spans: Option<trace::Queue>,
+    spans: Option<batches::Queue>,
+    // The access log on its way to a collector.
+    records: Option<batches::Queue>,
     // None where no spans are sent.
     propagation: Option<Propagation>,
     service: Arc<ArcSwap<String>>,
@@ -70,9 +81,10 @@ pub struct Options {
     pub access_log: AccessLogSink,
     /// What its lines are like.
     pub access_log_lines: Written,
-    /// Spans: which are made, and where they go.
+    /// Spans: which are made; and where they, metrics and the access log go.
     pub otel: otel::Settings,
-    /// `service.name` until the policy has told us the workload's name, when [`otel::Settings::service`] is not set.
+    /// Name of the instance: `service.instance.id`, and `service.name` until the policy has told us the workload's name, when
+    /// [`otel::Settings::service`] is not set.
     pub service: String,
 }
 
@@ -90,7 +102,7 @@ impl Telemetry {
     /// When the access-log file cannot be opened, or the files for the collector's TLS cannot be used.
     pub fn start(options: Options) -> anyhow::Result<(Self, Writers)> {
         let metrics = Arc::new(Metrics::default());
-        let service = Arc::new(ArcSwap::from_pointee(options.service));
+        let service = Arc::new(ArcSwap::from_pointee(options.service.clone()));
         let mut writers = Writers::default();
         let lines = &options.access_log_lines;
         let log = match access_log::start(options.access_log, lines, metrics.clone(), writers.stop.clone())? {
@@ -105,14 +117,26 @@ impl Telemetry {
             .exporter
             .is_some()
             .then_some(Propagation { sampler: options.otel.sampler, propagators: options.otel.propagators });
-        let spans = match trace::start(options.otel, service.clone(), metrics.clone(), writers.stop.clone())?
-        {
-            Some((queue, task)) => {
-                writers.tasks.push(task);
-                Some(queue)
-            }
-            None => None,
+        let otel = options.otel;
+        let origin = Origin {
+            service: otel.service,
+            workload: service.clone(),
+            instance: options.service,
+            attributes: otel.resource,
         };
+        let mut batches = |exporter: Option<otel::Exporter>, batch| -> anyhow::Result<_> {
+            let Some(exporter) = exporter else { return Ok(None) };
+            let stop = writers.stop.clone();
+            let (queue, task) = batches::start(exporter, batch, origin.clone(), metrics.clone(), stop)?;
+            writers.tasks.push(task);
+            Ok(Some(queue))
+        };
+        let spans = batches(otel.exporter, otel.batch)?;
+        let records = batches(otel.logs, otel.log_batch)?;
+        if let Some(to) = otel.metrics {
+            let task = metric_export::start(to, origin, metrics.clone(), writers.stop.clone())?;
+            writers.tasks.push(task);
+        }
         Ok((
             Self(Arc::new(Inner {
                 metrics,
@@ -122,6 +146,7 @@ impl Telemetry {
                 log,
                 logged_headers: options.access_log_lines.headers,
                 spans,
+                records,
                 propagation,
                 service,
                 drain: OnceLock::new(),
@@ -140,6 +165,7 @@ impl Telemetry {
             log: None,
             logged_headers: vec![],
             spans: None,
+            records: None,
             propagation: None,
             service: Arc::default(),
             drain: OnceLock::new(),
@@ -242,6 +268,11 @@ impl Telemetry {
             && entry.trace.is_some_and(|trace| trace.is_sampled())
         {
             spans.push(entry.clone());
+        }
+        match (&self.0.records, &self.0.log) {
+            (Some(records), None) => return records.push(entry),
+            (Some(records), Some(_)) => records.push(entry.clone()),
+            (None, _) => {}
         }
         if let Some(log) = &self.0.log {
             log.push(entry);

@@ -3,10 +3,11 @@
 //! ([`scrape`]), and the reports to the control plane ([`edges`], [`rules`]).
 
 pub mod edges;
+mod examples;
 pub mod rules;
 mod scrape;
 
-use super::{Direction, Entry};
+use super::{Direction, Entry, trace_context::Trace};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use postern_api::histogram::{self, BUCKETS};
@@ -19,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// Series of `istio_requests_total` and of `istio_tcp_connections_closed_total` together, at most.
@@ -176,6 +177,17 @@ struct Histograms {
     proxy_times: [Tally; BUCKETS],
     request_sizes: [Tally; BYTES.len() + 1],
     response_sizes: [Tally; BYTES.len() + 1],
+    /// Written by the one thread whose place this is, so that only a scrape ever holds it against another.
+    sampled: Mutex<Option<Sampled>>,
+}
+
+/// The last request whose trace is recorded: the example of its buckets.
+#[derive(Clone, Copy, Debug)]
+struct Sampled {
+    trace_id: u128,
+    micros: u64,
+    proxy_nanos: u64,
+    ended: SystemTime,
 }
 
 impl Default for Histograms {
@@ -189,6 +201,7 @@ impl Default for Histograms {
             proxy_times: std::array::from_fn(|_| Tally::default()),
             request_sizes: Default::default(),
             response_sizes: Default::default(),
+            sampled: Mutex::default(),
         }
     }
 }
@@ -227,6 +240,13 @@ impl Histograms {
             add(&self.response_sizes, size(entry.bytes_sent));
             let traced = if entry.is_traced() { &self.traced } else { &self.untraced };
             traced.add(1);
+        }
+        if let Some(trace) = entry.trace.filter(Trace::is_sampled)
+            // A scrape that reads it now keeps the one of before.
+            && let Some(mut sampled) = self.sampled.try_lock()
+        {
+            let ended = entry.began + entry.duration;
+            *sampled = Some(Sampled { trace_id: trace.trace_id, micros, proxy_nanos: proxy, ended });
         }
     }
 }

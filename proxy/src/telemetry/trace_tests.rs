@@ -2,13 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
 use crate::{
-    bootstrap::AccessLogSink,
+    bootstrap::{
+        AccessLogSink,
+        otel::{self, Signal},
+    },
     telemetry::{Options, Telemetry, trace_context},
 };
 use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceResponse,
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
     trace_service_server::{TraceService, TraceServiceServer},
 };
+use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
 
 struct Collector(mpsc::Sender<ExportTraceServiceRequest>);
@@ -25,7 +30,7 @@ impl TraceService for Collector {
 }
 
 fn options(endpoint: &str) -> Options {
-    let exporter = otel::Exporter::new(endpoint, otel::Protocol::Grpc).unwrap();
+    let exporter = otel::Exporter::new(Signal::Traces, endpoint, otel::Protocol::Grpc).unwrap();
     let otel = otel::Settings { exporter: Some(exporter), ..otel::Settings::default() };
     Options {
         access_log: AccessLogSink::Off,
@@ -71,7 +76,10 @@ async fn a_span_reaches_the_collector_with_the_ids_that_went_out_in_traceparent(
     let mut spans = Vec::new();
     while let Ok(batch) = received.try_recv() {
         for resource in batch.resource_spans {
-            assert_eq!(resource.resource.unwrap().attributes, [text("service.name", "shop-web")]);
+            assert_eq!(
+                resource.resource.unwrap().attributes,
+                [text("service.name", "shop-web"), text("service.instance.id", "web")]
+            );
             spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
         }
     }

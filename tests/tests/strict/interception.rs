@@ -36,6 +36,8 @@ async fn a_connection_to_a_redirect_port_itself_is_closed_within_a_second_and_le
         admin: any(Ipv4Addr::LOCALHOST.into()),
         probes: any(Ipv4Addr::LOCALHOST.into()),
         metrics: any(Ipv4Addr::LOCALHOST.into()),
+        merged_metrics: any(Ipv4Addr::LOCALHOST.into()),
+        app_metrics: None,
         identity_from: None,
         workload_api: None,
         workers: 1,

@@ -17,6 +17,9 @@ use prometheus_client::{
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+/// The histograms that have examples.
+pub(super) const DURATIONS: &str = "istio_request_duration_milliseconds";
+pub(super) const PROXY_TIMES: &str = "postern_proxy_seconds";
 /// Milliseconds, upper bounds of `istio_request_duration_milliseconds`; what is above the last is counted in `+Inf`.
 const MILLISECONDS: [f64; 14] =
     [0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0];
@@ -112,7 +115,7 @@ impl Sum {
     }
 }
 
-type Labels<'l> = Vec<(&'static str, &'l str)>;
+pub(super) type Labels<'l> = Vec<(&'static str, &'l str)>;
 
 /// One end of a call, as labels name it.
 struct End<'e> {
@@ -249,7 +252,12 @@ fn all<'l>(
     labels
 }
 
-fn group_labels<'l>(group: Option<&'l Group>, own: &'l Own) -> Labels<'l> {
+/// Of the time that is ours.
+pub(super) fn own_labels([reporter, protocol]: [&'static str; 2]) -> Labels<'static> {
+    vec![("reporter", reporter), ("request_protocol", protocol)]
+}
+
+pub(super) fn group_labels<'l>(group: Option<&'l Group>, own: &'l Own) -> Labels<'l> {
     let Some(group) = group else {
         return short(OTHER, OTHER, &End::other(), &End::other(), [OTHER; 3], OTHER);
     };
@@ -385,7 +393,7 @@ impl Collector for RequestMetrics {
         let histogram = MetricType::Histogram;
         type Part = fn(&Sum) -> (f64, Buckets);
         let parts: [(&str, &str, Part); 3] = [
-            ("istio_request_duration_milliseconds", "From the request's head to its end", |sum| {
+            (DURATIONS, "From the request's head to its end", |sum| {
                 (sum.micros as f64 / 1e3, durations(&MILLISECONDS, 1e-3, &sum.durations))
             }),
             ("istio_request_bytes", "Bytes of request bodies", |sum| {
@@ -403,9 +411,9 @@ impl Collector for RequestMetrics {
             }
         }
         let help = "The part of a request or connection spent in the proxy itself";
-        let mut metric = encoder.encode_descriptor("postern_proxy_seconds", help, None, histogram)?;
-        for ([reporter, protocol], sum) in &own_times {
-            let labels: Labels<'_> = vec![("reporter", reporter), ("request_protocol", protocol)];
+        let mut metric = encoder.encode_descriptor(PROXY_TIMES, help, None, histogram)?;
+        for (names, sum) in &own_times {
+            let labels = own_labels(*names);
             let buckets = durations(&PROXY_SECONDS, 1.0, &sum.proxy_times);
             let total = sum.proxy_nanos as f64 / 1e9;
             histogram_of(&mut metric, &labels, total, &buckets)?;
