@@ -4,6 +4,7 @@
 //! runtime behind bounded queues: when a queue is full the entry is counted and dropped, traffic never waits.
 
 pub mod access_log;
+pub mod connections;
 pub mod denials;
 pub mod ejections;
 pub mod entry;
@@ -17,6 +18,7 @@ pub mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
 
+pub use connections::Connections;
 pub use denials::{Denial, Denials};
 pub use ejections::{Ejection, Ejections};
 pub use entry::{Direction, Entry};
@@ -53,6 +55,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     tally: Tally,
     denials: Denials,
+    connections: Connections,
     ejections: Ejections,
     log: Option<access_log::Queue>,
     logged_headers: Vec<HeaderName>,
@@ -118,6 +121,7 @@ impl Telemetry {
                 metrics,
                 tally: Tally::default(),
                 denials: Denials::default(),
+                connections: Connections::default(),
                 ejections: Ejections::default(),
                 log,
                 logged_headers: options.access_log_lines.headers,
@@ -136,6 +140,7 @@ impl Telemetry {
             metrics: Arc::new(Metrics::default()),
             tally: Tally::default(),
             denials: Denials::default(),
+            connections: Connections::default(),
             ejections: Ejections::default(),
             log: None,
             logged_headers: vec![],
@@ -179,6 +184,11 @@ impl Telemetry {
     /// The denials we remember.
     pub fn denials(&self) -> &Denials {
         &self.0.denials
+    }
+
+    /// The connections that are open now.
+    pub fn connections(&self) -> &Connections {
+        &self.0.connections
     }
 
     /// The endpoints that are ejected now.
