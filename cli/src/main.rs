@@ -51,7 +51,9 @@ enum Command {
     Top(live::top::TopArgs),
     /// Show what was denied lately, and the closest rule
     Denials(live::denials::DenialsArgs),
-    /// Show the same in a browser, for as long as it runs
+    /// Show calls of the whole mesh as they pass, filtered and sampled
+    Tap(live::tap::TapArgs),
+    /// Show status, top and denials in a browser, for as long as it runs
     Dashboard(live::dashboard::DashboardArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
@@ -127,6 +129,7 @@ fn main() -> ExitCode {
         Command::Status(args) => ExitCode::from(live::status::run(&args)),
         Command::Top(args) => ExitCode::from(live::top::run(&args)),
         Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
+        Command::Tap(args) => ExitCode::from(live::tap::run(&args)),
         Command::Dashboard(args) => ExitCode::from(live::dashboard::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(*flags),

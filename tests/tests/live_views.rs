@@ -310,7 +310,7 @@ async fn join(
     let der = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
     let key = tls::certified_key(chain, der.into()).unwrap();
     let (say, said) = mpsc::channel(16);
-    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into() };
+    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into(), ..Default::default() };
     say.send(message(sidecar_message::Message::Hello(hello))).await.unwrap();
     let mut client = DiscoveryClient::new(channel(mesh, Some(key)).await);
     let hear = within("a stream", client.connect(ReceiverStream::new(said))).await.unwrap().into_inner();
@@ -409,4 +409,18 @@ async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
         }
     });
     assert_eq!(ended.await.code(), tonic::Code::OutOfRange);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_is_too_old_to_be_tapped_is_named_and_never_asked() {
+    let watched = Watched::start(&payments("")).await;
+    let (_say, mut hear) = join(&watched.mesh, "checkout", "reports").await;
+    let output = watched.run(&["tap", "--for", "1s", "-o", "json"]).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("tapping 3 sidecars") && told.contains("too old: checkout/reports"), "{told}");
+    while let Ok(message) = tokio::time::timeout(Duration::from_millis(50), hear.message()).await {
+        let message = message.unwrap().unwrap();
+        assert!(!matches!(message.message, Some(v1::control_message::Message::Taps(_))), "{message:?}");
+    }
 }

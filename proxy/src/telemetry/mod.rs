@@ -14,6 +14,7 @@ pub mod propagation;
 pub mod record;
 pub mod request_metrics;
 pub mod tally;
+pub mod tap;
 pub mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
@@ -54,6 +55,7 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Arc<Metrics>,
     tally: Tally,
+    taps: tap::Taps,
     denials: Denials,
     connections: Connections,
     ejections: Ejections,
@@ -120,6 +122,7 @@ impl Telemetry {
             Self(Arc::new(Inner {
                 metrics,
                 tally: Tally::default(),
+                taps: tap::Taps::default(),
                 denials: Denials::default(),
                 connections: Connections::default(),
                 ejections: Ejections::default(),
@@ -139,6 +142,7 @@ impl Telemetry {
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::default()),
             tally: Tally::default(),
+            taps: tap::Taps::default(),
             denials: Denials::default(),
             connections: Connections::default(),
             ejections: Ejections::default(),
@@ -179,6 +183,11 @@ impl Telemetry {
     /// Sums for the control plane.
     pub fn tally(&self) -> &Tally {
         &self.0.tally
+    }
+
+    /// Calls that somebody watches live.
+    pub fn taps(&self) -> &tap::Taps {
+        &self.0.taps
     }
 
     /// The denials we remember.
@@ -248,6 +257,9 @@ impl Telemetry {
     pub(crate) fn write(&self, entry: Box<Entry>) {
         self.0.metrics.observe(&entry);
         self.0.tally.observe(&entry);
+        if self.0.taps.is_open() {
+            self.0.taps.observe(&entry, std::time::SystemTime::now());
+        }
         if let Some(spans) = &self.0.spans
             && entry.trace.is_some_and(|trace| trace.is_sampled())
         {

@@ -304,7 +304,7 @@ fn same(ours: &Option<Arc<str>>, theirs: &Option<Arc<str>>) -> bool {
 }
 
 /// Why a call counts as denied: policy's reason, or the code of the error.
-fn denial(entry: &Entry) -> Option<&'static str> {
+pub fn denial(entry: &Entry) -> Option<&'static str> {
     match &entry.decided {
         Some(decided) if !decided.is_allowed => Some(decided.reason),
         _ => entry.refusal,
