@@ -73,6 +73,18 @@ impl ControlPlane {
         self.ask(Method::GET, path, Bytes::new())
     }
 
+    /// A page that is no JSON.
+    ///
+    /// # Errors
+    /// Nobody answers, or not with that page.
+    pub(crate) fn text(&self, path: &str) -> Result<String, Failure> {
+        let asked = self.run(exchange(&self.path, Method::GET, path, Bytes::new()));
+        match asked.map_err(|cause| self.silent(&cause))? {
+            (200, body) => Ok(String::from_utf8_lossy(&body).into_owned()),
+            (status, _) => Err(self.nonsense(&format!("status {status}"))),
+        }
+    }
+
     /// A change.
     ///
     /// # Errors

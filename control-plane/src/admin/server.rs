@@ -260,6 +260,7 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
+            "/policies" => live::policies(&upkeep),
             "/status" | "/flows" | "/denials" => {
                 live::shown(&upkeep, &path, head.uri.query(), SystemTime::now())
             }
