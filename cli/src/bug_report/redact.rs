@@ -132,7 +132,7 @@ fn looks_secret(word: &str) -> bool {
     word.contains("pjt1.")
         || word.split(['.', '=']).any(|part| part.starts_with("eyJ"))
         || word.split('.').any(|part| {
-            let has = |kind: fn(&u8) -> bool| part.as_bytes().iter().any(|byte| kind(byte));
+            let has = |kind: fn(&u8) -> bool| part.as_bytes().iter().any(kind);
             let is_mixed =
                 has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit);
             let is_hex = part.bytes().all(|byte| byte.is_ascii_hexdigit());
