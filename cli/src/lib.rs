@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod authority;
+pub mod bug_report;
 pub mod check;
 pub mod demo;
 pub mod failure;

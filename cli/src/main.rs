@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use postern::{
-    app, authority, check, demo,
+    app, authority, bug_report, check, demo,
     failure::{OK, USAGE},
     interception::command as redirect,
     live, policy, up, why,
@@ -51,8 +51,12 @@ enum Command {
     Top(live::top::TopArgs),
     /// Show what was denied lately, and the closest rule
     Denials(live::denials::DenialsArgs),
-    /// Show the same in a browser, for as long as it runs
+    /// Show calls of the whole mesh as they pass, filtered and sampled
+    Tap(live::tap::TapArgs),
+    /// Show status, top and denials in a browser, for as long as it runs
     Dashboard(live::dashboard::DashboardArgs),
+    /// Write one file to attach to an issue; it lists first what is in it, and nothing secret is
+    BugReport(bug_report::BugReportArgs),
     /// Run a sidecar
     Proxy(Box<postern_proxy::Flags>),
     /// Run the control plane alone
@@ -127,7 +131,9 @@ fn main() -> ExitCode {
         Command::Status(args) => ExitCode::from(live::status::run(&args)),
         Command::Top(args) => ExitCode::from(live::top::run(&args)),
         Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
+        Command::Tap(args) => ExitCode::from(live::tap::run(&args)),
         Command::Dashboard(args) => ExitCode::from(live::dashboard::run(&args)),
+        Command::BugReport(args) => ExitCode::from(bug_report::run(&args)),
         Command::Proxy(flags) => postern_proxy::run(*flags),
         Command::ControlPlane(flags) => postern_control_plane::run::run(*flags),
         Command::Redirect(args) => ExitCode::from(redirect::run(&args)),

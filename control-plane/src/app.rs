@@ -131,6 +131,7 @@ pub async fn start(options: Options) -> anyhow::Result<ControlPlane> {
         sessions: publish::status::Sessions::default(),
         counters: publish::Counters::default(),
         traffic: Traffic::new(now),
+        taps: Default::default(),
         certificate_lifetime: lifetime,
         // A whole machine may start at once; a certificate costs about a millisecond.
         by_address: Rate::new(500, 50),

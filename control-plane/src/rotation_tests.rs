@@ -65,6 +65,7 @@ fn session(pod: &str, known: &[&str], issuer: Option<&str>) -> SessionStatus {
         namespace: "shop".into(),
         identity: format!("spiffe://cluster.local/ns/shop/sa/{pod}"),
         build: "test".into(),
+        knows_taps: true,
         version_sent: String::new(),
         version_acked: String::new(),
         policy_since: None,

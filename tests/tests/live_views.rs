@@ -297,6 +297,7 @@ async fn join(
     mesh: &Mesh,
     namespace: &str,
     pod: &str,
+    taps: bool,
 ) -> (mpsc::Sender<v1::SidecarMessage>, tonic::Streaming<v1::ControlMessage>) {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
@@ -307,7 +308,7 @@ async fn join(
     let der = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
     let key = tls::certified_key(chain, der.into()).unwrap();
     let (say, said) = mpsc::channel(16);
-    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into() };
+    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into(), taps };
     say.send(message(sidecar_message::Message::Hello(hello))).await.unwrap();
     let mut client = DiscoveryClient::new(channel(mesh, Some(key)).await);
     let hear = within("a stream", client.connect(ReceiverStream::new(said))).await.unwrap().into_inner();
@@ -321,7 +322,7 @@ fn message(message: sidecar_message::Message) -> v1::SidecarMessage {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
     let watched = Watched::start(&payments("")).await;
-    let (say, mut hear) = join(&watched.mesh, "checkout", "reports").await;
+    let (say, mut hear) = join(&watched.mesh, "checkout", "reports", false).await;
     // Of two streams of a pod the one counts that has told of its certificate.
     let certificate = v1::Certificate {
         serial: "0a".into(),
@@ -406,4 +407,67 @@ async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
         }
     });
     assert_eq!(ended.await.code(), tonic::Code::OutOfRange);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_is_too_old_to_be_tapped_is_named_and_never_asked() {
+    let watched = Watched::start(&payments("")).await;
+    let (_say, mut hear) = join(&watched.mesh, "checkout", "reports", false).await;
+    let output = watched.run(&["tap", "--for", "1s", "-o", "json"]).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("tapping 3 sidecars") && told.contains("too old: checkout/reports"), "{told}");
+    while let Ok(message) = tokio::time::timeout(Duration::from_millis(50), hear.message()).await {
+        let message = message.unwrap().unwrap();
+        assert!(!matches!(message.message, Some(v1::control_message::Message::Taps(_))), "{message:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_tells_a_tap_too_much_too_long_or_unasked_is_cut_down() {
+    let watched = Watched::start(&payments("")).await;
+    let (say, mut hear) = join(&watched.mesh, "checkout", "reports", true).await;
+    let lying = async {
+        let tap = within("the tap is asked for", async {
+            loop {
+                let message = hear.message().await.unwrap().unwrap();
+                if let Some(v1::control_message::Message::Taps(taps)) = message.message {
+                    return taps.taps.first().unwrap().id;
+                }
+            }
+        });
+        let tap = tap.await;
+        let call = |tap: u64| v1::TappedCall {
+            taps: vec![tap],
+            direction: v1::Direction::Inbound.into(),
+            peer: CHECKOUT.into(),
+            method: "GET".into(),
+            path: format!("/\u{1b}[2J\r\nforged{}", "x".repeat(2000)),
+            status: 200,
+            source_ip: "10.0.0.1".into(),
+            ..Default::default()
+        };
+        let calls =
+            vec![call(tap + 7), v1::TappedCall { peer: "nobody".into(), ..call(tap) }, call(tap), call(tap)];
+        let left_out = vec![v1::LeftOut { tap, count: 5 }, v1::LeftOut { tap: tap + 7, count: 9 }];
+        let told = v1::Tapped { calls, left_out };
+        say.send(message(sidecar_message::Message::Tapped(told))).await.unwrap();
+        let told = v1::Tapped { calls: vec![call(tap); 20], left_out: vec![] };
+        say.send(message(sidecar_message::Message::Tapped(told))).await.unwrap();
+    };
+    let (output, ()) = tokio::join!(watched.run(&["tap", "--for", "2s", "--rate", "2", "-o", "json"]), lying);
+    let (told, hints) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(0), "{hints}");
+    // Twice the rate at most in one second, and the two messages may fall into two.
+    let lines: Vec<&str> = told.lines().collect();
+    assert!((3..=6).contains(&lines.len()), "{told}");
+    for line in lines {
+        let call: Value = serde_json::from_str(line).unwrap();
+        let path = call["path"].as_str().unwrap();
+        assert!(path.len() < 300 && path.starts_with(r"/\u{1b}[2J\u{d}\u{a}forged"), "{path}");
+        assert_eq!(call["workload"], "checkout/reports");
+    }
+    assert!(hints.contains("… 5 more matched") && hints.contains("were refused"), "{hints}");
+    assert!(!hints.contains("14 more"), "{hints}");
 }

@@ -210,7 +210,7 @@ async fn access_log_over(protocol: Protocol) {
         }
         // The line is written as well, and is of the same call.
         mesh.access_log("payments-api")
-            .next_with(&[("status", json!(status)), ("trace_id", json!(TRACE))])
+            .next_with(&[("http.response.status_code", json!(status)), ("trace_id", json!(TRACE))])
             .await;
         if status == 403 {
             assert_eq!(record["attributes"]["postern.policy"], "payments/no-delete");

@@ -93,7 +93,7 @@ async fn one_line_for_each_request_names_both_ends_the_decision_and_the_times() 
             ("postern.bytes_received", json!(5)),
             ("postern.bytes_sent", json!(5)),
             ("trace_id", json!("0af7651916cd43dd8448eb211c80319c")),
-            ("postern.request_id", json!("r-1")),
+            ("postern.request.id", json!("r-1")),
         ] {
             assert_eq!(line[field], value, "{field}: {line}");
         }
@@ -134,7 +134,7 @@ async fn where_no_spans_are_sent_a_callers_trace_passes_as_it_is_and_stands_in_t
     // The lines of both sidecars are found by what the first of them made.
     let id = json!(seen.header("x-request-id").join(","));
     for pod in ["checkout-api", "payments-api"] {
-        let line = mesh.access_log(pod).next_with(&[("postern.request_id", id.clone())]).await;
+        let line = mesh.access_log(pod).next_with(&[("postern.request.id", id.clone())]).await;
         assert_eq!(line["http.response.status_code"], 200, "{line}");
     }
 }
@@ -159,7 +159,7 @@ async fn every_way_of_ending_writes_exactly_one_line() {
         .send()
         .await
         .unwrap();
-    log.next_with(&[("postern.request_id", json!("last"))]).await;
+    log.next_with(&[("postern.request.id", json!("last"))]).await;
     assert_eq!(log.lines().len(), 5, "{:#?}", log.lines());
 }
 

@@ -1,13 +1,14 @@
 //! One question to the control plane on its admin socket, and which socket that is.
 
 use crate::{
-    failure::{Failure, NEGATIVE},
+    failure::{ERROR, Failure, NEGATIVE, USAGE},
     up::attach,
 };
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, header};
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use postern_control_plane::admin::pages::Problem;
 use serde::{Serialize, de::DeserializeOwned};
@@ -15,11 +16,12 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
 /// The longest that an answer may take: a step writes a journal to the disk.
 const DEADLINE: Duration = Duration::from_secs(20);
 const ANSWER_BYTES: usize = 64 * 1024 * 1024;
+const LINE_BYTES: usize = 64 * 1024;
 
 /// Which control plane is asked.
 #[derive(Args, Debug, Clone)]
@@ -71,6 +73,18 @@ impl ControlPlane {
         self.ask(Method::GET, path, Bytes::new())
     }
 
+    /// A page that is no JSON.
+    ///
+    /// # Errors
+    /// Nobody answers, or not with that page.
+    pub(crate) fn text(&self, path: &str) -> Result<String, Failure> {
+        let asked = self.run(exchange(&self.path, Method::GET, path, Bytes::new()));
+        match asked.map_err(|cause| self.silent(&cause))? {
+            (200, body) => Ok(String::from_utf8_lossy(&body).into_owned()),
+            (status, _) => Err(self.nonsense(&format!("status {status}"))),
+        }
+    }
+
     /// A change.
     ///
     /// # Errors
@@ -92,6 +106,51 @@ impl ControlPlane {
     /// Runs something on the event loop.
     pub(crate) fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.threads.block_on(work)
+    }
+
+    /// An answer that goes on: `take` gets each line until it says false, or there is no more. Runs on the event loop.
+    ///
+    /// # Errors
+    /// Nobody answers, or the question is refused. That an answer breaks off is no error here.
+    pub(crate) async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wanted: &impl Serialize,
+        mut take: impl FnMut(T) -> bool,
+    ) -> Result<(), Failure> {
+        let body = serde_json::to_vec(wanted).map_err(|cause| self.nonsense(&cause))?;
+        let begun = tokio::time::timeout(DEADLINE, begin(&self.path, Method::POST, path, body.into())).await;
+        let begun = begun.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())));
+        let (answer, connection) = begun.map_err(|cause| self.silent(&cause))?;
+        let _ends = AbortOnDrop(connection);
+        if !answer.status().is_success() {
+            let body = Limited::new(answer.into_body(), LINE_BYTES).collect().await;
+            let body = body.map_err(|cause| self.nonsense(&cause))?.to_bytes();
+            let problem: Problem = serde_json::from_slice(&body).map_err(|cause| self.nonsense(&cause))?;
+            return Err(Failure {
+                remedy: match problem.status {
+                    404 => "Use a control plane of this program's version.".to_owned(),
+                    _ => "See `postern help`.".to_owned(),
+                },
+                code: if problem.status == 400 { USAGE } else { ERROR },
+                ..refusal(&problem)
+            });
+        }
+        let (mut body, mut text) = (answer.into_body(), Vec::new());
+        while let Some(Ok(frame)) = body.frame().await {
+            text.extend_from_slice(frame.data_ref().map_or(&[][..], Bytes::as_ref));
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                let line = serde_json::from_slice(&line).map_err(|cause| self.nonsense(&cause))?;
+                if !take(line) {
+                    return Ok(());
+                }
+            }
+            if text.len() > LINE_BYTES {
+                return Err(self.nonsense(&"a line without end"));
+            }
+        }
+        Ok(())
     }
 
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
@@ -148,6 +207,30 @@ pub(crate) async fn exchange(
 }
 
 async fn converse(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(u16, Bytes), String> {
+    let (answer, connection) = begin(socket, method, path, body).await?;
+    let _ends = AbortOnDrop(connection);
+    let status = answer.status().as_u16();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+    let body = body.map_err(|cause| cause.to_string())?.to_bytes();
+    Ok((status, body))
+}
+
+/// The task of a connection, which ends with whoever holds this.
+struct AbortOnDrop(JoinHandle<hyper::Result<()>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The head of an answer, and the task that carries its body.
+async fn begin(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), String> {
     let stream = UnixStream::connect(socket).await.map_err(|cause| cause.to_string())?;
     let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = shaken.map_err(|cause| cause.to_string())?;
@@ -159,9 +242,5 @@ async fn converse(socket: &Path, method: Method, path: &str, body: Bytes) -> Res
         .body(Full::new(body))
         .map_err(|cause| cause.to_string())?;
     let answer = sender.send_request(request).await.map_err(|cause| cause.to_string())?;
-    let status = answer.status().as_u16();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
-    let body = body.map_err(|cause| cause.to_string())?.to_bytes();
-    connection.abort();
-    Ok((status, body))
+    Ok((answer, connection))
 }

@@ -1,5 +1,5 @@
 //! What the running mesh does now, asked of the control plane: `postern status`, `postern top`, `postern denials`,
-//! `postern why --id`, `postern dashboard`.
+//! `postern tap`, `postern why --id`, `postern dashboard`.
 //!
 //! Sidecars report sums every ten seconds and the control plane keeps an hour of them; here is only how they are shown.
 
@@ -7,6 +7,7 @@ pub mod dashboard;
 pub mod decision;
 pub mod denials;
 pub mod status;
+pub mod tap;
 pub mod top;
 
 use clap::builder::ValueParser;

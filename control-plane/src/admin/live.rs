@@ -109,6 +109,21 @@ fn denials(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
     }
 }
 
+/// What each sidecar should enforce, as it is sent; whether it does, `/status` says.
+pub(super) fn policies(upkeep: &Upkeep) -> Answer {
+    let index = upkeep.publisher().index.borrow().clone();
+    let all = index.iter().flat_map(|index| {
+        index.sidecars().filter_map(|(namespace, account, pod)| {
+            let policy = index.policy(namespace, account, pod)?;
+            let inbound: serde_json::Value = serde_json::from_slice(&policy.spec).ok()?;
+            Some(serde_json::json!({
+                "namespace": namespace, "pod": pod, "version": policy.version, "inbound": inbound,
+            }))
+        })
+    });
+    json(StatusCode::OK, &serde_json::json!({ "policies": all.collect::<Vec<_>>() }))
+}
+
 pub(super) fn decision(upkeep: &Upkeep, id: &str, now: SystemTime) -> Answer {
     let publisher = upkeep.publisher();
     let Some(found) = publisher.traffic.find(id) else {

@@ -3,7 +3,10 @@
 use crate::rotation::Lagging;
 use serde::{Deserialize, Serialize};
 
-pub use crate::traffic::pages::{Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, RuleUse};
+pub use crate::traffic::pages::{
+    Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, RuleUse, TapBegin, TapCall, TapLine,
+    TapMore, TapWanted,
+};
 
 /// `GET /authorities`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,11 +1,12 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, live, metrics};
+use super::{answers, live, metrics, tap};
+use crate::traffic::tap::LONGEST;
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
@@ -14,7 +15,10 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -35,6 +39,14 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
 /// An answer, whole.
 pub type Answer = Response<Full<Bytes>>;
+
+/// An answer that may go on.
+pub(super) type Flow = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// A whole answer where one that goes on could be.
+pub(super) fn whole(answer: Answer) -> Flow {
+    answer.map(http_body_util::BodyExt::boxed_unsync)
+}
 
 /// The socket of operators; its file goes with it.
 pub(crate) struct Socket {
@@ -79,9 +91,25 @@ impl Socket {
             };
             match accepted {
                 Ok((stream, _)) if is_owner(&stream) => {
-                    let upkeep = Arc::clone(&upkeep);
-                    let service = move |request| answer(Arc::clone(&upkeep), request);
-                    tokio::spawn(converse(stream, service, stop.clone(), place));
+                    let (upkeep, taps) = (Arc::clone(&upkeep), Arc::new(AtomicBool::new(false)));
+                    let is_tap = Arc::clone(&taps);
+                    let service = move |request: Request<Incoming>| {
+                        let (upkeep, is_tap) = (Arc::clone(&upkeep), Arc::clone(&is_tap));
+                        async move {
+                            match (request.method(), request.uri().path()) {
+                                (&Method::POST, "/tap") => tapped(upkeep, request, &is_tap).await,
+                                _ => whole(answer(upkeep, request).await),
+                            }
+                        }
+                    };
+                    // A tap may last longer than a question.
+                    let deadline = async move {
+                        tokio::time::sleep(CONNECTION_DEADLINE).await;
+                        if taps.load(Ordering::Relaxed) {
+                            tokio::time::sleep(LONGEST).await;
+                        }
+                    };
+                    tokio::spawn(converse_until(deadline, stream, service, stop.clone(), place));
                 }
                 Ok(_) => tracing::warn!("somebody else's user knocked at the admin socket and was sent away"),
                 // Out of descriptors, most likely: going on at once would only burn a core.
@@ -164,11 +192,27 @@ pub(super) async fn converse<S, F, R>(
     stream: S,
     service: F,
     stop: CancellationToken,
-    _place: tokio::sync::OwnedSemaphorePermit,
+    place: tokio::sync::OwnedSemaphorePermit,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Answer>,
+{
+    converse_until(tokio::time::sleep(CONNECTION_DEADLINE), stream, service, stop, place).await;
+}
+
+/// One connection, which `deadline` ends.
+async fn converse_until<S, F, R, B>(
+    deadline: impl Future<Output = ()>,
+    stream: S,
+    service: F,
+    stop: CancellationToken,
+    _place: tokio::sync::OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<B>>,
+    B: hyper::body::Body<Data = Bytes, Error = Infallible> + 'static,
 {
     let service = service_fn(|request| {
         let answer = service(request);
@@ -181,9 +225,29 @@ pub(super) async fn converse<S, F, R>(
         .serve_connection(TokioIo::new(stream), service);
     // What goes wrong here is the asker's business.
     tokio::select! {
-        () = stop.cancelled() => {}
-        _ = tokio::time::timeout(CONNECTION_DEADLINE, served) => {}
+        _ = served => {}
+        () = deadline => {}
+        // Whoever reads a tap is told why it ends.
+        () = async { stop.cancelled().await; tokio::time::sleep(PAUSE_AFTER_ERROR).await } => {}
     }
+}
+
+async fn tapped(upkeep: Arc<Upkeep>, request: Request<Incoming>, is_tap: &AtomicBool) -> Flow {
+    match tokio::time::timeout(HEAD_DEADLINE, Limited::new(request.into_body(), BODY_BYTES).collect()).await {
+        Ok(Ok(body)) => {
+            is_tap.store(true, Ordering::Relaxed);
+            tap::open(&upkeep, &body.to_bytes())
+        }
+        _ => whole(unreadable()),
+    }
+}
+
+fn unreadable() -> Answer {
+    answers::problem(
+        StatusCode::BAD_REQUEST,
+        "the body cannot be read",
+        "it is longer than 4 KiB, too slow, or broken off",
+    )
 }
 
 async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
@@ -196,6 +260,7 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
+            "/policies" => live::policies(&upkeep),
             "/status" | "/flows" | "/denials" => {
                 live::shown(&upkeep, &path, head.uri.query(), SystemTime::now())
             }
@@ -209,13 +274,7 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
         return answers::no_such_page();
     }
     let read = tokio::time::timeout(HEAD_DEADLINE, Limited::new(body, BODY_BYTES).collect()).await;
-    let Ok(Ok(body)) = read else {
-        return answers::problem(
-            StatusCode::BAD_REQUEST,
-            "the body cannot be read",
-            "it is longer than 4 KiB, too slow, or broken off",
-        );
-    };
+    let Ok(Ok(body)) = read else { return unreadable() };
     let body = body.to_bytes();
     // The authority writes its journal.
     let done = tokio::task::spawn_blocking(move || answers::change(&upkeep, &path, &body, SystemTime::now()));

@@ -10,6 +10,7 @@ pub(crate) mod rate;
 mod report;
 pub(crate) mod session;
 pub mod status;
+mod tapping;
 pub(crate) mod trust;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     authority::Authority,
     federation::Federation,
     registry::Index,
-    traffic::Traffic,
+    traffic::{Traffic, tap::Taps},
 };
 use postern_api::v1;
 use postern_identity::TrustDomain;
@@ -50,6 +51,8 @@ pub(crate) struct Publisher {
     pub counters: Counters,
     /// What sidecars report.
     pub traffic: Traffic,
+    /// Calls that are watched live.
+    pub taps: Taps,
     /// Default and upper bound of workload certificates.
     pub certificate_lifetime: Duration,
     /// Requests for certificates, by source address (tokens).

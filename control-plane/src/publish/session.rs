@@ -6,11 +6,13 @@ use super::{
     listener::Address,
     report::held,
     status::{Entry, SessionStatus},
+    tapping,
     trust::Trust,
 };
 use crate::{
     attest::{AttestError, still_good},
-    registry::{Index, destination::Asked},
+    registry::{Index, destination},
+    traffic::tap::{Asked, Open},
 };
 use postern_api::v1::{self, control_message, sidecar_message};
 use postern_identity::Peer;
@@ -91,6 +93,7 @@ async fn converse(
     let mut index = generations.borrow_and_update().clone().ok_or_else(|| {
         Status::unavailable("the control plane has not read its documents yet: connect again")
     })?;
+    let mut taps = publisher.taps.subscribe();
     let mut trusted = publisher.trust.subscribe();
     let mut trust = trusted.borrow_and_update().clone();
     let distrusted = |refusal: AttestError| Status::unauthenticated(refusal.to_string());
@@ -98,6 +101,8 @@ async fn converse(
     still_good(peer, &trust.own, SystemTime::now()).map_err(distrusted)?;
     let mut session = Session::open(publisher, peer, hello, &index, answers)?;
     session.publish(&index, &trust).await?;
+    // Those that are open already, too.
+    taps.mark_changed();
 
     // Nobody keeps a stream much longer than the certificate that opened it.
     let left = peer.not_after().duration_since(SystemTime::now()).unwrap_or_default();
@@ -127,6 +132,11 @@ async fn converse(
                     still_good(peer, &trust.own, SystemTime::now()).map_err(distrusted)?;
                 }
             }
+            // The same holds for the taps.
+            Ok(()) = taps.changed() => {
+                let open = taps.borrow_and_update().clone();
+                session.tap(&open, &index).await?;
+            }
             () = &mut certificate_ended => {
                 return Err(Status::unauthenticated("the certificate of this connection has ended: connect with the current one"));
             }
@@ -149,10 +159,12 @@ struct Session<'a> {
     bundles: Sent,
     trust: Option<Arc<Trust>>,
     inbound: Sent,
-    destinations: HashMap<String, (Asked, Sent)>,
+    destinations: HashMap<String, (destination::Asked, Sent)>,
     /// Updates without an answer, by nonce; at most one for each resource.
     unanswered: HashMap<String, Resource>,
     next_nonce: u64,
+    knows_taps: bool,
+    tapped: Asked,
     row: Entry,
 }
 
@@ -190,6 +202,7 @@ impl<'a> Session<'a> {
         answers: &'a Answers,
     ) -> Result<Self, Status> {
         let (namespace, service_account) = account(peer)?;
+        let knows_taps = hello.taps;
         let qualified = hello.instance.strip_prefix(&format!("{namespace}/")).map(str::to_owned);
         let pod = qualified.unwrap_or(hello.instance);
         let identity = peer.id().to_string();
@@ -201,6 +214,7 @@ impl<'a> Session<'a> {
             namespace: namespace.clone(),
             identity: identity.clone(),
             build: hello.build,
+            knows_taps,
             version_sent: String::new(),
             version_acked: String::new(),
             policy_since: None,
@@ -230,6 +244,8 @@ impl<'a> Session<'a> {
             destinations: HashMap::new(),
             unanswered: HashMap::new(),
             next_nonce: 1,
+            knows_taps,
+            tapped: Asked::default(),
             row,
         })
     }
@@ -302,17 +318,29 @@ impl<'a> Session<'a> {
                     SystemTime::now(),
                 );
             }
+            Some(sidecar_message::Message::Tapped(told)) => {
+                self.tapped.take(&self.namespace, &self.pod, &self.identity, told, SystemTime::now());
+            }
             // A kind of message that a newer sidecar knows: not for us.
             None => {}
         }
         Ok(())
     }
 
+    /// Asks the sidecar for the calls that people want to see now. Whoever never tapped is not told that nobody does.
+    async fn tap(&mut self, open: &[Arc<Open>], index: &Index) -> Result<(), Status> {
+        if !self.knows_taps || (open.is_empty() && self.tapped.is_empty()) {
+            return Ok(());
+        }
+        self.tapped.set(open);
+        self.write(tapping::wire(open, index, &self.namespace, &self.pod)).await
+    }
+
     async fn subscribe(&mut self, address: String, index: &Index) -> Result<(), Status> {
         if self.destinations.contains_key(&address) {
             return Ok(());
         }
-        let asked = match Asked::parse(&address) {
+        let asked = match destination::Asked::parse(&address) {
             Some(asked) if address.len() <= MAX_NAME => asked,
             _ => {
                 return Err(Status::invalid_argument(
@@ -375,8 +403,8 @@ impl<'a> Session<'a> {
 
     async fn send_destination(
         &mut self,
-        resolved: crate::registry::destination::Resolved,
-        asked: Asked,
+        resolved: destination::Resolved,
+        asked: destination::Asked,
     ) -> Result<(), Status> {
         let address = resolved.destination.address.clone();
         let message = control_message::Message::Destination(resolved.destination);
@@ -409,8 +437,13 @@ impl<'a> Session<'a> {
         });
         let update =
             v1::ControlMessage { version: version.clone(), nonce: nonce.clone(), message: Some(message) };
+        self.write(update).await?;
+        Ok(Sent { version, nonce })
+    }
+
+    async fn write(&self, update: v1::ControlMessage) -> Result<(), Status> {
         match timeout(WRITE_DEADLINE, self.answers.send(Ok(Box::new(update)))).await {
-            Ok(Ok(())) => Ok(Sent { version, nonce }),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::cancelled("the sidecar has gone")),
             Err(_) => Err(Status::deadline_exceeded("the sidecar does not read its updates")),
         }

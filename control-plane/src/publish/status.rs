@@ -24,6 +24,8 @@ pub struct SessionStatus {
     pub identity: String,
     /// Version of the sidecar's program.
     pub build: String,
+    /// Whether it can show calls live.
+    pub knows_taps: bool,
     /// Inbound policy: the version sent last. Empty before the first.
     pub version_sent: String,
     /// Inbound policy: the version that the sidecar took last, its last good one. Empty before the first.

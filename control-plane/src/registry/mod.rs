@@ -7,6 +7,7 @@ pub mod destination;
 pub mod from_files;
 pub mod index;
 pub mod interception;
+mod named;
 mod outside;
 mod rules;
 

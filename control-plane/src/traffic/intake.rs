@@ -85,7 +85,7 @@ fn keep<T>(all: &mut Vec<T>, one: Option<T>, dropped: &mut u64) {
     }
 }
 
-fn between(direction: i32, peer: &str, service: &str) -> Option<Edge> {
+pub(super) fn between(direction: i32, peer: &str, service: &str) -> Option<Edge> {
     let is_inbound = match v1::Direction::try_from(direction).ok()? {
         v1::Direction::Inbound => true,
         v1::Direction::Outbound => false,
@@ -179,7 +179,7 @@ fn rule(wire: &v1::RuleUse, now: SystemTime) -> Option<((String, Option<u32>), U
 }
 
 /// Nothing is told of the future, nor of what we have forgotten.
-fn moment(millis: i64, now: SystemTime) -> SystemTime {
+pub(super) fn moment(millis: i64, now: SystemTime) -> SystemTime {
     let told = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
     let told = SystemTime::UNIX_EPOCH.checked_add(told).unwrap_or(now);
     told.clamp(now.checked_sub(HOUR).unwrap_or(now), now)

@@ -10,5 +10,6 @@ mod history;
 pub(crate) mod intake;
 pub mod pages;
 mod sums;
+pub(crate) mod tap;
 
 pub(crate) use history::Traffic;

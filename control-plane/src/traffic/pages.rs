@@ -195,3 +195,112 @@ pub struct Denial {
     /// The last.
     pub last: String,
 }
+
+/// `POST /tap`: which calls are to be shown. The answer is a [`TapLine`] a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TapWanted {
+    /// The caller: `NAMESPACE/SERVICEACCOUNT` or a SPIFFE ID.
+    pub from: Option<String>,
+    /// The called: a service or a workload, as `NAME`, `NAMESPACE/NAME` or a host.
+    pub to: Option<String>,
+    /// As sent.
+    pub method: Option<String>,
+    /// What the path begins with.
+    pub path: Option<String>,
+    /// `403` or `4xx`.
+    pub status: Option<String>,
+    /// `allow` or `deny`.
+    pub decision: Option<String>,
+    /// `server` or `client`.
+    pub seen_by: Option<String>,
+    /// Calls in a second of one sidecar, 1 to 1000; 10 when not said.
+    pub rate: Option<u32>,
+    /// 1 to 600; 600 when not said.
+    pub seconds: Option<u64>,
+}
+
+/// One line of a tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TapLine {
+    /// The first.
+    Begin(TapBegin),
+    /// A call that has ended.
+    Call(Box<TapCall>),
+    /// Calls that are not shown.
+    More(TapMore),
+    /// The last, with the reason; without it the control plane is gone.
+    End(String),
+}
+
+/// Who is tapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapBegin {
+    /// How long it lasts.
+    pub seconds: u64,
+    /// Calls in a second of one sidecar.
+    pub rate: u32,
+    /// Sidecars that are connected and can be tapped.
+    pub sidecars: usize,
+    /// `namespace/pod` of connected sidecars that are too old for it.
+    pub too_old: Vec<String>,
+}
+
+/// Calls that matched and are not shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapMore {
+    /// Since there were more than the rate, or than the reader took.
+    pub matched: u64,
+    /// Since what a sidecar told made no sense, or was more than it was asked for.
+    pub refused: u64,
+}
+
+/// One call, as one end saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapCall {
+    /// When it began.
+    pub at: String,
+    /// Who tells: `namespace/pod`.
+    pub workload: String,
+    /// Its verified SPIFFE ID.
+    pub identity: String,
+    /// `inbound` or `outbound`, as seen by the workload.
+    pub direction: String,
+    /// SPIFFE ID of the other end; `None`: not verified.
+    pub peer: Option<String>,
+    /// Host of the destination service; outbound only.
+    pub service: Option<String>,
+    /// `None`: a connection.
+    pub method: Option<String>,
+    /// Without query.
+    pub path: Option<String>,
+    /// Original destination.
+    pub port: u16,
+    /// HTTP status of the answer.
+    pub status: Option<u16>,
+    /// `http/1.1`, `http/2`, `grpc`, `tcp`.
+    pub protocol: Option<String>,
+    /// `allow` or `deny`; `None`: nobody decided.
+    pub decision: Option<String>,
+    /// Of a denial or a failure.
+    pub reason: Option<String>,
+    /// `namespace/name` of the policy that decided, when a rule did.
+    pub policy: Option<String>,
+    /// Its rule.
+    pub rule: Option<u32>,
+    /// Of a denial: for `postern why --id`.
+    pub decision_id: Option<String>,
+    /// Envoy's short code; `None`: all is well.
+    pub flag: Option<String>,
+    /// Direct peer address.
+    pub source_ip: String,
+    /// From beginning to end.
+    pub micros: u64,
+    /// The proxy's own part.
+    pub proxy_micros: u64,
+    /// From downstream.
+    pub bytes_received: u64,
+    /// To downstream.
+    pub bytes_sent: u64,
+}

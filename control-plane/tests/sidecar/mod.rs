@@ -197,6 +197,7 @@ impl Stream {
             .say(sidecar_message::Message::Hello(v1::Hello {
                 build: "test".into(),
                 instance: instance.into(),
+                ..Default::default()
             }))
             .await;
         Ok(stream)

@@ -22,6 +22,7 @@ GET  /ready               200 when certificate, policy and listeners are in forc
 GET  /live                200 while the process answers
 GET  /config              the inbound policy as enforced
 GET  /certificates        identity, certificate, bundles, next renewal
+GET  /connections         the connections that are open now
 GET  /destinations        where outbound addresses lead
 GET  /ejections           endpoints that are left out for a time since they failed
 GET  /decisions           the latest denials
@@ -153,6 +154,34 @@ pub(super) fn destinations(admin: &Admin) -> Answer {
         .map(|(address, destination)| (address.to_string(), shown(destination.as_deref())))
         .collect();
     page(&Value::Object(all))
+}
+
+pub(super) fn connections(admin: &Admin) -> Answer {
+    let (now, is_draining) = (SystemTime::now(), admin.draining.is_draining());
+    let (count, newest) = admin.telemetry.connections().newest();
+    let shown = |seen: &std::sync::Arc<crate::telemetry::connections::Seen>| {
+        json!({
+            "direction": seen.direction.as_str(),
+            "since": timestamp(seen.since),
+            "age_seconds": now.duration_since(seen.since).unwrap_or_default().as_secs(),
+            "downstream": seen.downstream,
+            "destination": seen.destination,
+            "service": seen.service(),
+            "peer": seen.peer(),
+            "protocol": seen.protocol(),
+            "requests": seen.requests(),
+            "state": match (seen.protocol(), is_draining) {
+                (None, _) => "opening",
+                (Some(_), false) => "open",
+                (Some(_), true) => "draining",
+            },
+        })
+    };
+    page(&json!({
+        "count": count,
+        "shown": newest.len(),
+        "connections": newest.iter().map(shown).collect::<Vec<_>>(),
+    }))
 }
 
 pub(super) fn ejections(admin: &Admin) -> Answer {

@@ -107,6 +107,7 @@ async fn answer(door: Door, admin: &Admin, request: Request<Incoming>) -> Respon
         (Door::Admin, "/config") => on_get(&request, || answers::config(admin)),
         (Door::Admin, "/certificates") => on_get(&request, || answers::certificates(admin)),
         (Door::Admin, "/destinations") => on_get(&request, || answers::destinations(admin)),
+        (Door::Admin, "/connections") => on_get(&request, || answers::connections(admin)),
         (Door::Admin, "/ejections") => on_get(&request, || answers::ejections(admin)),
         (Door::Admin, "/decisions") => on_get(&request, || answers::decisions(admin)),
         (Door::Admin, "/certificates/renew") if request.method() == Method::POST => {

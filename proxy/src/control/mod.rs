@@ -6,6 +6,7 @@ pub mod destinations;
 pub mod reports;
 mod slot;
 pub mod stream;
+pub mod taps;
 pub mod translate;
 
 pub use channel::ControlPlane;

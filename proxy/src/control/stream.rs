@@ -3,7 +3,8 @@
 //! An outage changes nothing for running traffic but the freshness of what we know.
 
 use super::{
-    ControlPlane, Destinations, backoff::Backoff, channel::describe, destinations::Wish, reports, translate,
+    ControlPlane, Destinations, backoff::Backoff, channel::describe, destinations::Wish, reports, taps,
+    translate,
 };
 use crate::{
     ready,
@@ -27,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const OPENING: Duration = Duration::from_secs(10);
 /// How often a standing stream confirms that what we know is fresh, and idle destinations are looked for.
 const TICK: Duration = Duration::from_secs(5);
+/// How often a tap says what it left out, and is looked at whether it is over.
+const TAP_TURN: Duration = Duration::from_secs(1);
 /// Policy of a large mesh is large; the control plane is trusted with this much.
 const LARGEST_UPDATE: usize = 64 * 1024 * 1024;
 /// Wishes are taken only while fewer messages than this wait to be sent.
@@ -68,6 +71,8 @@ impl Subscriber {
                 why = self.session(&mut backoff) => why,
             };
             self.destinations.disconnected();
+            // Whoever tapped cannot be told any more.
+            self.telemetry.taps().set(Vec::new());
             self.telemetry.metrics().set_connected(false);
             let pause = backoff.next(rand::random());
             match why {
@@ -109,7 +114,8 @@ impl Subscriber {
             self.control.connect(Some(credentials.key.clone()), credentials.trust.clone()).await?;
         let mut client = DiscoveryClient::new(channel).max_decoding_message_size(LARGEST_UPDATE);
         let (sender, receiver) = mpsc::channel(64);
-        let hello = v1::Hello { build: env!("CARGO_PKG_VERSION").into(), instance: self.instance.clone() };
+        let build = env!("CARGO_PKG_VERSION").into();
+        let hello = v1::Hello { build, instance: self.instance.clone(), taps: true };
         let mut unsent = VecDeque::from([message(sidecar_message::Message::Hello(hello))]);
         // Hello has to be first on the wire, before the other side answers.
         if let Some(hello) = unsent.pop_front() {
@@ -128,6 +134,7 @@ impl Subscriber {
         let mut reported = None;
         generation.mark_changed();
         let mut tick = tokio::time::interval(TICK);
+        let mut tap_turn = tokio::time::interval(TAP_TURN);
         let mut report = tokio::time::interval(self.report_interval);
         report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let life = credentials.not_after.duration_since(SystemTime::now()).unwrap_or_default();
@@ -141,7 +148,7 @@ impl Subscriber {
                     Ok(Some(update)) => {
                         backoff.reset();
                         self.telemetry.metrics().control_plane_heard(SystemTime::now());
-                        unsent.push_back(self.take(update));
+                        unsent.extend(self.take(update));
                     }
                     Ok(None) => return Err("the control plane closed the stream".into()),
                     Err(status) => return Err(describe(&status)),
@@ -159,6 +166,15 @@ impl Subscriber {
                 _ = report.tick(), if unsent.len() < UNSENT => {
                     let told = reports::collect(&self.telemetry, &self.store);
                     unsent.extend(told.into_iter().map(|report| message(sidecar_message::Message::Report(report))));
+                }
+                calls = self.telemetry.taps().next(taps::CALLS), if unsent.len() < UNSENT => {
+                    unsent.push_back(tapped(taps::told(calls, Vec::new())));
+                }
+                _ = tap_turn.tick(), if self.telemetry.taps().is_open() && unsent.len() < UNSENT => {
+                    let left_out = self.telemetry.taps().turn(Instant::now());
+                    if !left_out.is_empty() {
+                        unsent.push_back(tapped(taps::told(Vec::new(), left_out)));
+                    }
                 }
                 // The sender lives in our own store, so this never fails.
                 _ = generation.changed() => {
@@ -194,8 +210,8 @@ impl Subscriber {
         }
     }
 
-    /// Puts one update in force, whole, or refuses it whole.
-    fn take(&mut self, update: v1::ControlMessage) -> v1::SidecarMessage {
+    /// Puts one update in force, whole, or refuses it whole. Taps are no update, and not answered.
+    fn take(&mut self, update: v1::ControlMessage) -> Option<v1::SidecarMessage> {
         let v1::ControlMessage { version, nonce, message: content } = update;
         let taken = match content {
             Some(control_message::Message::Inbound(policy)) => self.take_policy(&version, &policy),
@@ -208,19 +224,23 @@ impl Subscriber {
                 translate::trust(wire, &self.control.trust_domain)
                     .and_then(|(trust, tainted)| self.store.publish_trust(trust, tainted))
             }
+            Some(control_message::Message::Taps(wire)) => {
+                self.telemetry.taps().set(taps::open(wire, Instant::now()));
+                return None;
+            }
             None => {
                 Err("an update of a kind that this sidecar does not know; it is older than the control plane"
                     .into())
             }
         };
         self.telemetry.metrics().update_answered(taken.is_ok());
-        match taken {
+        Some(match taken {
             Ok(()) => message(sidecar_message::Message::Ack(v1::Ack { nonce, version })),
             Err(reason) => {
                 tracing::warn!(%version, %reason, "update refused; the last good one stays in force");
                 message(sidecar_message::Message::Nack(v1::Nack { nonce, version, reason }))
             }
-        }
+        })
     }
 
     fn take_policy(&mut self, version: &str, policy: &v1::InboundPolicy) -> Result<(), String> {
@@ -279,6 +299,10 @@ fn said(wish: Wish) -> v1::SidecarMessage {
             sidecar_message::Message::Unsubscribe(v1::Unsubscribe { address: address.to_string() })
         }
     })
+}
+
+fn tapped(told: v1::Tapped) -> v1::SidecarMessage {
+    message(sidecar_message::Message::Tapped(told))
 }
 
 fn message(message: sidecar_message::Message) -> v1::SidecarMessage {

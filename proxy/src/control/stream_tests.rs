@@ -54,7 +54,7 @@ fn policy(version: &str, spec: Vec<u8>) -> v1::ControlMessage {
 fn a_good_policy_is_put_in_force_and_acknowledged_and_makes_us_ready() {
     let (mut subscriber, store, ready) = subscriber();
     assert_eq!(ready.missing(), ["policy"]);
-    let answer = subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap()));
+    let answer = subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap())).unwrap();
     let Some(sidecar_message::Message::Ack(ack)) = answer.message else { panic!("{answer:?}") };
     assert_eq!((ack.nonce.as_str(), ack.version.as_str()), ("n-1", "1"));
     assert_eq!(&*store.inbound().unwrap().version, "1");
@@ -64,9 +64,9 @@ fn a_good_policy_is_put_in_force_and_acknowledged_and_makes_us_ready() {
 #[test]
 fn a_bad_policy_is_refused_with_its_nonce_and_the_last_good_one_stays() {
     let (mut subscriber, store, _) = subscriber();
-    subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap()));
+    subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap())).unwrap();
     for (version, bytes) in [("2", b"{".to_vec()), ("3", b"{\"workload\":7}".to_vec()), ("4", Vec::new())] {
-        let answer = subscriber.take(policy(version, bytes));
+        let answer = subscriber.take(policy(version, bytes)).unwrap();
         let Some(sidecar_message::Message::Nack(nack)) = answer.message else { panic!("{answer:?}") };
         assert_eq!((nack.nonce, nack.version), (format!("n-{version}"), version.to_owned()));
         assert!(!nack.reason.is_empty());
@@ -92,7 +92,7 @@ fn a_policy_that_does_not_compile_is_refused_with_all_its_problems_and_its_corre
             }],
             ..Default::default()
         });
-        let answer = subscriber.take(policy("1", serde_json::to_vec(&spec).unwrap()));
+        let answer = subscriber.take(policy("1", serde_json::to_vec(&spec).unwrap())).unwrap();
         assert_eq!(store.inbound().is_some(), is_taken, "{answer:?}");
         match answer.message {
             Some(sidecar_message::Message::Ack(_)) => assert!(is_taken),
@@ -108,7 +108,7 @@ fn a_policy_that_does_not_compile_is_refused_with_all_its_problems_and_its_corre
 #[test]
 fn before_the_first_good_policy_a_bad_one_leaves_us_without() {
     let (mut subscriber, store, ready) = subscriber();
-    subscriber.take(policy("1", b"not json".to_vec()));
+    subscriber.take(policy("1", b"not json".to_vec())).unwrap();
     assert!(store.inbound().is_none());
     assert_eq!(ready.missing(), ["policy"]);
 }
@@ -117,20 +117,21 @@ fn before_the_first_good_policy_a_bad_one_leaves_us_without() {
 fn the_same_policy_again_wakes_nobody_and_a_new_one_does() {
     let (mut subscriber, store, _) = subscriber();
     let mut generation = store.policy_generation();
-    subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap()));
+    subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap())).unwrap();
     assert!(generation.has_changed().unwrap());
     generation.mark_unchanged();
-    subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap()));
+    subscriber.take(policy("1", serde_json::to_vec(&spec("web")).unwrap())).unwrap();
     assert!(!generation.has_changed().unwrap());
-    subscriber.take(policy("1", serde_json::to_vec(&spec("other")).unwrap()));
+    subscriber.take(policy("1", serde_json::to_vec(&spec("other")).unwrap())).unwrap();
     assert!(generation.has_changed().unwrap());
 }
 
 #[test]
 fn an_update_from_the_future_is_refused() {
     let (mut subscriber, _, _) = subscriber();
-    let answer =
-        subscriber.take(v1::ControlMessage { version: "1".into(), nonce: "n".into(), message: None });
+    let answer = subscriber
+        .take(v1::ControlMessage { version: "1".into(), nonce: "n".into(), message: None })
+        .unwrap();
     assert!(matches!(answer.message, Some(sidecar_message::Message::Nack(_))));
 }
 

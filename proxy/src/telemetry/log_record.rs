@@ -81,7 +81,10 @@ fn all(entry: &Entry) -> Vec<KeyValue> {
     add("postern.reason", entry.reason.as_deref().map(|reason| cut(reason, record::REASON_KEPT)));
     add("postern.source.id", entry.source_principal.as_deref());
     add("postern.destination.id", entry.destination_principal.as_deref());
-    add("postern.upstream.address", entry.upstream_address.map(|address| address.to_string()).as_deref());
+    add(
+        "postern.upstream.address",
+        entry.upstream_address.map(|address| address.ip().to_string()).as_deref(),
+    );
     add("network.local.address", Some(&entry.destination_address.ip().to_string()));
     add("tls.protocol.version", entry.tls_version.map(|version| version.trim_start_matches("TLSv")));
     add("tls.client.server_name", entry.sni.as_deref());
@@ -99,6 +102,7 @@ fn all(entry: &Entry) -> Vec<KeyValue> {
     ] {
         all.push(number(name, i64::try_from(value).unwrap_or(i64::MAX)));
     }
+    all.extend(entry.upstream_address.map(|to| number("postern.upstream.port", i64::from(to.port()))));
     all
 }
 

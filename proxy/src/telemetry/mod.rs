@@ -7,6 +7,7 @@ pub mod access_log;
 pub mod app_scrapes;
 mod attributes;
 mod batches;
+pub mod connections;
 pub mod denials;
 pub mod denied;
 pub mod ejections;
@@ -20,11 +21,13 @@ pub mod metrics;
 pub mod propagation;
 pub mod record;
 pub mod request_metrics;
+pub mod tap;
 mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
 
 pub use app_scrapes::AppScrape;
+pub use connections::Connections;
 pub use denials::{Denial, Denials};
 pub use denied::DeniedKinds;
 pub use ejections::{Ejection, Ejections};
@@ -61,7 +64,9 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Arc<Metrics>,
     denied: DeniedKinds,
+    taps: tap::Taps,
     denials: Denials,
+    connections: Connections,
     ejections: Ejections,
     log: Option<access_log::Queue>,
     logged_headers: Vec<HeaderName>,
@@ -141,7 +146,9 @@ impl Telemetry {
             Self(Arc::new(Inner {
                 metrics,
                 denied: DeniedKinds::default(),
+                taps: tap::Taps::default(),
                 denials: Denials::default(),
+                connections: Connections::default(),
                 ejections: Ejections::default(),
                 log,
                 logged_headers: options.access_log_lines.headers,
@@ -160,7 +167,9 @@ impl Telemetry {
         Self(Arc::new(Inner {
             metrics: Arc::new(Metrics::default()),
             denied: DeniedKinds::default(),
+            taps: tap::Taps::default(),
             denials: Denials::default(),
+            connections: Connections::default(),
             ejections: Ejections::default(),
             log: None,
             logged_headers: vec![],
@@ -202,9 +211,19 @@ impl Telemetry {
         &self.0.denied
     }
 
+    /// Calls that somebody watches live.
+    pub fn taps(&self) -> &tap::Taps {
+        &self.0.taps
+    }
+
     /// The denials we remember.
     pub fn denials(&self) -> &Denials {
         &self.0.denials
+    }
+
+    /// The connections that are open now.
+    pub fn connections(&self) -> &Connections {
+        &self.0.connections
     }
 
     /// The endpoints that are ejected now.
@@ -264,6 +283,9 @@ impl Telemetry {
     pub(crate) fn write(&self, entry: Box<Entry>) {
         self.0.metrics.observe(&entry);
         self.0.denied.observe(&entry);
+        if self.0.taps.is_open() {
+            self.0.taps.observe(&entry, std::time::SystemTime::now());
+        }
         if let Some(spans) = &self.0.spans
             && entry.trace.is_some_and(|trace| trace.is_sampled())
         {

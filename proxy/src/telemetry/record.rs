@@ -5,6 +5,7 @@
 use super::{
     Denial, Telemetry,
     access_log::cut,
+    connections::Open,
     entry::{Decided, Direction, Entry, Request, Would},
     trace_context::REQUEST_ID,
 };
@@ -43,7 +44,7 @@ pub struct Record {
 
 /// What one record stands for.
 enum Scope {
-    Connection { carried_requests: bool },
+    Connection { carried_requests: bool, open: Open },
     Request,
 }
 
@@ -59,7 +60,10 @@ impl Record {
         Self {
             telemetry: telemetry.clone(),
             entry: Some(Box::new(Entry::new(direction, SystemTime::now(), downstream, destination))),
-            scope: Scope::Connection { carried_requests: false },
+            scope: Scope::Connection {
+                carried_requests: false,
+                open: telemetry.connections().enter(direction, downstream, destination),
+            },
             clock: Stopwatch::started(Instant::now()),
             watch: Watch::default(),
             deadline: None,
@@ -68,8 +72,9 @@ impl Record {
 
     /// The record of one request on this connection: inherits addresses, peer, TLS facts. From the first request on, the connection itself writes no line.
     pub fn request(&mut self) -> Record {
-        if let Scope::Connection { carried_requests } = &mut self.scope {
+        if let Scope::Connection { carried_requests, open } = &mut self.scope {
             *carried_requests = true;
+            open.count_request();
         }
         let entry = self.entry.as_ref().map(|connection| {
             Box::new(Entry {
@@ -116,7 +121,9 @@ impl Record {
 
     /// The verified other end: the caller on the way in, the called on the way out.
     pub fn set_peer(&mut self, peer: &Peer) {
-        let id = Some(Arc::from(peer.id().as_str()));
+        let id = Arc::from(peer.id().as_str());
+        self.show(|open| open.set_peer(&id));
+        let id = Some(id);
         self.note(|entry| match entry.direction {
             Direction::Inbound => entry.source_principal = id,
             Direction::Outbound => entry.destination_principal = id,
@@ -143,6 +150,7 @@ impl Record {
 
     /// `http/1.1`, `http/2`, `grpc`, `tcp`.
     pub fn set_protocol(&mut self, protocol: &'static str) {
+        self.show(|open| open.set_protocol(protocol));
         self.note(|entry| entry.protocol = Some(protocol));
     }
 
@@ -236,8 +244,9 @@ impl Record {
 
     /// Destination service host, for labels.
     pub fn set_service(&mut self, _namespace: &str, _name: &str, host: &str) {
-        let host = Some(Arc::from(cut(host, TEXT_KEPT)));
-        self.note(|entry| entry.destination_service = host);
+        let host = Arc::from(cut(host, TEXT_KEPT));
+        self.show(|open| open.set_service(&host));
+        self.note(|entry| entry.destination_service = Some(host));
     }
 
     /// HTTP status sent to downstream.
@@ -312,6 +321,13 @@ impl Record {
         self.clock.stop(Instant::now());
     }
 
+    /// What people see of an open connection.
+    fn show(&self, write: impl FnOnce(&Open)) {
+        if let Scope::Connection { open, .. } = &self.scope {
+            write(open);
+        }
+    }
+
     fn note(&mut self, write: impl FnOnce(&mut Entry)) {
         if let Some(entry) = &mut self.entry {
             write(entry);
@@ -326,7 +342,7 @@ impl Drop for Record {
         (entry.duration, entry.proxy) = self.clock.read(now);
         entry.upstream_time = (!self.clock.waited.is_zero()).then_some(self.clock.waited);
         match self.scope {
-            Scope::Connection { carried_requests } => {
+            Scope::Connection { carried_requests, .. } => {
                 self.telemetry.metrics().connection_closed(entry.direction);
                 if carried_requests {
                     return;

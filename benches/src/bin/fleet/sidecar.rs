@@ -205,7 +205,7 @@ async fn live(world: Arc<World>, number: usize, mut held: Held, tell: mpsc::Unbo
     let (send, sent) = mpsc::channel(64);
     let say = async |message| send.send(v1::SidecarMessage { message: Some(message) }).await.unwrap();
     let (_, instance) = names(number);
-    say(Message::Hello(v1::Hello { build: "bench".into(), instance })).await;
+    say(Message::Hello(v1::Hello { build: "bench".into(), instance, ..Default::default() })).await;
     let mut client = DiscoveryClient::new(channel);
     let mut hear = client.connect(ReceiverStream::new(sent)).await.unwrap().into_inner();
     say(report(number, &held)).await;

@@ -46,7 +46,7 @@ pub const JSON: &[(&str, &str)] = &[
     ("tls.protocol.version", "of the connection between sidecars: `1.3`"),
     ("tls.client.server_name", "server name asked for in that handshake, at most 256 bytes"),
     (
-        "postern.request_id",
+        "postern.request.id",
         "`x-request-id`: the client's, at most 256 bytes, or the one that the first sidecar made",
     ),
 ];

@@ -84,7 +84,7 @@ pub fn write(entry: &Entry, timestamp: &str, text: &mut Vec<u8>) {
         entry.tls_version.map(|version| version.trim_start_matches("TLSv")),
     );
     line.text(name!("tls.client.server_name"), entry.sni.as_deref());
-    line.text(name!("postern.request_id"), request.and_then(|request| request.id.as_deref()));
+    line.text(name!("postern.request.id"), request.and_then(|request| request.id.as_deref()));
     for (name, value) in request.map_or(&[][..], |request| &request.headers) {
         line.name(",");
         escape::json(&format!("{HEADER_PREFIX}{name}"), line.0);

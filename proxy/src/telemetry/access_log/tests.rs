@@ -90,7 +90,7 @@ async fn what_the_caller_controls_is_bounded_and_the_query_is_left_out() {
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(value["url.path"].as_str().unwrap().len(), 2048);
     assert_eq!(value["server.address"].as_str().unwrap().len(), 256);
-    assert_eq!(value["postern.request_id"].as_str().unwrap().len(), 256);
+    assert_eq!(value["postern.request.id"].as_str().unwrap().len(), 256);
     assert!(!line.contains("secret"));
 }
 
