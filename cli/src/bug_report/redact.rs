@@ -174,8 +174,8 @@ mod tests {
             check(kept, kept);
         }
         check(
-            r#"{"path":"/a?b=c","http.request.header.x-tenant":"blue","status":200}"#,
-            r#"{"http.request.header.x-tenant":"[redacted]","path":"/a?[redacted]","status":200}"#,
+            r#"{"url.path":"/a?b=c","http.request.header.x-tenant":"blue","http.response.status_code":200}"#,
+            r#"{"http.request.header.x-tenant":"[redacted]","http.response.status_code":200,"url.path":"/a?[redacted]"}"#,
         );
     }
 

@@ -119,7 +119,12 @@ async fn a_head_that_is_not_complete_in_time_is_answered_408_first_or_later() {
         let told = rest(&mut slow).await;
         assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("connection: close"), "{told}");
         let line = gate.line().await;
-        assert!(line["status"] == 408 && line["flags"] == "DT" && line["reason"].is_string(), "{line}");
+        assert!(
+            line["http.response.status_code"] == 408
+                && line["postern.flags"] == "DT"
+                && line["postern.reason"].is_string(),
+            "{line}"
+        );
         assert!(gate.app.seen.borrow().is_empty());
 
         let mut gate = Gate::plain(Limits { head: SHORT, ..Limits::default() }).await;
@@ -127,9 +132,9 @@ async fn a_head_that_is_not_complete_in_time_is_answered_408_first_or_later() {
         assert!(answer(&mut good).await.starts_with("HTTP/1.1 200 "));
         good.write_all(b"GET /late HTTP/1.1\r\nHo").await.unwrap();
         assert!(rest(&mut good).await.starts_with("HTTP/1.1 408 "), "the head of a second request");
-        assert_eq!(gate.line().await["status"], 200);
+        assert_eq!(gate.line().await["http.response.status_code"], 200);
         let line = gate.line().await;
-        assert!(line["status"] == 408 && line["reason"].is_string(), "{line}");
+        assert!(line["http.response.status_code"] == 408 && line["postern.reason"].is_string(), "{line}");
         assert_eq!(gate.app.seen.borrow().len(), 1);
     };
     LocalSet::new().run_until(run).await;
@@ -153,7 +158,7 @@ async fn a_body_that_pauses_too_long_is_answered_408_and_never_completed_towards
         let heard = heard.await.unwrap();
         assert!(heard.contains("abc") && !heard.contains("0\r\n\r\n"), "never completed: {heard}");
         let line = gate.line().await;
-        assert!(line["status"] == 408 && line["flags"] == "DT", "{line}");
+        assert!(line["http.response.status_code"] == 408 && line["postern.flags"] == "DT", "{line}");
     };
     LocalSet::new().run_until(run).await;
 }
@@ -165,11 +170,11 @@ async fn an_idle_connection_is_closed_without_a_word_and_a_silent_one_after_its_
         let mut idle = open(gate.address, GET).await;
         assert!(answer(&mut idle).await.starts_with("HTTP/1.1 200 "));
         assert_eq!(rest(&mut idle).await, "");
-        assert_eq!(gate.line().await["status"], 200);
+        assert_eq!(gate.line().await["http.response.status_code"], 200);
         let mut gate = Gate::plain(Limits { first_request: SHORT, ..Limits::default() }).await;
         let mut silent = open(gate.address, b"").await;
         assert_eq!(rest(&mut silent).await, "");
-        assert_eq!(gate.line().await["flags"], "DT");
+        assert_eq!(gate.line().await["postern.flags"], "DT");
     };
     LocalSet::new().run_until(run).await;
 }
@@ -190,7 +195,7 @@ async fn a_client_that_reads_nothing_loses_its_connection_and_the_app_is_freed()
         let unread = open(gate.address, GET).await;
         tokio::time::timeout(LONG, freed).await.expect("the app is freed in time").unwrap();
         let line = gate.line().await;
-        assert!(line["status"] == 200 && line["reason"].is_string(), "{line}");
+        assert!(line["http.response.status_code"] == 200 && line["postern.reason"].is_string(), "{line}");
         drop(unread);
     };
     LocalSet::new().run_until(run).await;
@@ -219,7 +224,7 @@ async fn a_client_of_http2_that_opens_no_window_loses_its_connection_and_the_app
             tokio::time::timeout(LONG, freed).await.expect("the app is freed in time").unwrap();
             let _ = rest(&mut unread).await;
             let line = gate.line().await;
-            assert!(line["status"] == 200 && line["reason"].is_string(), "{line}");
+            assert!(line["http.response.status_code"] == 200 && line["postern.reason"].is_string(), "{line}");
         }
     };
     LocalSet::new().run_until(run).await;
@@ -248,7 +253,7 @@ async fn one_source_takes_its_places_and_no_more() {
         let mut refused = 0;
         for _ in 0..5 {
             let line = gate.line().await;
-            refused += usize::from(line["flags"] == "OM" && line["reason"].is_string());
+            refused += usize::from(line["postern.flags"] == "OM" && line["postern.reason"].is_string());
         }
         assert_eq!(refused, 1, "one line for the refused connection");
         assert_eq!(gate.app.seen.borrow().len(), 4);
@@ -304,12 +309,12 @@ async fn connections_that_prove_nothing_do_not_keep_others_of_their_source_out_f
         }
         let flags: Vec<_> = [gate.line().await, gate.line().await, gate.line().await]
             .iter()
-            .map(|line| line["flags"].as_str().unwrap().to_owned())
+            .map(|line| line["postern.flags"].as_str().unwrap().to_owned())
             .collect();
         assert_eq!(flags, ["OM", "DT", "DT"]);
         let mut fourth = open(gate.address, b"").await;
         assert_eq!(rest(&mut fourth).await, "");
-        assert_eq!(gate.line().await["flags"], "DT", "its own deadline, not somebody else's place");
+        assert_eq!(gate.line().await["postern.flags"], "DT", "its own deadline, not somebody else's place");
     };
     LocalSet::new().run_until(run).await;
 }
@@ -339,9 +344,9 @@ async fn short_of_memory_new_requests_are_refused_and_then_nothing_is_accepted()
             answer(&mut waiting).await.starts_with("HTTP/1.1 200 "),
             "and it is served when there is room"
         );
-        assert_eq!(gate.line().await["status"], 200);
+        assert_eq!(gate.line().await["http.response.status_code"], 200);
         let line = gate.line().await;
-        assert!(line["status"] == 503 && line["flags"] == "OM", "{line}");
+        assert!(line["http.response.status_code"] == 503 && line["postern.flags"] == "OM", "{line}");
     };
     LocalSet::new().run_until(run).await;
 }
