@@ -216,6 +216,22 @@ impl Body {
     }
 }
 
+/// Whether there is memory for more of the answers that are on their way. One for each worker, so a cell is enough.
+#[derive(Debug, Default)]
+pub struct Headroom {
+    is_full: Cell<bool>,
+}
+
+impl Headroom {
+    /// While it is full nothing more is read from upstreams: what their clients do not take then waits where it comes from.
+    pub fn set_full(&self, is_full: bool) {
+        self.is_full.set(is_full);
+    }
+}
+
+/// Between two looks whether an answer may go on that waits for memory.
+const MEMORY_PAUSE: Duration = Duration::from_millis(10);
+
 /// An upstream's answer on its way down. The record is written when this is dropped, so it tells the whole story.
 pub struct Download {
     incoming: Incoming,
@@ -231,6 +247,9 @@ pub struct Download {
     // Where it is noted whether the client takes what it is offered, and whether it is the client's turn.
     progress: Option<Rc<Progress>>,
     offered: bool,
+    headroom: Rc<Headroom>,
+    // While there is none.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// Whether the client of one HTTP/2 connection takes what it is offered. Without a window hyper asks no body for more, so
@@ -261,6 +280,7 @@ impl Download {
         exchange: Rc<Exchange>,
         record: Record,
         lease: Lease,
+        headroom: Rc<Headroom>,
     ) -> Self {
         Self {
             incoming,
@@ -274,6 +294,8 @@ impl Download {
             deadline: None,
             progress: None,
             offered: false,
+            headroom,
+            pause: None,
         }
     }
 }
@@ -337,6 +359,9 @@ impl Download {
         if self.is_cut() {
             return Poll::Ready(None);
         }
+        if self.poll_headroom(cx).is_pending() {
+            return self.poll_deadline(cx);
+        }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => return self.poll_deadline(cx),
@@ -376,6 +401,15 @@ impl Download {
 }
 
 impl Download {
+    fn poll_headroom(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.headroom.is_full.get() {
+            let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(MEMORY_PAUSE)));
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        Poll::Ready(())
+    }
+
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.sleep.as_mut().poll(cx));

@@ -202,6 +202,7 @@ impl Connection {
                     half_closed: settings.limits.half_closed,
                     tunnels: self.worker.tunnels.clone(),
                     place: (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter()),
+                    headroom: self.worker.headroom.clone(),
                 };
                 let revoked = self.clone().revoked(watched, watch);
                 forward::deliver(response, lease, exchange, record, asked, revoked)

@@ -139,7 +139,8 @@ impl Connection {
                 let half_closed = self.worker.shared.settings.limits.half_closed;
                 let tunnels = self.worker.tunnels.clone();
                 let place = (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter());
-                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place };
+                let headroom = self.worker.headroom.clone();
+                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place, headroom };
                 let drain = self.worker.shared.drain.clone();
                 let watched = wish == Wish::WebSocket;
                 let watch = lease.watch().clone();

@@ -56,7 +56,7 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     let route = reach::Route { original: accepted.destination, handle };
     let protocol = match &*route.handle.current() {
         Destination::Service(service) => {
-            record.set_service(&service.namespace, &service.name, &service.host);
+            record.set_service(&service.host);
             service.protocol
         }
         Destination::Workload(endpoint) => endpoint.protocol,

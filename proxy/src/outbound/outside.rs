@@ -158,7 +158,7 @@ fn without_port(authority: &str) -> &str {
 /// Notes which entry a call goes to.
 pub fn note_service(record: &mut Record, destination: &Destination) {
     if let Destination::Service(service) = destination {
-        record.set_service(&service.namespace, &service.name, &service.host);
+        record.set_service(&service.host);
     }
 }
 

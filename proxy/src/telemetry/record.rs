@@ -243,7 +243,7 @@ impl Record {
     }
 
     /// Destination service host, for labels.
-    pub fn set_service(&mut self, _namespace: &str, _name: &str, host: &str) {
+    pub fn set_service(&mut self, host: &str) {
         let host = Arc::from(cut(host, TEXT_KEPT));
         self.show(|open| open.set_service(&host));
         self.note(|entry| entry.destination_service = Some(host));

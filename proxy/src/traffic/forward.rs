@@ -5,7 +5,7 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
-        body::{Download, Exchange, Upload},
+        body::{Download, Exchange, Headroom, Upload},
         canonical::Target,
         headers::{self, Wish},
         pool::Lease,
@@ -67,6 +67,8 @@ pub struct Asked {
     pub tunnels: TaskTracker,
     /// The place that a tunnel takes, when one was asked for: it outlives the connection that it began as.
     pub place: Option<Place>,
+    /// Whether there is memory for its answer.
+    pub headroom: Rc<Headroom>,
 }
 
 /// The upstream's answer, cleaned, with a body that carries the record to its end. `revoked` watches over a tunnel.
@@ -125,7 +127,8 @@ pub fn deliver(
         record.set_grpc_status(status);
     }
     record.answer_handed_over();
-    let body = Body::Upstream(Box::new(Download::new(incoming, http2, exchange, record, lease)));
+    let body =
+        Body::Upstream(Box::new(Download::new(incoming, http2, exchange, record, lease, asked.headroom)));
     Response::from_parts(parts, body)
 }
 

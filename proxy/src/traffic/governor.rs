@@ -1,9 +1,10 @@
 //! What keeps a sidecar alive that runs short: it sheds new work before old, and both before it is killed.
 //!
 //! Connections may take 40 % of the descriptors beyond those that the sidecar needs for itself, since each may need a second
-//! one. Memory is looked at ten times a second: from 80 % of the limit idle connections go, from 90 % new requests are answered
-//! 503, from 95 % nothing is accepted and the newest connections are ended, an eighth
-//! at a time, until there is room. The allocator (mimalloc) gives freed memory back by itself. Envoy has the same as its overload manager, off by default.
+//! one. Memory is looked at ten times a second, and a hundred times while many are connected: from 80 % of the limit idle connections
+//! go, from 90 % new requests are answered 503, from 95 % nothing is accepted and the newest connections are ended, some at a time,
+//! until there is room. A small limit keeps more free than that, since what was already let in can take 16 MiB before the next looks
+//! have had their effect. The allocator (mimalloc) gives freed memory back by itself. Envoy has the same as its overload manager, off by default.
 
 use crate::bootstrap::resources::{Resident, Resources};
 use std::{
@@ -13,11 +14,11 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// How short of memory we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,16 +33,21 @@ pub enum Level {
     Full,
 }
 
-/// Permille of the limit at which each level begins.
-const BEGINS: [(u64, Level); 3] = [(950, Level::Full), (900, Level::Shedding), (800, Level::Tight)];
-/// A level ends this many permille below where it began, so that it does not come and go with each request.
-const HYSTERESIS: u64 = 30;
+/// Each level: the share of the limit, in percent, that is free where it begins, and, in quarters of [`BURST`], how much at least.
+const BEGINS: [(u64, u64, Level); 3] = [(5, 4, Level::Full), (10, 5, Level::Shedding), (20, 6, Level::Tight)];
+/// Bytes that a burst of answers to slow readers takes before ending connections has had its effect: what was measured, doubled.
+const BURST: u64 = 16 << 20;
+/// A level ends this many percent of the limit below where it began, so that it does not come and go with each request.
+const HYSTERESIS: u64 = 3;
 /// Percent of the descriptors that connections may take: each may need a second one, towards the app or an endpoint.
 const SHARE: u64 = 40;
 /// Descriptors that the sidecar needs by itself: listeners, runtimes, control plane, log, admin, metrics, probes.
 const OWN: u64 = 40;
 /// Between two looks at the memory.
 const LOOK: Duration = Duration::from_millis(100);
+/// And while there are [`MANY`] connections, who can take much in little time.
+const LOOK_CLOSELY: Duration = Duration::from_millis(10);
+const MANY: usize = 32;
 
 /// One for the whole sidecar.
 #[derive(Debug)]
@@ -52,6 +58,9 @@ pub struct Governor {
     // Read by every request: a byte that is hardly ever written.
     level: AtomicU8,
     levels: watch::Sender<Level>,
+    // Bytes in use at the last look.
+    used: AtomicU64,
+    many: Notify,
 }
 
 /// A place for a connection; free again when dropped.
@@ -77,6 +86,8 @@ impl Governor {
             open: AtomicUsize::new(0),
             level: AtomicU8::new(Level::Calm as u8),
             levels: watch::Sender::new(Level::Calm),
+            used: AtomicU64::new(0),
+            many: Notify::new(),
         })
     }
 
@@ -111,24 +122,35 @@ impl Governor {
 
     /// Takes a place for a connection.
     pub fn enter(self: &Arc<Self>) -> Place {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        if self.open.fetch_add(1, Ordering::Relaxed) + 1 == MANY {
+            self.many.notify_one();
+        }
         Place(self.clone())
     }
 
-    /// So much is resident now.
-    pub fn note(&self, resident: u64) {
+    /// So many of `open` connections, the newest, are to end when nothing else has helped: an eighth, and half of them once most of
+    /// what is kept free for a burst is gone.
+    pub fn surplus(&self, open: usize) -> usize {
+        let is_late = self.memory.is_some_and(|limit| {
+            self.used.load(Ordering::Relaxed) >= limit.saturating_sub(free(limit, BEGINS[0]) / 2)
+        });
+        open.div_ceil(if is_late { 2 } else { 8 })
+    }
+
+    /// So much is in use now.
+    pub fn note(&self, used: u64) {
         let Some(limit) = self.memory.filter(|limit| *limit > 0) else { return };
-        // Of the limit, without overflow at any size.
-        let permille = u64::try_from(u128::from(resident) * 1000 / u128::from(limit)).unwrap_or(u64::MAX);
+        self.used.store(used, Ordering::Relaxed);
         let reached = |margin: u64| {
-            let level = BEGINS.iter().find(|(begins, _)| permille + margin >= *begins);
-            level.map_or(Level::Calm, |(_, level)| *level)
+            let used = used.saturating_add(margin);
+            let level = BEGINS.iter().find(|begins| used >= limit.saturating_sub(free(limit, **begins)));
+            level.map_or(Level::Calm, |(.., level)| *level)
         };
         let before = self.level();
         // Up at once, down only with a margin.
-        let now = reached(0).max(before.min(reached(HYSTERESIS)));
+        let now = reached(0).max(before.min(reached(limit / 100 * HYSTERESIS)));
         if now != before {
-            tracing::warn!(level = ?now, resident_mib = resident >> 20, limit_mib = limit >> 20, "memory: what is refused has changed");
+            tracing::warn!(level = ?now, used_mib = used >> 20, limit_mib = limit >> 20, "memory: what is refused has changed");
             self.level.store(now as u8, Ordering::Relaxed);
             self.levels.send_replace(now);
         }
@@ -143,10 +165,21 @@ impl Governor {
             if let Some(bytes) = resident.bytes() {
                 governor.note(bytes);
             }
-            drop(governor);
-            tokio::time::sleep(LOOK).await;
+            let has_many = governor.open.load(Ordering::Relaxed) >= MANY;
+            if has_many {
+                drop(governor);
+                tokio::time::sleep(LOOK_CLOSELY).await;
+            } else {
+                let _ = tokio::time::timeout(LOOK, governor.many.notified()).await;
+            }
         }
     }
+}
+
+/// Bytes of a limit that are free where a level begins. A burst is taken as at most a quarter of a limit, so that very little
+/// memory is of use too.
+fn free(limit: u64, (percent, quarters, _): (u64, u64, Level)) -> u64 {
+    (limit / 100 * percent).max(BURST.min(limit / 4) / 4 * quarters)
 }
 
 /// The connections of one listener by the address they come from.
@@ -223,7 +256,8 @@ mod tests {
 
     #[test]
     fn levels_rise_at_once_and_fall_with_a_margin() {
-        let governor = Governor::new(Resources { descriptors: None, memory: Some(1000) });
+        let of = |memory: u64| Governor::new(Resources { descriptors: None, memory: Some(memory << 20) });
+        let governor = of(1000);
         for (resident, level) in [
             (0, Level::Calm),
             (799, Level::Calm),
@@ -239,11 +273,24 @@ mod tests {
             (100, Level::Calm),
             (900, Level::Shedding),
         ] {
-            governor.note(resident);
+            governor.note(resident << 20);
             assert_eq!(governor.level(), level, "{resident}");
         }
-        governor.note(960);
+        governor.note(960 << 20);
         assert_eq!(governor.has_room(), Err("memory"));
+        assert_eq!(governor.surplus(16), 2);
+        governor.note(980 << 20);
+        assert_eq!(governor.surplus(16), 8, "it is late");
+        // A small limit keeps free what a burst can take.
+        for (memory, begins) in [(64, [40, 44, 48]), (16, [10, 11, 12])] {
+            for (mib, level) in begins.into_iter().zip([Level::Tight, Level::Shedding, Level::Full]) {
+                let governor = of(memory);
+                governor.note((mib << 20) - 1);
+                assert!(governor.level() < level, "{memory}: {mib}");
+                governor.note(mib << 20);
+                assert_eq!(governor.level(), level, "{memory}: {mib}");
+            }
+        }
         let unbounded = Governor::new(Resources::default());
         unbounded.note(u64::MAX);
         assert_eq!((unbounded.level(), unbounded.has_room()), (Level::Calm, Ok(())));

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     drain::Side,
     error::ProxyError,
-    http::pool::Pool,
+    http::{body::Headroom, pool::Pool},
     net::{Accepted, Listener},
     state::{Credentials, Inbound, Store},
     telemetry::{Direction, Telemetry},
@@ -43,6 +43,8 @@ pub struct Worker {
     pub sources: Rc<Sources>,
     /// Tunnels, which outlive the HTTP connection that they began as.
     pub tunnels: TaskTracker,
+    /// Whether there is memory for more of the answers that are on their way.
+    pub headroom: Rc<Headroom>,
 }
 
 /// Between two looks for room, when there was none.
@@ -86,11 +88,13 @@ async fn keep_judged(open: Weak<Open>, store: Arc<Store>, telemetry: Telemetry) 
     }
 }
 
-/// Connections that nobody uses go when memory gets short.
-async fn keep_slim(pool: Weak<Pool>, mut levels: watch::Receiver<Level>) {
+/// Connections that nobody uses go when memory gets short, and answers wait while it is full.
+async fn keep_slim(pool: Weak<Pool>, headroom: Rc<Headroom>, mut levels: watch::Receiver<Level>) {
     while levels.changed().await.is_ok() {
         let Some(pool) = pool.upgrade() else { return };
-        if *levels.borrow_and_update() >= Level::Tight {
+        let level = *levels.borrow_and_update();
+        headroom.set_full(level == Level::Full);
+        if level >= Level::Tight {
             pool.drop_idle();
         }
     }
@@ -117,10 +121,12 @@ impl Worker {
         let open = Rc::new(Open::default());
         let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
         drop(tokio::task::spawn_local(judging));
-        drop(tokio::task::spawn_local(keep_slim(Rc::downgrade(&pool), shared.governor.levels())));
+        let headroom = Rc::<Headroom>::default();
+        let slim = keep_slim(Rc::downgrade(&pool), headroom.clone(), shared.governor.levels());
+        drop(tokio::task::spawn_local(slim));
         let upstreams = Upstreams::new(shared.telemetry.clone());
         let (sources, tunnels) = (Rc::default(), TaskTracker::new());
-        Rc::new(Self { shared, side, pool, upstreams, open, sources, tunnels })
+        Rc::new(Self { shared, side, pool, upstreams, open, sources, tunnels, headroom })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
@@ -188,7 +194,7 @@ impl Worker {
                         self.shared.telemetry.metrics().shed(limit);
                         // What is open grows on, and the kernel would end all of it.
                         if limit == "memory" {
-                            open.cut();
+                            open.cut(governor.surplus(open.open.len()));
                         }
                     }
                 }
@@ -262,9 +268,9 @@ impl InOrder {
         }
     }
 
-    /// Ends the newest eighth, for whom the least is lost; each has its record all the same.
-    fn cut(&mut self) {
-        for _ in 0..self.open.len().div_ceil(8) {
+    /// Ends the newest, for whom the least is lost; each has its record all the same.
+    fn cut(&mut self, surplus: usize) {
+        for _ in 0..surplus {
             if let Some((_, connection)) = self.open.pop_last() {
                 connection.abort();
             }

@@ -9,6 +9,7 @@
 
 mod apps;
 mod changes;
+mod memory;
 mod network;
 mod processes;
 mod resources;

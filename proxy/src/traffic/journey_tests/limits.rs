@@ -322,24 +322,24 @@ async fn connections_that_prove_nothing_do_not_keep_others_of_their_source_out_f
 #[tokio::test]
 async fn short_of_memory_new_requests_are_refused_and_then_nothing_is_accepted() {
     let run = async {
-        let resources = Resources { descriptors: None, memory: Some(1000) };
+        let resources = Resources { descriptors: None, memory: Some(1000 << 20) };
         let mut gate = gate(app().await, MtlsMode::Disable, Limits::default(), resources).await;
         let governor = gate.shared.governor.clone();
         let mut stream = open(gate.address, GET).await;
         assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200 "));
-        governor.note(900);
+        governor.note(900 << 20);
         stream.write_all(GET).await.unwrap();
         let refused = rest(&mut stream).await;
         assert_eq!(gate.shed("memory"), 1);
         assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("overloaded"), "{refused}");
         assert_eq!(gate.app.seen.borrow().len(), 1);
-        governor.note(950);
+        governor.note(950 << 20);
         assert_eq!(governor.level(), Level::Full);
         // The kernel takes it; we do not.
         let mut waiting = open(gate.address, GET).await;
         gate.paused("memory").await;
         assert_eq!(gate.app.seen.borrow().len(), 1);
-        governor.note(100);
+        governor.note(100 << 20);
         assert!(
             answer(&mut waiting).await.starts_with("HTTP/1.1 200 "),
             "and it is served when there is room"

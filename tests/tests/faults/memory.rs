@@ -1,0 +1,139 @@
+//! C25: a sidecar with little memory, and more readers than it can hold answers for.
+
+use crate::{apps::http, signal};
+use nix::sys::signal::Signal;
+use postern_tests::{
+    calls::Calls,
+    faulty::Fault,
+    ground::{Ground, SERVERS},
+    pods::{parent, sidecar},
+    up::{SOON, skipped, until},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A group of processes with a limit, of version 1 as the kernel of the table has it.
+struct Limited(PathBuf);
+
+impl Limited {
+    fn new(bytes: u64) -> Option<Self> {
+        let root = PathBuf::from("/sys/fs/cgroup/memory");
+        if !root.join("memory.limit_in_bytes").exists() {
+            skipped("there is no memory controller of version 1 here");
+            return None;
+        }
+        let folder = root.join(format!("postern-fault-{}", std::process::id()));
+        if let Err(why) = fs::create_dir(&folder) {
+            skipped(&format!("no control group may be made here: {why}"));
+            return None;
+        }
+        fs::write(folder.join("memory.limit_in_bytes"), bytes.to_string()).unwrap();
+        Some(Self(folder))
+    }
+
+    /// Where a process is.
+    fn of(pid: i32) -> PathBuf {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let group = groups.lines().find_map(|line| line.split_once(":memory:")).unwrap().1.to_owned();
+        PathBuf::from("/sys/fs/cgroup/memory").join(group.trim_start_matches('/'))
+    }
+
+    fn take(folder: &Path, pid: i32) {
+        fs::write(folder.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    fn number(&self, file: &str) -> u64 {
+        fs::read_to_string(self.0.join(file)).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        // Empty once its last process has ended; what is left is an empty folder of the machine.
+        let root = PathBuf::from("/sys/fs/cgroup/memory");
+        for pid in fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(root.join("cgroup.procs"), pid);
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// C25.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_with_64_mib_refuses_before_it_is_killed_for_memory() {
+    let Some(ground) = Ground::start(1, "").await else { return };
+    let Some(limited) = Limited::new(64 << 20) else { return };
+    // What starts it is in the group for a moment, and so the sidecar's next life is.
+    let before = sidecar(&ground.mesh, SERVERS[0]);
+    let starter = parent(before);
+    let home = Limited::of(starter);
+    Limited::take(&limited.0, starter);
+    signal(before, Signal::SIGKILL);
+    let now = || {
+        let all = ground.mesh.processes();
+        let found = all.iter().find(|p| p.command.contains(" proxy --instance=server-0 ") && p.pid != before);
+        found.map(|p| p.pid)
+    };
+    until("the sidecar has started again", SOON, || now().is_some());
+    Limited::take(&home, starter);
+    let pid = now().unwrap();
+    assert_eq!(Limited::of(pid), limited.0);
+    let calls = Calls::with(&ground.places, &http());
+    calls.go_on(Duration::from_secs(1)).await;
+    calls.pass(3).await;
+
+    ground.apps[0].set(Fault::Large(1 << 20));
+    let mut load = tokio::task::JoinSet::new();
+    for number in 0..500 {
+        let (client, service) = (ground.places.client.clone(), ground.places.service);
+        load.spawn(async move {
+            let Ok(mut stream) = client.connect(service).await else { return };
+            let request = format!(
+                "GET /ok?id=slow-{number} HTTP/1.1\r\nhost: server.shop\r\nx-id: slow-{number}\r\n\r\n"
+            );
+            let mut bytes = [0; 1024];
+            if stream.write_all(request.as_bytes()).await.is_err() {
+                return;
+            }
+            while stream.read(&mut bytes).await.is_ok_and(|length| length > 0) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+    }
+    let large = "x".repeat(60 * 1024);
+    for lane in 0..20 {
+        let (client, service, large) = (ground.places.client.clone(), ground.places.service, large.clone());
+        load.spawn(async move {
+            for number in 0..50 {
+                let Ok(mut stream) = client.connect(service).await else { continue };
+                let head = format!("GET /ok?id=large-{lane}-{number} HTTP/1.1\r\nhost: server.shop\r\nx-large: {large}\r\n\r\n");
+                let mut bytes = [0; 1024];
+                let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.read(&mut bytes).await;
+            }
+        });
+    }
+    calls.go_on(Duration::from_secs(6)).await;
+    load.shutdown().await;
+    ground.apps[0].set(Fault::None);
+    let over = Instant::now();
+    calls.go_on(Duration::from_secs(3)).await;
+    calls.pass(3).await;
+    let report = calls.stop().await;
+    report.assert_safe(&ground.seen());
+    assert_eq!(now(), Some(pid), "the sidecar lives");
+    let most = limited.number("memory.max_usage_in_bytes");
+    assert!(most > 32 << 20, "there was something to hold: {most}");
+    report.assert_recovered(over, Duration::from_secs(3));
+    for call in report.lost().iter().filter(|call| call.began < over) {
+        let is_clean = match &call.end {
+            Ok((status, _)) => *status == 503,
+            Err(why) => !why.contains("no answer in time"),
+        };
+        assert!(is_clean || call.took() < Duration::from_secs(5), "refused, not left waiting: {call:?}");
+    }
+}
