@@ -55,7 +55,7 @@ h2spec: setup ## Build h2spec, the conformance test of HTTP/2 (Go, seconds, once
 bench: ## Benches, judged against benches/budgets.toml: all of them run, and it fails when one broke a promise
 	@$(CARGO) build --release -q -p postern-benches
 	@$(CARGO) build --profile dist -q -p postern-proxy
-	@status=0; for bench in "decisions $(ARGS)" envoy_rbac issuance handshakes fleet pair; do \
+	@status=0; for bench in "decisions $(ARGS)" envoy_rbac issuance handshakes fleet pair "pair --evidence"; do \
 	  printf '\n== %s\n' "$$bench"; $(TARGET_DIR)/release/$$bench || status=1; done; exit $$status
 
 instructions: ## Count the instructions of what each request passes through (valgrind), and hold them to benches/budgets.toml

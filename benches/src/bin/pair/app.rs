@@ -1,7 +1,12 @@
 //! The app behind every pair: answers on connections that stay open, one thread, no library between it and the socket.
 
 use crate::grpc;
-use std::{net::SocketAddr, rc::Rc};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use std::{convert::Infallible, net::SocketAddr, rc::Rc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -15,13 +20,15 @@ pub const USUAL_BYTES: usize = 1024;
 /// Bytes of the large answer's body.
 pub const LARGE_BYTES: usize = 1 << 20;
 
-/// Serves HTTP/1.1 at these addresses, and gRPC at the last two, until the process ends.
+/// Serves HTTP/1.1 at these addresses, of which the first takes what is sent by OTLP, and gRPC at the last two, until the process ends.
 pub fn run(addresses: &[SocketAddr]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let answers = Rc::new([USUAL_BYTES, LARGE_BYTES].map(answer));
     LocalSet::new().block_on(&runtime, async {
         let mut listening = JoinSet::new();
         let (http, grpc) = addresses.split_at(addresses.len() - 2);
+        let (otlp, http) = http.split_first().unwrap();
+        listening.spawn_local(collect(TcpListener::bind(otlp).await.unwrap()));
         for address in http {
             let listener = TcpListener::bind(address).await.unwrap();
             listening.spawn_local(accept(listener, answers.clone()));
@@ -45,6 +52,18 @@ async fn accept(listener: TcpListener, answers: Rc<[Vec<u8>; 2]>) {
         let Ok((stream, _)) = listener.accept().await else { continue };
         stream.set_nodelay(true).unwrap();
         tokio::task::spawn_local(serve(stream, answers.clone()));
+    }
+}
+
+/// Reads what comes, and says that it was taken: an answer without a body is an empty message.
+async fn collect(listener: TcpListener) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let service = service_fn(|request: Request<Incoming>| async {
+            let _ = request.into_body().collect().await;
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        });
+        tokio::task::spawn_local(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
 

@@ -1,6 +1,12 @@
 //! What a request costs when the mesh knows more: endpoints of the service that is called, and services that are not.
 
-use crate::{USUAL, documents::Size, load, pairs::Pair, stage::Stage};
+use crate::{
+    USUAL,
+    documents::Size,
+    load,
+    pairs::Pair,
+    stage::{Stage, Told},
+};
 use postern_benches::budgets::{Measured, median};
 use std::process::Command;
 
@@ -10,7 +16,7 @@ const ROUNDS: usize = 3;
 /// Measures one mesh, in a network namespace of its own: milliseconds on cores per 1,000 requests at 1,000 a second.
 pub fn one(size: Size, seconds: f64) -> f64 {
     let stage = Stage::new(&[Pair::Postern], Vec::new(), size);
-    let halves = stage.start(Pair::Postern, None, true);
+    let halves = stage.start(Pair::Postern, None, &Told::log(true));
     let asked = |seconds| load::Arguments {
         path: USUAL.into(),
         rate: 1000,

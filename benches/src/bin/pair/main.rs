@@ -9,6 +9,7 @@
 mod app;
 mod documents;
 mod envoy_pair;
+mod evidence;
 mod floor;
 mod growth;
 mod grpc;
@@ -21,7 +22,7 @@ use clap::{Parser, Subcommand};
 use documents::Size;
 use pairs::{APP_GRPC_PORT, Pair, SERVER_IP};
 use postern_benches::{beside, budgets, envoy};
-use stage::{Halves, Stage};
+use stage::{Halves, Stage, Told};
 use std::{net::SocketAddr, process::ExitCode};
 
 // As in the program that the sidecar's image ships.
@@ -54,6 +55,9 @@ struct Arguments {
     /// One short round, in a debug build too, to see that the bench works
     #[arg(long)]
     smoke: bool,
+    /// Compare ours with itself instead: without access log, with it, with spans, scraped
+    #[arg(long)]
+    evidence: bool,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -162,6 +166,11 @@ fn bench(arguments: &Arguments) -> ExitCode {
     if let Some(code) = stage::enter() {
         return code;
     }
+    let (rounds, seconds) = if arguments.smoke { (1, 0.3) } else { (arguments.rounds, arguments.seconds) };
+    if arguments.evidence {
+        let measured = evidence::all(rounds, seconds);
+        return if arguments.smoke { ExitCode::SUCCESS } else { budgets::judge(&["evidence"], &measured) };
+    }
     let wanted =
         |name: &str, only: &[String]| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
     let all = [
@@ -181,14 +190,16 @@ fn bench(arguments: &Arguments) -> ExitCode {
         all.into_iter().filter(|pair| wanted(pair.name(), &arguments.only) && is_there(pair)).collect();
     let loads: Vec<Load> = LOADS.into_iter().filter(|load| wanted(load.name, &arguments.loads)).collect();
     let stage = Stage::new(&all, arguments.under.clone(), documents::SMALL);
-    let (rounds, seconds) = if arguments.smoke { (1, 0.3) } else { (arguments.rounds, arguments.seconds) };
     let mut results = report::Results::default();
     let mut running: Vec<(Pair, Option<Halves>)> = Vec::new();
     for pair in &pairs {
         // One sidecar carries all protocols.
         let shares = is_ours(*pair) && running.iter().any(|(other, _)| is_ours(*other));
-        let halves =
-            if shares { None } else { stage.start(*pair, envoy.as_deref(), !arguments.no_access_log) };
+        let halves = if shares {
+            None
+        } else {
+            stage.start(*pair, envoy.as_deref(), &Told::log(!arguments.no_access_log))
+        };
         if let Some(halves) = &halves {
             results.idle.push((*pair, halves.resident()));
         }

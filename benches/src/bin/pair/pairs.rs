@@ -14,6 +14,9 @@ pub const APP_TCP_PORT: u16 = 9000;
 /// Its gRPC, on a port that says so.
 pub const APP_GRPC_PORT: u16 = 9100;
 
+/// Where it takes what is sent by OTLP over HTTP.
+pub const APP_OTLP_PORT: u16 = 4318;
+
 /// Each pair has an address that the client asks and a port at which the server's half is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pair {

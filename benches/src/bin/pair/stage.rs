@@ -6,7 +6,7 @@ use crate::{
     envoy_pair,
     floor::Half,
     grpc, load,
-    pairs::{APP_GRPC_PORT, APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
+    pairs::{APP_GRPC_PORT, APP_OTLP_PORT, APP_PORT, APP_TCP_PORT, CLIENT_IP, Pair, SERVER_IP},
 };
 use nix::sched::{CloneFlags, unshare};
 use postern_benches::{beside, process::resident_kib};
@@ -45,6 +45,22 @@ impl Drop for Halves {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// What both halves of a pair tell about each request, besides metrics.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// A JSON access log into a file.
+    pub access_log: bool,
+    /// `OTEL_*` variables of ours; without any, nothing is sent.
+    pub variables: Vec<(&'static str, String)>,
+}
+
+impl Told {
+    /// As all pairs are compared: nothing is sent anywhere.
+    pub fn log(access_log: bool) -> Self {
+        Self { access_log, variables: Vec::new() }
     }
 }
 
@@ -133,6 +149,7 @@ impl Stage {
         rules(&mut Command::new("nft"), "prerouting", &prerouting);
 
         let addresses = [
+            (Ipv4Addr::UNSPECIFIED, APP_OTLP_PORT),
             (Ipv4Addr::UNSPECIFIED, APP_PORT),
             (Ipv4Addr::UNSPECIFIED, APP_PORT + 1),
             (Ipv4Addr::UNSPECIFIED, APP_TCP_PORT),
@@ -202,7 +219,8 @@ impl Stage {
     }
 
     /// Starts both halves of a pair and waits until they carry a request; `None` for [`Pair::Direct`].
-    pub fn start(&self, pair: Pair, envoy: Option<&Path>, access_log: bool) -> Option<Halves> {
+    pub fn start(&self, pair: Pair, envoy: Option<&Path>, told: &Told) -> Option<Halves> {
+        let access_log = told.access_log;
         let spawn = |command: &mut Command, name: &str| {
             let log = std::fs::File::create(self.folder.path().join(format!("{}-{name}.log", pair.number())))
                 .unwrap();
@@ -225,7 +243,8 @@ impl Stage {
                         .arg("--join-token-file")
                         .arg(token)
                         .env("POSTERN_LOG", "warn")
-                        .env("OTEL_SDK_DISABLED", "true");
+                        .env("OTEL_SDK_DISABLED", told.variables.is_empty().to_string())
+                        .envs(told.variables.clone());
                     spawn(&mut command, pod)
                 };
                 (start(self.sidecar(true), CALLER), start(self.sidecar(false), SERVER))
