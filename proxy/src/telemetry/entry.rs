@@ -81,6 +81,8 @@ pub struct Request {
     pub id: Option<String>,
     /// Those headers that the access log shall have, each at most 256 bytes.
     pub headers: Vec<(HeaderName, String)>,
+    /// Those that a filter or a custom tag looks at, each at most 256 bytes; they are in no line.
+    pub noted: Vec<(HeaderName, String)>,
 }
 
 /// Everything that is told about one request or connection.
@@ -226,7 +228,8 @@ pub(super) mod samples {
             authority: "shop".into(),
             path: path.into(),
             id: None,
-            headers: Default::default(),
+            headers: vec![],
+            noted: vec![],
         });
         entry.status = Some(200);
         entry.duration = Duration::from_micros(100);

@@ -164,14 +164,17 @@ impl Record {
     ) {
         let id = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
         let without_query = path.split('?').next().unwrap_or_default();
+        let told = self.telemetry.told().said();
+        let way = told.as_ref().zip(self.entry.as_ref()).map(|(said, entry)| said.of(entry.direction));
         let request = Request {
             method: method.clone(),
             authority: cut(authority, TEXT_KEPT).to_owned(),
             path: cut(without_query, PATH_KEPT).to_owned(),
             id: id.map(|id| cut(id, TEXT_KEPT).to_owned()),
             headers: named(self.telemetry.logged_headers(), headers),
+            noted: way.map_or_else(Vec::new, |way| named(&way.headers, headers)),
         };
-        let trace = self.telemetry.trace(headers);
+        let trace = self.telemetry.trace(way, headers);
         self.note(|entry| {
             entry.request = Some(request);
             entry.trace = trace;
@@ -191,8 +194,8 @@ impl Record {
     /// Our span as the parent of what follows. Where no spans are sent, the caller's headers stay: a parent that nobody ever
     /// sees would break its trace.
     pub fn pass_trace_on(&self, headers: &mut http::HeaderMap) {
-        if self.telemetry.is_tracing()
-            && let Some(trace) = self.entry.as_ref().and_then(|entry| entry.trace)
+        if let Some(trace) = self.entry.as_ref().and_then(|entry| entry.trace)
+            && trace.is_ours()
         {
             trace.pass_on(headers);
         }
