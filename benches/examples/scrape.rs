@@ -20,7 +20,7 @@ fn main() {
                 path: "/".into(),
                 id: None,
                 headers: Vec::new(),
-                noted: Vec::new(),
+                noted: None,
             });
             metrics.observe(&entry);
         }

@@ -21,6 +21,12 @@ use tokio::net::TcpStream;
 
 const ROOT: &str = "istio-system";
 
+/// The next record of the called workload that a collector gets.
+async fn record(receiver: &mut Receiver) -> Value {
+    let is_it = |log: &Value| log["resource"]["service.name"] == "payments-api";
+    within("a record", receiver.next("log", is_it)).await
+}
+
 /// A Telemetry for a whole namespace; `spec` in YAML flow style.
 fn telemetry(namespace: &str, spec: &str) -> String {
     format!(
@@ -126,6 +132,33 @@ async fn a_change_holds_for_the_next_request_of_an_open_connection() {
     paths.retain(|path| path == "/a" || path == "/b");
     paths.sort();
     assert_eq!(paths, ["/a", "/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_gets_the_records_that_are_wanted_and_no_header_that_a_filter_looks_at() {
+    let Some(mut receiver) = Receiver::start("ok").await else { return };
+    let logs = Some(receiver.exporter(Signal::Logs, Protocol::Http));
+    let log_batch = otel::Batch { delay: Duration::from_millis(20), ..otel::Batch::default() };
+    let otel = otel::Settings { logs, log_batch, ..otel::Settings::default() };
+    let blue = "accessLogging: [{filter: {expression: \"request.headers['x-tenant'] == 'blue'\"}}]";
+    let documents = scene(&[telemetry("payments", blue)]);
+    let mesh = Mesh::start_with(&documents, Settings { otel, ..Settings::default() }).await;
+    for (method, path, tenant) in
+        [("GET", "/red", "red"), ("GET", "/blue", "blue"), ("DELETE", "/denied", "red")]
+    {
+        let call = mesh.request("checkout-api", "payments-api").method(method).path(path);
+        call.header("x-tenant", tenant).send().await.unwrap();
+    }
+    let mut paths = vec![];
+    for _ in 0..2 {
+        let record = record(&mut receiver).await;
+        assert!(!record.to_string().contains("tenant"), "{record}");
+        paths.push(record["attributes"]["url.path"].as_str().unwrap().to_owned());
+    }
+    paths.sort();
+    assert_eq!(paths, ["/blue", "/denied"]);
+    let line = mesh.access_log("payments-api").next_with(&[("url.path", "/blue".into())]).await;
+    assert!(!line.to_string().contains("tenant"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -246,6 +246,11 @@ impl Telemetry {
         }
     }
 
+    /// Whether spans are sent at all.
+    fn is_tracing(&self) -> bool {
+        self.0.propagation.is_some()
+    }
+
     /// What `Telemetry` documents say.
     pub fn told(&self) -> &Told {
         &self.0.told

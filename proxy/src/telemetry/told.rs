@@ -64,9 +64,14 @@ impl Told {
         self.is_said.store(*sides != Sides::default(), Ordering::Release);
     }
 
+    /// Whether anybody says anything.
+    pub(super) fn is_said(&self) -> bool {
+        self.is_said.load(Ordering::Acquire)
+    }
+
     /// `None` where nobody says anything.
     pub(super) fn said(&self) -> Option<Guard<Arc<Said>>> {
-        self.is_said.load(Ordering::Acquire).then(|| self.said.load())
+        self.is_said().then(|| self.said.load())
     }
 
     /// Whether the access log has a line of it. Denials, refusals and what an AUDIT policy matched are always wanted.

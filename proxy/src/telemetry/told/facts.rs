@@ -85,8 +85,8 @@ pub(super) fn header<'e>(entry: &'e Entry, name: &HeaderName) -> Option<&'e str>
 }
 
 pub(super) fn named<'e>(entry: &'e Entry, name: &str) -> Option<&'e str> {
-    let noted = &entry.request.as_ref()?.noted;
-    noted.iter().find(|(noted, _)| noted == name).map(|(_, value)| value.as_str())
+    let noted = entry.request.as_ref()?.noted.as_ref()?;
+    noted.0.iter().find(|(noted, _)| noted == name).map(|(_, value)| value.as_str())
 }
 
 fn text(value: Option<&str>) -> Option<Value<'_>> {

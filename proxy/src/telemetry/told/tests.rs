@@ -9,7 +9,10 @@ use crate::{
     },
     telemetry::{
         Options, Telemetry, Writers,
-        entry::samples::{call, denied},
+        entry::{
+            Noted,
+            samples::{call, denied},
+        },
         trace_context::{TRACEPARENT, parse},
     },
 };
@@ -223,7 +226,7 @@ fn spans_have_the_attributes_that_are_named() {
         attributes
     };
     assert_eq!(of(&entry), [text("a", "fixed"), text("c", "nobody")]);
-    entry.request.as_mut().unwrap().noted = vec![(names[0].clone(), "green".into())];
+    entry.request.as_mut().unwrap().noted = Some(Box::new(Noted(vec![(names[0].clone(), "green".into())])));
     assert_eq!(of(&entry), [text("a", "fixed"), text("b", "green"), text("c", "green")]);
     let mut own = vec![text("b", "ours")];
     told.said().unwrap().add_tags(&entry, &mut own);
@@ -262,7 +265,7 @@ fn every_attribute_is_what_the_call_was() {
     entry.tls_version = Some("TLSv1.3");
     let request = entry.request.as_mut().unwrap();
     request.id = Some("4711".into());
-    request.noted = vec![(HeaderName::from_static("user-agent"), "curl".into())];
+    request.noted = Some(Box::new(Noted(vec![(HeaderName::from_static("user-agent"), "curl".into())])));
     let check = |entry: &Entry, expression: &str, expected: Wanted| {
         let told = Told::default();
         told.put(&sides(&[logging(Mode::ClientAndServer, false, Some(expression))]));
