@@ -20,6 +20,7 @@ fn main() {
                 path: "/".into(),
                 id: None,
                 headers: Vec::new(),
+                noted: None,
             });
             metrics.observe(&entry);
         }

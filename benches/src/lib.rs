@@ -219,6 +219,7 @@ fn spec(policies: Vec<AuthorizationPolicy>) -> InboundSpec {
         ports: vec![DeclaredPort { port: 8080, protocol: Protocol::Http }],
         peer_authentications: vec![],
         authorization_policies: policies,
+        telemetries: vec![],
     }
 }
 

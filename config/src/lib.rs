@@ -4,6 +4,7 @@
 //! same functions, so they cannot disagree.
 
 pub mod authorize;
+pub mod cel;
 pub mod documents;
 pub mod explain;
 pub mod matchers;
@@ -11,6 +12,7 @@ pub mod path;
 pub mod problem;
 pub mod select;
 pub mod snapshot;
+pub mod telemetry;
 pub mod validate;
 
 pub use authorize::{Claims, Decision, Facts, HttpFacts, Judgement, PolicyRef, Reason, RuleRef, Verdict};

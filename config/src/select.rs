@@ -2,7 +2,8 @@
 
 use crate::{
     documents::{
-        AuthorizationPolicy, Documents, Located, Metadata, PeerAuthentication, peer_authentication::MtlsMode,
+        AuthorizationPolicy, Documents, Located, Metadata, PeerAuthentication, Telemetry,
+        peer_authentication::MtlsMode,
     },
     snapshot::{DeclaredPort, InboundSpec, Workload},
 };
@@ -25,6 +26,10 @@ pub fn inbound_spec(documents: &Documents, workload: Workload, ports: Vec<Declar
         .filter(|policy| concerns(policy, root, &workload.namespace, &workload.labels))
         .collect();
     policies.sort_by(|a, b| by_age(&a.metadata, &b.metadata));
+    let telemetries =
+        telemetries(values(&documents.telemetries), root, &workload.namespace, &workload.labels)
+            .cloned()
+            .collect();
     let authorization_policies = policies.into_iter().cloned().collect();
     InboundSpec {
         mesh: documents.mesh.clone(),
@@ -32,6 +37,7 @@ pub fn inbound_spec(documents: &Documents, workload: Workload, ports: Vec<Declar
         ports,
         peer_authentications,
         authorization_policies,
+        telemetries,
     }
 }
 
@@ -60,6 +66,30 @@ pub fn concerns(
     !policy.has_target_refs
         && (namespace == root_namespace || namespace == workload_namespace)
         && selects(&policy.selector, labels)
+}
+
+/// The telemetries that count for one workload, in the order in which they are merged: mesh, namespace, workload; of each the
+/// oldest. A selector looks at workloads of its own namespace only, also in the root namespace.
+pub fn telemetries<'a>(
+    all: impl Iterator<Item = &'a Telemetry>,
+    root_namespace: &str,
+    workload_namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> impl Iterator<Item = &'a Telemetry> {
+    let [mut mesh, mut namespace, mut workload] = [None::<&Telemetry>; 3];
+    for document in all.filter(|document| !document.has_target_refs) {
+        let own = document.metadata.namespace == workload_namespace;
+        let slot = match document.selector.is_empty() {
+            true if document.metadata.namespace == root_namespace => &mut mesh,
+            true if own => &mut namespace,
+            false if own && selects(&document.selector, labels) => &mut workload,
+            _ => continue,
+        };
+        if slot.is_none_or(|chosen| by_age(&document.metadata, &chosen.metadata) == Ordering::Less) {
+            *slot = Some(document);
+        }
+    }
+    [mesh, namespace, workload].into_iter().flatten()
 }
 
 /// Oldest first, then by name, then by namespace. A document without a time stamp (or with one that cannot be read)

@@ -34,6 +34,11 @@ fn template() {
 }
 
 #[test]
+fn filter() {
+    each("filter", checks::filter);
+}
+
+#[test]
 fn authorize() {
     each("authorize", checks::authorize);
 }

@@ -4,7 +4,7 @@
 use postern_config::documents::{self, SourceFile};
 use std::{fs, path::Path};
 
-const PAGES: &[&str] = &["policy.md", "cookbook.md", "traffic.md"];
+const PAGES: &[&str] = &["policy.md", "cookbook.md", "traffic.md", "telemetry.md"];
 
 struct Block {
     line: usize,

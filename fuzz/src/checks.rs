@@ -2,6 +2,7 @@
 use postern_config::{
     Facts, HttpFacts, InboundSpec, Snapshot,
     authorize::judge,
+    cel::{Filter, Value},
     documents::{SourceFile, read},
     matchers::template::PathTemplate,
     path::{Normalization, normalize},
@@ -47,6 +48,22 @@ pub fn template(text: &str) {
         }
         assert!(!matched || path.starts_with('/'), "{template:?} {path:?}");
     }
+}
+
+/// Whatever stands in a filter of the access log: reading and asking never panic, a mistake has its place and its
+/// remedy.
+pub fn filter(text: &str) {
+    let filter = match Filter::parse(text) {
+        Ok(filter) => filter,
+        Err(mistake) => {
+            assert!(mistake.at <= text.chars().count(), "{mistake:?}");
+            assert!(!mistake.reason.is_empty() && !mistake.hint.is_empty(), "{mistake:?}");
+            return;
+        }
+    };
+    let _ = filter.matches(|_| None, |_| None);
+    // A number where a text is wanted, which reading rules out, is as good as nothing.
+    let _ = filter.matches(|_| Some(Value::Int(1)), |_| Some("a"));
 }
 
 /// Documents, then after a line `===` calls of the form `METHOD PATH HOST PORT`: whatever validates compiles, and

@@ -120,7 +120,7 @@ pub async fn start(bootstrap: Bootstrap) -> anyhow::Result<Sidecar> {
     if let Some(folder) = &folder {
         kept::recall(folder, &store, &destinations, &control.trust_domain);
         if let Some(policy) = store.inbound() {
-            telemetry.set_access_log_encoding(policy.snapshot.spec().mesh.access_log_encoding);
+            telemetry.obey(&policy.snapshot);
         }
     }
     let keeping =

@@ -84,10 +84,17 @@ fn mesh_config() -> MeshConfig {
 fn compile(policies: &[AuthorizationPolicy], mesh: MeshConfig) -> Snapshot {
     let workload =
         Workload { namespace: "payments".into(), name: "payments-api".into(), ..Workload::default() };
-    let (ports, peer_authentications) = (vec![], vec![]);
+    let (ports, peer_authentications, telemetries) = (vec![], vec![], vec![]);
     let authorization_policies = policies.to_vec();
-    Snapshot::compile(InboundSpec { workload, mesh, ports, peer_authentications, authorization_policies })
-        .unwrap_or_else(|problems| panic!("{problems:#?}\n{policies:#?}"))
+    Snapshot::compile(InboundSpec {
+        workload,
+        mesh,
+        ports,
+        peer_authentications,
+        authorization_policies,
+        telemetries,
+    })
+    .unwrap_or_else(|problems| panic!("{problems:#?}\n{policies:#?}"))
 }
 
 /// Listeners on free ports; a port that somebody takes in between costs another attempt.

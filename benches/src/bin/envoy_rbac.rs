@@ -297,7 +297,14 @@ fn policies(rules: usize) -> Vec<AuthorizationPolicy> {
 fn compile(rules: usize) -> Snapshot {
     let workload = Workload { namespace: namespace(rules), ..Workload::default() };
     let authorization_policies = policies(rules);
-    let (mesh, ports, peer_authentications) = (MeshConfig::default(), vec![], vec![]);
-    Snapshot::compile(InboundSpec { workload, mesh, ports, peer_authentications, authorization_policies })
-        .expect("the rules of this bench are valid")
+    let (mesh, ports, peer_authentications, telemetries) = (MeshConfig::default(), vec![], vec![], vec![]);
+    Snapshot::compile(InboundSpec {
+        workload,
+        mesh,
+        ports,
+        peer_authentications,
+        authorization_policies,
+        telemetries,
+    })
+    .expect("the rules of this bench are valid")
 }

@@ -205,6 +205,7 @@ fn log_line(times: u64) {
         path: "/api/v1/orders/4711".into(),
         id: Some("2f6bd7a0-57f8-4c46-9fb9-6b2b5a0a2f31".into()),
         headers: vec![],
+        noted: None,
     });
     (entry.status, entry.bytes_sent, entry.upstream_address) = (Some(200), 1024, Some(address()));
     entry.source_principal = Some("spiffe://cluster.local/ns/default/sa/web".into());

@@ -18,6 +18,7 @@ struct Kind {
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 const NETWORKING: &[&str] =
     &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+const TELEMETRY: &[&str] = &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
 const KINDS: &[Kind] = &[
     Kind { name: "Namespace", api_versions: &["v1"], schema: schema::kubernetes::NAMESPACE },
     Kind { name: "ServiceAccount", api_versions: &["v1"], schema: schema::kubernetes::SERVICE_ACCOUNT },
@@ -30,6 +31,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "AuthorizationPolicy", api_versions: SECURITY, schema: schema::istio::AUTHORIZATION_POLICY },
     Kind { name: "ServiceEntry", api_versions: NETWORKING, schema: schema::networking::SERVICE_ENTRY },
     Kind { name: "DestinationRule", api_versions: NETWORKING, schema: schema::networking::DESTINATION_RULE },
+    Kind { name: "Telemetry", api_versions: TELEMETRY, schema: schema::telemetry::TELEMETRY },
     Kind { name: "PolicyTest", api_versions: &["postern.dev/v1"], schema: schema::postern::POLICY_TEST },
     Kind {
         name: "ClusterFederatedTrustDomain",
@@ -48,7 +50,6 @@ const NOT_ENFORCED: &[&str] = &[
     "WorkloadEntry",
     "WorkloadGroup",
     "ProxyConfig",
-    "Telemetry",
     "WasmPlugin",
     "TrafficExtension",
     "IstioOperator",
@@ -277,6 +278,7 @@ impl Intake<'_, '_> {
                 let rule = decode::networking::destination_rule(node);
                 push(&mut self.documents.destination_rules, origin, rule);
             }
+            "Telemetry" => push(&mut self.documents.telemetries, origin, decode::telemetry::telemetry(node)),
             "PolicyTest" => {
                 let test = decode::policy_test::policy_test(node, &origin.file);
                 push(&mut self.documents.policy_tests, origin, test);

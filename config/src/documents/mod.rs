@@ -18,12 +18,14 @@ pub mod policy_test;
 pub(crate) mod report;
 pub(crate) mod schema;
 pub mod service_entry;
+pub mod telemetry;
 mod tree;
 
 pub use authorization_policy::AuthorizationPolicy;
 pub(crate) use decode::{
     istio::{DRY_RUN, authorization_policy as decode_policy, go_bool},
     kubernetes::pod_field,
+    telemetry::custom_tag as decode_custom_tag,
 };
 pub use destination_rule::DestinationRule;
 pub use federation::FederatedTrustDomain;
@@ -33,6 +35,7 @@ pub use peer_authentication::PeerAuthentication;
 pub use places::Places;
 pub use policy_test::PolicyTest;
 pub use service_entry::ServiceEntry;
+pub use telemetry::Telemetry;
 
 /// Where a document was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -73,6 +76,8 @@ pub struct Documents {
     pub service_entries: Vec<Located<ServiceEntry>>,
     /// `DestinationRule`
     pub destination_rules: Vec<Located<DestinationRule>>,
+    /// `Telemetry`
+    pub telemetries: Vec<Located<Telemetry>>,
     /// `PolicyTest`: for `postern test`, of no effect on anything that runs.
     pub policy_tests: Vec<Located<PolicyTest>>,
     /// `ClusterFederatedTrustDomain`

@@ -186,6 +186,15 @@ codes! {
     BAD_TRAFFIC_POLICY "PST0319" Error "bad traffic policy"
         "A DestinationRule sets how callers treat a destination: numbers that are not negative, percentages of at most 100, durations such as `10s` or `250ms`, ports once each. The modes of `tls` that Postern speaks are DISABLE and ISTIO_MUTUAL; an application's own TLS passes through as it is."
         "The finding says which value to change.";
+    BAD_LOG_FILTER "PST0320" Error "bad filter of the access log"
+        "A filter is one expression that is true or false of each call, in a part of CEL: attributes of the call, == != < <= > >=, && || !, in, has(), startsWith(), endsWith(), contains(), duration(). Sums, choices, regular expressions and attributes that no sidecar knows are refused, since a line that is missing cannot be asked for later."
+        "The finding names the place in the expression; docs/telemetry.md lists the attributes.";
+    BAD_TRACE_TAG "PST0321" Error "bad attribute of spans"
+        "An entry of `customTags` has a name and exactly one of `literal` and `header`. Names that begin with `postern.` are the sidecar's own; headers that may hold secrets stand in no span. `environment` would read the sidecar's own environment for everybody who may write a Telemetry in a namespace, and `formatter` is Envoy's own language: both are refused."
+        "Write `literal: {value: ...}` or `header: {name: ...}`; what is fixed for a sidecar goes into its OTEL_RESOURCE_ATTRIBUTES.";
+    TELEMETRY_PROVIDER "PST0322" Both "provider that Postern does not have"
+        "Providers of Istio say where telemetry goes. In Postern the sidecar's own settings say that (`--access-log`, the OTEL_* variables, its port for Prometheus): `envoy` is its access log, `prometheus` its metrics, and spans have no provider. For traces another name is a warning, since there is one place where spans go; for the log and metrics it is an error, since the entry would be for something else."
+        "Write `envoy` for the access log and `prometheus` for metrics, or leave `providers` out.";
     DUPLICATE_OBJECT "PST0401" Error "two objects with one name"
         "Two documents have the same kind, namespace and name."
         "Rename one of the two, or remove it.";
@@ -300,6 +309,9 @@ codes! {
     TCP_PORT_RULE "PST0520" Warning "condition that one port excludes"
         "A rule names ports in `to` and other ports in a `destination.port` condition: both must hold of the same port."
         "Say the port in one place.";
+    TELEMETRY_CONFLICT "PST0521" Warning "two Telemetries of one scope"
+        "Of several Telemetries that are for the same namespace, or that select the same pod, only the oldest counts (of those of the same age the first by name), as in Istio; they are not merged."
+        "Put all of it into one document.";
     NOT_SELECTED "PST0601" Error "policy for another workload"
         "A workload was sent a policy whose namespace or selector does not concern it; the whole update is refused and the last good one stays."
         "This is a defect of the control plane: please report it with its log.";

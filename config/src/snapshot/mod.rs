@@ -7,9 +7,12 @@ pub mod linear;
 pub(crate) mod rules;
 
 use crate::{
-    documents::{AuthorizationPolicy, MeshConfig, PeerAuthentication, peer_authentication::MtlsMode},
-    problem::Problem,
-    select::MtlsModes,
+    documents::{
+        AuthorizationPolicy, MeshConfig, PeerAuthentication, Telemetry, peer_authentication::MtlsMode,
+    },
+    problem::{self, Problem, Severity},
+    select::{MtlsModes, telemetries},
+    telemetry::Sides,
 };
 use rules::RuleSet;
 use serde::{Deserialize, Serialize};
@@ -106,6 +109,36 @@ pub struct InboundSpec {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// Those that apply to the workload.
     pub authorization_policies: Vec<AuthorizationPolicy>,
+    /// At most one for mesh, namespace and workload each, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub telemetries: Vec<Telemetry>,
+}
+
+/// What the telemetries of a spec say together.
+fn sides(spec: &InboundSpec) -> Result<Sides, Vec<Problem>> {
+    let workload = &spec.workload;
+    let root = &spec.mesh.root_namespace;
+    let chosen: Vec<&Telemetry> =
+        telemetries(spec.telemetries.iter(), root, &workload.namespace, &workload.labels).collect();
+    if chosen.len() < spec.telemetries.len() {
+        return Err(vec![Problem {
+            severity: Severity::Error,
+            code: problem::NOT_SELECTED,
+            file: String::new(),
+            line: 0,
+            column: 0,
+            reason: format!(
+                "of {} Telemetries only {} are for workload {}/{}",
+                spec.telemetries.len(),
+                chosen.len(),
+                workload.namespace,
+                workload.name
+            ),
+            hint: "send a workload one for the mesh, its namespace and itself each".into(),
+            source_line: None,
+        }]);
+    }
+    Sides::merge(&spec.mesh, chosen)
 }
 
 /// The compiled form.
@@ -116,6 +149,7 @@ pub struct Snapshot {
     port_modes: BTreeMap<u16, MtlsMode>,
     protocols: BTreeMap<u16, Protocol>,
     rules: RuleSet,
+    telemetry: Sides,
 }
 
 impl Snapshot {
@@ -124,7 +158,12 @@ impl Snapshot {
     /// # Errors
     /// All problems at once: what is malformed, and what is valid but not enforced by this version.
     pub fn compile(spec: InboundSpec) -> Result<Self, Vec<Problem>> {
-        let rules = compile::rule_set(&spec)?;
+        let (rules, telemetry) = match (compile::rule_set(&spec), sides(&spec)) {
+            (Ok(rules), Ok(telemetry)) => (rules, telemetry),
+            (rules, telemetry) => {
+                return Err([rules.err(), telemetry.err()].into_iter().flatten().flatten().collect());
+            }
+        };
         let workload = &spec.workload;
         let modes = MtlsModes::resolve(
             spec.peer_authentications.iter(),
@@ -137,7 +176,7 @@ impl Snapshot {
         for declared in &spec.ports {
             protocols.entry(declared.port).or_insert(declared.protocol);
         }
-        Ok(Self { spec, default_mode, port_modes, protocols, rules })
+        Ok(Self { spec, default_mode, port_modes, protocols, rules, telemetry })
     }
 
     /// What it was compiled from.
@@ -153,6 +192,11 @@ impl Snapshot {
     /// Declared protocol of a workload port; `Auto` when undeclared.
     pub fn protocol(&self, port: u16) -> Protocol {
         self.protocols.get(&port).copied().unwrap_or_default()
+    }
+
+    /// What the workload tells of the traffic.
+    pub fn telemetry(&self) -> &Sides {
+        &self.telemetry
     }
 
     pub(crate) fn rules(&self) -> &RuleSet {

@@ -33,6 +33,17 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
     if let Some(namespace) = node.get("rootNamespace") {
         super::objects::named(report, namespace, "rootNamespace", values::dns_label);
     }
+    if let Some(file) = node.get("accessLogFile") {
+        let text = file.text().unwrap_or_default();
+        if !matches!(text, "" | "/dev/stdout") {
+            let reason = format!(
+                "accessLogFile `{}`: of it only whether it is empty counts, which switches the access log off",
+                shorten(text)
+            );
+            let hint = "say where lines go with `--access-log` of each sidecar";
+            report.warning(problem::NO_EFFECT, file.place, reason, hint);
+        }
+    }
     if let Some(sampling) = node.at("defaultConfig.tracing.sampling") {
         let percent = sampling.text().and_then(|text| text.parse::<f64>().ok());
         if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {

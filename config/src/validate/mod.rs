@@ -28,6 +28,7 @@ mod references;
 mod relations;
 mod service_entries;
 mod suppressions;
+mod telemetries;
 mod values;
 
 pub use relations::relations;
@@ -45,6 +46,7 @@ pub(crate) fn document(report: &mut Report<'_>, kind: &str, node: &Node) {
         "AuthorizationPolicy" => policies::authorization_policy(report, node),
         "ServiceEntry" => service_entries::service_entry(report, node),
         "DestinationRule" => destination_rules::destination_rule(report, node),
+        "Telemetry" => telemetries::telemetry(report, node),
         "ClusterFederatedTrustDomain" => federation::federated_trust_domain(report, node),
         _ => {}
     }

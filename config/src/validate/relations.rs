@@ -1,5 +1,5 @@
 //! What is wrong between documents: names used twice, references that lead nowhere, scopes that overlap.
-use super::{destination_rules, federation, ports, references};
+use super::{destination_rules, federation, ports, references, telemetries};
 use crate::{
     documents::{
         AuthorizationPolicy, Documents, Located, Metadata, Origin, Pod,
@@ -26,6 +26,7 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     found.twice("AuthorizationPolicy", &documents.authorization_policies, |d| &d.metadata);
     found.twice("ServiceEntry", &documents.service_entries, |d| &d.metadata);
     found.twice("DestinationRule", &documents.destination_rules, |d| &d.metadata);
+    found.twice("Telemetry", &documents.telemetries, |d| &d.metadata);
     found.attest_uids();
     found.twice("ClusterFederatedTrustDomain", &documents.federated_trust_domains, |d| &d.metadata);
     found.service_accounts();
@@ -36,6 +37,7 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     references::check(&mut found);
     federation::relations(&mut found);
     destination_rules::relations(&mut found);
+    telemetries::relations(&mut found);
     ports::check(&mut found);
     found.finish()
 }
@@ -464,7 +466,7 @@ impl<'d> Relations<'d> {
     }
 
     /// Not said in a folder without pods: policies alone may be checked, too.
-    fn selects_nothing(&mut self, origin: &Origin, kind: &str, meta: &Metadata) {
+    pub(super) fn selects_nothing(&mut self, origin: &Origin, kind: &str, meta: &Metadata) {
         if self.documents.pods.is_empty() && self.documents.deployments.is_empty() {
             return;
         }

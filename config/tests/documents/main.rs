@@ -16,6 +16,7 @@ use std::{fs, path::Path};
 
 mod mesh;
 mod mistakes;
+mod telemetry;
 
 fn file(name: &str, text: &str) -> SourceFile {
     SourceFile { name: name.into(), text: text.into() }

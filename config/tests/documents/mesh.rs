@@ -147,6 +147,10 @@ fn the_mesh_configuration_is_the_one_of_the_root_namespace() {
     let (d, problems) = read(&map("other", "trustDomain: x"));
     assert_eq!((d.mesh.trust_domain.as_str(), problems[0].code), ("cluster.local", problem::NO_EFFECT));
     assert_eq!(clean(&map("istio-system", "enableTracing: false")).mesh.tracing_sampling, Some(0.0));
+    for (file, code) in [("''", None), ("/dev/stdout", None), ("/var/log/x", Some(problem::NO_EFFECT))] {
+        let (_, problems) = read(&map("istio-system", &format!("accessLogFile: {file}")));
+        assert_eq!(problems.first().map(|p| p.code), code, "{}", show(&problems));
+    }
     let (_, problems) = read(&map("istio-system", "\n    # c\n\n    tlsDefaults: {}"));
     assert_eq!(
         (problems[0].code, problems[0].line, problems[0].column),

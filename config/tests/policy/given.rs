@@ -78,6 +78,7 @@ pub fn spec(policies: Vec<AuthorizationPolicy>) -> InboundSpec {
         ports: Vec::new(),
         peer_authentications: Vec::new(),
         authorization_policies: policies,
+        telemetries: Vec::new(),
     }
 }
 

@@ -251,7 +251,7 @@ impl Subscriber {
             .is_none_or(|current| *current.version != *version || current.snapshot.spec() != snapshot.spec());
         // After a reconnect the same policy comes again: nobody needs to re-check anything.
         if is_news {
-            self.telemetry.set_access_log_encoding(snapshot.spec().mesh.access_log_encoding);
+            self.telemetry.obey(&snapshot);
             let workload = &snapshot.spec().workload;
             self.telemetry.set_service(workload.canonical_service());
             self.telemetry.metrics().set_workload(workload);

@@ -42,6 +42,7 @@ fn spec(name: &str) -> InboundSpec {
         ports: Vec::new(),
         peer_authentications: Vec::new(),
         authorization_policies: Vec::new(),
+        telemetries: Vec::new(),
     }
 }
 

@@ -113,6 +113,7 @@ fn the_policy_comes_back_for_the_same_workload_only() {
                     namespace: namespace.into(), name: "cart-1".into(), ..Default::default()
                 },
                 mesh: Default::default(), ports: vec![], peer_authentications: vec![], authorization_policies: vec![],
+                telemetries: vec![],
             }).unwrap(),
         });
         folder.keep(POLICY, spec.to_string().as_bytes());

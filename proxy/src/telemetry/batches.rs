@@ -2,7 +2,7 @@
 //! path, once. What has no room, or does not arrive, is lost and counted.
 
 use super::{
-    Entry, Metrics,
+    Entry, Metrics, Told,
     attributes::{Origin, SCHEMA, scope},
     entry::Entries,
     export::Collector,
@@ -59,13 +59,14 @@ pub(super) fn start(
     exporter: otel::Exporter,
     batch: otel::Batch,
     origin: Origin,
+    told: Arc<Told>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> anyhow::Result<(Queue, JoinHandle<()>)> {
     let (sender, receiver) = mpsc::channel(batch.queue);
     let signal = exporter.signal;
     let queue = Queue { signal, entries: sender, metrics: metrics.clone() };
-    let exporter = Exporter { signal, collector: Collector::open(exporter)?, origin, batch, metrics };
+    let exporter = Exporter { signal, collector: Collector::open(exporter)?, origin, told, batch, metrics };
     Ok((queue, tokio::spawn(exporter.run(receiver, stop))))
 }
 
@@ -73,6 +74,7 @@ struct Exporter {
     signal: Signal,
     collector: Collector,
     origin: Origin,
+    told: Arc<Told>,
     batch: otel::Batch,
     metrics: Arc<Metrics>,
 }
@@ -133,12 +135,17 @@ impl Exporter {
 
     /// How many the collector has not taken.
     async fn send_spans(&mut self, batch: &mut Entries) -> Result<i64, String> {
+        let said = self.told.said();
         let made = batch.drain(..).filter_map(|entry| {
-            let span = span(&entry)?;
+            let mut span = span(&entry)?;
+            if let Some(said) = &said {
+                said.add_tags(&entry, &mut span.attributes);
+            }
             self.metrics.span_made(entry.direction, !span.parent_span_id.is_empty());
             Some(span)
         });
         let spans = ScopeSpans { scope: Some(scope()), spans: made.collect(), schema_url: SCHEMA.into() };
+        drop(said);
         let all = ResourceSpans {
             resource: Some(self.origin.resource()),
             scope_spans: vec![spans],

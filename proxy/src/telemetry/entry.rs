@@ -81,7 +81,13 @@ pub struct Request {
     pub id: Option<String>,
     /// Those headers that the access log shall have, each at most 256 bytes.
     pub headers: Vec<(HeaderName, String)>,
+    /// Those that a filter or a custom tag looks at; they are in no line.
+    pub noted: Option<Box<Noted>>,
 }
+
+/// Headers that somebody looks at, each at most 256 bytes. Apart, since nearly nobody does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Noted(pub Vec<(HeaderName, String)>);
 
 /// Everything that is told about one request or connection.
 #[derive(Clone, Debug)]
@@ -226,7 +232,8 @@ pub(super) mod samples {
             authority: "shop".into(),
             path: path.into(),
             id: None,
-            headers: Default::default(),
+            headers: vec![],
+            noted: None,
         });
         entry.status = Some(200);
         entry.duration = Duration::from_micros(100);

@@ -9,6 +9,7 @@ use super::{
     entry::Would,
     exposition::{self, Format},
     request_metrics::RequestMetrics,
+    told::ToldMetrics,
     upstream_metrics::UpstreamMetrics,
 };
 use crate::bootstrap::otel::Signal;
@@ -102,6 +103,7 @@ pub struct Metrics {
     heard_unix_millis: AtomicU64,
     destinations: Gauge,
     log_dropped: Counter,
+    told: ToldMetrics,
     spans: Family<SpanLabels, Counter>,
     spans_dropped: Counter,
     span_export_failures: Counter,
@@ -137,6 +139,7 @@ impl Default for Metrics {
             heard_unix_millis: AtomicU64::new(0),
             destinations: Gauge::default(),
             log_dropped: Counter::default(),
+            told: ToldMetrics::default(),
             spans: Family::default(),
             spans_dropped: Counter::default(),
             span_export_failures: Counter::default(),
@@ -303,6 +306,11 @@ impl Metrics {
         before == 0 || before / 1000 != (before + count) / 1000
     }
 
+    /// What of these metrics is told.
+    pub fn told(&self) -> &ToldMetrics {
+        &self.told
+    }
+
     /// A span was made.
     pub fn span_made(&self, direction: Direction, has_parent: bool) {
         let parent = if has_parent { "yes" } else { "no" };
@@ -370,6 +378,7 @@ impl Metrics {
         // It fails on a bound or a time that is none, and there is none of these.
         let mut families = prometheus_protobuf::encode(&self.registry).unwrap_or_default();
         self.requests.add_examples(&mut families);
+        self.told.take_out(&mut families);
         families
     }
 
@@ -440,6 +449,7 @@ impl Metrics {
             "Lines of the access log dropped",
             self.log_dropped.clone(),
         );
+        self.told.register(registry);
         registry.register(
             "postern_spans",
             "Spans made, by whether the caller named a parent; none from the source: the app does not pass traceparent on",

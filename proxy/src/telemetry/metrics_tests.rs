@@ -14,6 +14,7 @@ fn entry(principal: &str) -> Entry {
         path: "/".into(),
         id: None,
         headers: Default::default(),
+        noted: Default::default(),
     });
     entry
 }

@@ -22,6 +22,7 @@ pub mod propagation;
 pub mod record;
 pub mod request_metrics;
 pub mod tap;
+pub mod told;
 mod trace;
 pub mod trace_context;
 pub mod upstream_metrics;
@@ -34,6 +35,7 @@ pub use ejections::{Ejection, Ejections};
 pub use entry::{Direction, Entry};
 pub use metrics::Metrics;
 pub use record::Record;
+pub use told::Told;
 pub use upstream_metrics::Repeat;
 
 use crate::{
@@ -47,7 +49,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use attributes::Origin;
 use http::HeaderName;
-use postern_config::documents::mesh_config::AccessLogEncoding;
+use postern_config::{Snapshot, documents::mesh_config::AccessLogEncoding};
 use propagation::Propagation;
 use std::{
     net::SocketAddr,
@@ -55,6 +57,7 @@ use std::{
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use told::Wanted;
 use trace_context::Trace;
 
 /// Sinks shared by all workers. Clones are cheap.
@@ -75,6 +78,7 @@ struct Inner {
     records: Option<batches::Queue>,
     // None where no spans are sent.
     propagation: Option<Propagation>,
+    told: Arc<Told>,
     service: Arc<ArcSwap<String>>,
     drain: OnceLock<drain::Watch>,
 }
@@ -108,6 +112,7 @@ impl Telemetry {
     pub fn start(options: Options) -> anyhow::Result<(Self, Writers)> {
         let metrics = Arc::new(Metrics::default());
         let service = Arc::new(ArcSwap::from_pointee(options.service.clone()));
+        let told = Arc::new(Told::default());
         let mut writers = Writers::default();
         let lines = &options.access_log_lines;
         let log = match access_log::start(options.access_log, lines, metrics.clone(), writers.stop.clone())? {
@@ -132,7 +137,8 @@ impl Telemetry {
         let mut batches = |exporter: Option<otel::Exporter>, batch| -> anyhow::Result<_> {
             let Some(exporter) = exporter else { return Ok(None) };
             let stop = writers.stop.clone();
-            let (queue, task) = batches::start(exporter, batch, origin.clone(), metrics.clone(), stop)?;
+            let (queue, task) =
+                batches::start(exporter, batch, origin.clone(), told.clone(), metrics.clone(), stop)?;
             writers.tasks.push(task);
             Ok(Some(queue))
         };
@@ -155,6 +161,7 @@ impl Telemetry {
                 spans,
                 records,
                 propagation,
+                told,
                 service,
                 drain: OnceLock::new(),
             })),
@@ -176,6 +183,7 @@ impl Telemetry {
             spans: None,
             records: None,
             propagation: None,
+            told: Arc::default(),
             service: Arc::default(),
             drain: OnceLock::new(),
         }))
@@ -238,16 +246,31 @@ impl Telemetry {
         }
     }
 
-    /// Whether spans are sent.
+    /// Whether spans are sent at all.
     fn is_tracing(&self) -> bool {
         self.0.propagation.is_some()
     }
 
+    /// What `Telemetry` documents say.
+    pub fn told(&self) -> &Told {
+        &self.0.told
+    }
+
+    /// From now on what is told is what this policy says: format and lines of the access log, traces, metrics.
+    pub fn obey(&self, policy: &Snapshot) {
+        self.set_access_log_encoding(policy.spec().mesh.access_log_encoding);
+        self.0.told.put(policy.telemetry());
+        self.0.metrics.told().leave_out(policy.telemetry());
+    }
+
     /// The trace of a request: a span of ours in it where spans are sent, else what the caller says of its own.
-    fn trace(&self, headers: &http::HeaderMap) -> Option<Trace> {
-        match &self.0.propagation {
-            Some(propagation) => Some(propagation.begin(headers)),
-            None => propagation::traceparent(headers).map(Trace::of_caller),
+    fn trace(&self, way: Option<&told::Way>, headers: &http::HeaderMap) -> Option<Trace> {
+        match self.0.propagation {
+            Some(own) if !way.is_some_and(told::Way::is_silent) => {
+                let sampler = way.and_then(|way| way.sampler).unwrap_or(own.sampler);
+                Some(Propagation { sampler, ..own }.begin(headers))
+            }
+            _ => propagation::traceparent(headers).map(Trace::of_caller),
         }
     }
 
@@ -269,7 +292,7 @@ impl Telemetry {
     }
 
     /// What the mesh says about the format of the access log.
-    pub fn set_access_log_encoding(&self, encoding: Option<AccessLogEncoding>) {
+    fn set_access_log_encoding(&self, encoding: Option<AccessLogEncoding>) {
         if let Some(log) = &self.0.log {
             log.set_format(match encoding {
                 None => Format::Json,
@@ -287,9 +310,18 @@ impl Telemetry {
             self.0.taps.observe(&entry, std::time::SystemTime::now());
         }
         if let Some(spans) = &self.0.spans
-            && entry.trace.is_some_and(|trace| trace.is_sampled())
+            && entry.trace.is_some_and(|trace| trace.is_sampled() && trace.is_ours())
         {
             spans.push(entry.clone());
+        }
+        if self.0.records.is_none() && self.0.log.is_none() {
+            return;
+        }
+        // Here and not where lines are made: what nobody wants takes no place in a queue, and holds up no lossless log.
+        match self.0.told.wants(&entry) {
+            Wanted::Yes => {}
+            Wanted::No => return,
+            Wanted::Untold => self.0.metrics.told().filter_failed(),
         }
         match (&self.0.records, &self.0.log) {
             (Some(records), None) => return records.push(entry),

@@ -6,8 +6,8 @@ use super::{
     Denial, Telemetry,
     access_log::cut,
     connections::Open,
-    entry::{Decided, Direction, Entry, Request, Would},
-    trace_context::REQUEST_ID,
+    entry::{Decided, Direction, Entry, Noted, Request, Would},
+    trace_context::{REQUEST_ID, Trace},
 };
 use crate::{
     error::{Fault, ProxyError},
@@ -164,18 +164,33 @@ impl Record {
     ) {
         let id = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
         let without_query = path.split('?').next().unwrap_or_default();
+        let (trace, noted) = if self.telemetry.told().is_said() {
+            self.begin_as_told(headers)
+        } else {
+            (self.telemetry.trace(None, headers), None)
+        };
         let request = Request {
             method: method.clone(),
             authority: cut(authority, TEXT_KEPT).to_owned(),
             path: cut(without_query, PATH_KEPT).to_owned(),
             id: id.map(|id| cut(id, TEXT_KEPT).to_owned()),
             headers: named(self.telemetry.logged_headers(), headers),
+            noted,
         };
-        let trace = self.telemetry.trace(headers);
         self.note(|entry| {
             entry.request = Some(request);
             entry.trace = trace;
         });
+    }
+
+    /// The trace that a `Telemetry` wants, and the headers that it looks at. Out of the way of the many for whom nobody says anything.
+    #[cold]
+    fn begin_as_told(&self, headers: &HeaderMap) -> (Option<Trace>, Option<Box<Noted>>) {
+        let said = self.telemetry.told().said();
+        let way = said.as_ref().zip(self.entry.as_ref()).map(|(said, entry)| said.of(entry.direction));
+        let noted = way.filter(|way| !way.headers.is_empty());
+        let noted = noted.map(|way| Box::new(Noted(named(&way.headers, headers))));
+        (self.telemetry.trace(way, headers), noted)
     }
 
     /// The request ID that we made, where the client sent none: by it the lines of both sidecars are found.
@@ -193,6 +208,7 @@ impl Record {
     pub fn pass_trace_on(&self, headers: &mut http::HeaderMap) {
         if self.telemetry.is_tracing()
             && let Some(trace) = self.entry.as_ref().and_then(|entry| entry.trace)
+            && trace.is_ours()
         {
             trace.pass_on(headers);
         }

@@ -18,6 +18,7 @@ fn call(direction: Direction) -> Entry {
         path: "/v1/charges".into(),
         id: None,
         headers: vec![],
+        noted: None,
     });
     entry
 }

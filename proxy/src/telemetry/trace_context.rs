@@ -31,6 +31,11 @@ impl Trace {
         Self { trace_id, span_id, parent: Some(span_id), flags, form: Form::TraceContext }
     }
 
+    /// Whether there is a span of ours in it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.parent != Some(self.span_id)
+    }
+
     /// Whether this trace is recorded.
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0

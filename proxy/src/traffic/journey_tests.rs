@@ -139,6 +139,7 @@ fn spec(port: u16, mode: MtlsMode, protocol: Protocol, policies: Vec<Authorizati
         ports: vec![DeclaredPort { port, protocol }],
         peer_authentications: vec![PeerAuthentication { metadata, mode, ..PeerAuthentication::default() }],
         authorization_policies: policies,
+        telemetries: vec![],
     }
 }
 

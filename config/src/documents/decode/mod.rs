@@ -9,6 +9,7 @@ pub mod mesh_config;
 pub mod networking;
 pub mod policy_test;
 pub mod spiffe;
+pub mod telemetry;
 
 /// The texts of a list of scalars.
 fn strings(node: Option<&Node>) -> Vec<String> {

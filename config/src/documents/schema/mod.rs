@@ -10,6 +10,7 @@ pub mod kubernetes;
 pub mod networking;
 pub mod postern;
 pub mod spiffe;
+pub mod telemetry;
 
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]

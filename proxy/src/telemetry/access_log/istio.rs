@@ -47,13 +47,12 @@ impl<'e> Values<'e> {
         };
         let is_http = request.is_some();
         let is_inbound = entry.direction == Direction::Inbound;
-        let denial = denial(entry);
         let failed_to_connect = entry.reason.as_deref().filter(|_| entry.flag == "UF");
         Self {
             authority: request.map(|request| request.authority.as_str()).filter(|name| !name.is_empty()),
             bytes_received: entry.bytes_received,
             bytes_sent: entry.bytes_sent,
-            connection_termination_details: denial.clone().filter(|_| !is_http),
+            connection_termination_details: denial(entry).filter(|_| !is_http),
             downstream_local_address: entry.destination_address,
             downstream_remote_address: entry.source_address,
             duration: millis(entry.duration),
@@ -64,10 +63,7 @@ impl<'e> Values<'e> {
             // On the way out the one we know is the one that we asked for.
             requested_server_name: entry.sni.as_deref().filter(|_| is_inbound),
             response_code: entry.status.map_or(0, u64::from),
-            response_code_details: match denial.filter(|_| is_http) {
-                Some(denial) => Some(denial),
-                None => details(entry),
-            },
+            response_code_details: code_details(entry),
             response_flags: entry.flag,
             route_name: route(entry).filter(|_| is_http),
             upstream_cluster: cluster(entry),
@@ -86,7 +82,7 @@ impl<'e> Values<'e> {
 }
 
 /// Envoy's `%PROTOCOL%`.
-fn protocol(entry: &Entry) -> Option<&'static str> {
+pub fn protocol(entry: &Entry) -> Option<&'static str> {
     entry.request.as_ref()?;
     match entry.protocol? {
         "http/1.1" => Some("HTTP/1.1"),
@@ -103,6 +99,12 @@ fn denial(entry: &Entry) -> Option<String> {
         |rule| format!("ns[{}]-policy[{}]-rule[{}]", rule.namespace, rule.policy, rule.rule),
     );
     Some(format!("rbac_access_denied_matched_policy[{}]", id.replace(char::is_whitespace, "_")))
+}
+
+/// Envoy's `%RESPONSE_CODE_DETAILS%`.
+pub fn code_details(entry: &Entry) -> Option<String> {
+    let denial = denial(entry).filter(|_| entry.request.is_some());
+    denial.or_else(|| details(entry))
 }
 
 /// Envoy's response code details (envoy/stream_info/stream_info.h, `ResponseCodeDetailValues`), from the flag.
@@ -141,7 +143,7 @@ fn details_of(flag: &str, is_http2: bool, before: bool) -> Option<&'static str> 
 }
 
 /// Istio's names of clusters.
-fn cluster(entry: &Entry) -> Option<String> {
+pub fn cluster(entry: &Entry) -> Option<String> {
     let port = entry.destination_address.port();
     match (entry.direction, entry.destination_service.as_deref()) {
         (Direction::Inbound, _) => Some(format!("inbound|{port}||")),
@@ -154,7 +156,7 @@ fn cluster(entry: &Entry) -> Option<String> {
 }
 
 /// Istio's names of routes.
-fn route(entry: &Entry) -> Option<&'static str> {
+pub fn route(entry: &Entry) -> Option<&'static str> {
     match (entry.direction, &entry.destination_service) {
         (Direction::Inbound, _) | (Direction::Outbound, Some(_)) => Some("default"),
         (Direction::Outbound, None) if entry.flag == "UH" => Some("block_all"),

@@ -36,6 +36,7 @@ fn request(direction: Direction) -> Entry {
         path: "/orders/7".into(),
         id: Some("id-1".into()),
         headers: vec![(http::header::USER_AGENT, "curl/8.5.0".into())],
+        noted: None,
     });
     entry.upstream_address = Some("10.0.0.1:8080".parse().unwrap());
     entry.upstream_time = Some(Duration::from_micros(4_100));

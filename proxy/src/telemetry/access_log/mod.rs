@@ -4,7 +4,7 @@
 
 mod escape;
 pub mod fields;
-mod istio;
+pub(super) mod istio;
 mod json;
 mod lines;
 mod queue;

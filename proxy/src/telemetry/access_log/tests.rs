@@ -28,6 +28,7 @@ fn request_line(authority: &str, path: &str, request_id: Option<&str>) -> String
         path: path.to_owned(),
         id: headers.get("x-request-id").map(|v| v.to_str().unwrap().to_owned()),
         headers: vec![],
+        noted: None,
     });
     let mut text = Vec::new();
     Lines::default().write(&entry, &mut text);
