@@ -3,19 +3,16 @@
 //! Whoever may connect may read it, so it is on loopback only. A web site that a person has open may not: a name that is made to
 //! resolve to us is refused by `Host`, and another origin by `Origin` and by what browsers say of where a request comes from.
 
-use super::server::{Answer, converse, place, text, typed};
+use super::server::{Answer, accept, converse, text, typed, whole};
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 const PAGE: &str = include_str!("page.html");
-/// Connections at once; more wait in the kernel.
-const CONNECTIONS: usize = 32;
-const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 
 /// A port on loopback that shows the page.
 pub struct PagePort {
@@ -52,33 +49,24 @@ impl PagePort {
         S: Fn(String) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Answer> + Send,
     {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let port = self.address.port();
         let policy = policy();
-        loop {
-            let Some(place) = place(&places, &stop).await else { return };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (source, policy) = (source.clone(), policy.clone());
-                    let service = move |request: Request<Incoming>| {
-                        let (source, policy) = (source.clone(), policy.clone());
-                        async move {
-                            let answer = match asked(port, &request) {
-                                Ok(data) => source(data).await,
-                                Err(answer) => *answer,
-                            };
-                            guarded(answer, policy)
-                        }
+        let next = || async { self.listener.accept().await.map(|(stream, _)| stream) };
+        accept(&stop, next, |stream, place| {
+            let (source, policy) = (source.clone(), policy.clone());
+            let service = move |request: Request<Incoming>| {
+                let (source, policy) = (source.clone(), policy.clone());
+                async move {
+                    let answer = match asked(port, &request) {
+                        Ok(data) => source(data).await,
+                        Err(answer) => *answer,
                     };
-                    tokio::spawn(converse(stream, service, stop.clone(), place));
+                    whole(guarded(answer, policy))
                 }
-                Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
-            }
-        }
+            };
+            tokio::spawn(converse(stream, service, Arc::default(), stop.clone(), place));
+        })
+        .await;
     }
 }
 
