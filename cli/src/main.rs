@@ -51,6 +51,8 @@ enum Command {
     Top(live::top::TopArgs),
     /// Show what was denied lately, and the closest rule
     Denials(live::denials::DenialsArgs),
+    /// Show every policy: how many sidecars enforce it, what it matched, what a dry run would deny
+    Policies(live::policies::PoliciesArgs),
     /// Show calls of the whole mesh as they pass, filtered and sampled
     Tap(live::tap::TapArgs),
     /// Show status, top and denials in a browser, for as long as it runs
@@ -131,6 +133,7 @@ fn main() -> ExitCode {
         Command::Status(args) => ExitCode::from(live::status::run(&args)),
         Command::Top(args) => ExitCode::from(live::top::run(&args)),
         Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
+        Command::Policies(args) => ExitCode::from(live::policies::run(&args)),
         Command::Tap(args) => ExitCode::from(live::tap::run(&args)),
         Command::Dashboard(args) => ExitCode::from(live::dashboard::run(&args)),
         Command::BugReport(args) => ExitCode::from(bug_report::run(&args)),

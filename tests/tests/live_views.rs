@@ -206,6 +206,85 @@ async fn each_sidecar_has_its_row_and_a_refused_or_missing_one_shows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_policy_says_who_enforces_it_what_it_matched_and_what_a_dry_run_would_deny() {
+    let callers = "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}]}]";
+    let tried = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: tried, namespace: payments, annotations: {istio.io/dry-run: 'true'}}\n\
+        spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}\n";
+    let unselected =
+        policy("unselected", "action: ALLOW, rules: [{}]").replace("app: payments-api", "app: nobody");
+    let yaml = payments(
+        &(policy("callers", callers)
+            + tried
+            + &unselected
+            + &mode("payments", "STRICT")
+            + &mode("checkout", "PERMISSIVE")),
+    );
+    let mut watched = Watched::start(&yaml).await;
+    for (from, method, status) in
+        [("checkout-api", "POST", 200), ("checkout-api", "DELETE", 200), ("reports", "POST", 403)]
+    {
+        assert_eq!(watched.mesh.call(from, "payments-api", method, "/v1").await.unwrap().status, status);
+    }
+    let find = |page: &Value, kind: &str, name: &str| {
+        let all = page["policies"].as_array().unwrap();
+        let found = all.iter().find(|one| {
+            one["kind"] == kind && format!("{}/{}", one["namespace"], one["name"]).replace('"', "") == name
+        });
+        found.unwrap_or_else(|| panic!("{name}: {page:#}")).clone()
+    };
+    let page = watched
+        .page_becomes(&["policies"], |page| {
+            let tried = find(page, "AuthorizationPolicy", "payments/tried");
+            tried["would_deny"] == 1 && find(page, "AuthorizationPolicy", "payments/callers")["matched"] == 2
+        })
+        .await;
+    assert_eq!(page["policies"].as_array().unwrap().len(), 5, "{page:#}");
+    let facts = |kind: &str, name: &str| {
+        let one = find(&page, kind, name);
+        let count = |key: &str| one[key].as_u64();
+        (
+            one["says"].as_str().unwrap().to_owned(),
+            one["dry_run"].as_bool().unwrap(),
+            count("enforced_by"),
+            count("selected"),
+            count("matched"),
+        )
+    };
+    let some = |says: &str, dry_run: bool, by: u64, of: u64, matched: Option<u64>| {
+        (says.to_owned(), dry_run, Some(by), Some(of), matched)
+    };
+    assert_eq!(facts("AuthorizationPolicy", "payments/callers"), some("ALLOW", false, 1, 1, Some(2)));
+    assert_eq!(facts("AuthorizationPolicy", "payments/tried"), some("DENY", true, 1, 1, Some(0)));
+    assert_eq!(facts("AuthorizationPolicy", "payments/unselected"), some("ALLOW", false, 0, 0, Some(0)));
+    assert_eq!(facts("PeerAuthentication", "payments/default"), some("STRICT", false, 1, 1, None));
+    assert_eq!(facts("PeerAuthentication", "checkout/default"), some("PERMISSIVE", false, 2, 2, None));
+    assert!(find(&page, "AuthorizationPolicy", "payments/tried")["last"].is_string(), "{page:#}");
+    assert!(find(&page, "AuthorizationPolicy", "payments/unselected")["last"].is_null(), "{page:#}");
+
+    // Of a sidecar that is gone nobody knows what it enforces.
+    drop(watched.mesh.workloads.get_mut("reports").unwrap().sidecar.take());
+    let page = watched
+        .page_becomes(&["policies"], |page| {
+            find(page, "PeerAuthentication", "checkout/default")["enforced_by"] == 1
+        })
+        .await;
+    assert_eq!(
+        find(&page, "PeerAuthentication", "checkout/default")["waiting_for"],
+        serde_json::json!(["checkout/reports"])
+    );
+    let table = watched.says(&["policies"]).await;
+    let row = |start: &str| {
+        let line =
+            table.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {table}"));
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("payments/tried")[1..7], ["AuthorizationPolicy", "DENY (dry run)", "1/1", "0", "1", "0"]);
+    assert_eq!(row("payments/unselected")[3], "nobody");
+    assert!(table.contains("checkout/default is not acknowledged by checkout/reports"), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
     let allow = |from: &str, more: &str| {
         let principal = format!("cluster.local/ns/checkout/sa/{from}");

@@ -3,6 +3,7 @@
 use super::{
     answers::{json, newest, no_such_page, problem, share_left},
     pages::{State, Status, Workload},
+    policies,
     server::Answer,
 };
 use crate::{publish::status::SessionStatus, rotation::written, traffic::decision, upkeep::Upkeep};
@@ -20,6 +21,7 @@ pub(crate) fn shown(upkeep: &Upkeep, path: &str, query: Option<&str>, now: Syste
         "/status" => status(upkeep, now),
         "/flows" => flows(upkeep, query, now),
         "/denials" => denials(upkeep, query, now),
+        "/policies" => policies::standing(upkeep, now),
         _ => no_such_page(),
     }
 }
@@ -107,21 +109,6 @@ fn denials(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
         Ok(since) => json(StatusCode::OK, &upkeep.publisher().traffic.denials(since, now)),
         Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),
     }
-}
-
-/// What each sidecar should enforce, as it is sent; whether it does, `/status` says.
-pub(super) fn policies(upkeep: &Upkeep) -> Answer {
-    let index = upkeep.publisher().index.borrow().clone();
-    let all = index.iter().flat_map(|index| {
-        index.sidecars().filter_map(|(namespace, account, pod)| {
-            let policy = index.policy(namespace, account, pod)?;
-            let inbound: serde_json::Value = serde_json::from_slice(&policy.spec).ok()?;
-            Some(serde_json::json!({
-                "namespace": namespace, "pod": pod, "version": policy.version, "inbound": inbound,
-            }))
-        })
-    });
-    json(StatusCode::OK, &serde_json::json!({ "policies": all.collect::<Vec<_>>() }))
 }
 
 pub(super) fn decision(upkeep: &Upkeep, id: &str, now: SystemTime) -> Answer {

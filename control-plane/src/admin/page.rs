@@ -42,8 +42,8 @@ impl PagePort {
         self.address
     }
 
-    /// Serves it until `stop`. `source` gives the data: it is asked with path and query, the path being `/status`, `/flows` or
-    /// `/denials`.
+    /// Serves it until `stop`. `source` gives the data: it is asked with path and query, the path being `/status`, `/flows`,
+    /// `/denials` or `/policies`.
     pub async fn serve<S, F>(self, source: S, stop: CancellationToken)
     where
         S: Fn(String) -> F + Clone + Send + Sync + 'static,
@@ -79,7 +79,7 @@ fn asked<B>(port: u16, request: &Request<B>) -> Result<String, Box<Answer>> {
     } else {
         match request.uri().path() {
             "/" => typed(StatusCode::OK, "text/html; charset=utf-8", PAGE),
-            path @ ("/status" | "/flows" | "/denials") => {
+            path @ ("/status" | "/flows" | "/denials" | "/policies") => {
                 return Ok(request
                     .uri()
                     .query()
@@ -87,7 +87,7 @@ fn asked<B>(port: u16, request: &Request<B>) -> Result<String, Box<Answer>> {
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "GET / is the page; /status, /flows and /denials are what it shows\n",
+                "GET / is the page; /status, /flows, /denials and /policies are what it shows\n",
             ),
         }
     };

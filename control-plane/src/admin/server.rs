@@ -1,6 +1,6 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, live, metrics, tap};
+use super::{answers, live, metrics, policies, tap};
 use crate::traffic::tap::LONGEST;
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
@@ -240,8 +240,8 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
-            "/policies" => live::policies(&upkeep),
-            "/status" | "/flows" | "/denials" => {
+            "/config" => policies::wanted(&upkeep),
+            "/status" | "/flows" | "/denials" | "/policies" => {
                 live::shown(&upkeep, &path, head.uri.query(), SystemTime::now())
             }
             path => match path.strip_prefix("/decisions/") {

@@ -162,6 +162,21 @@ impl Traffic {
         }
     }
 
+    /// How often each policy decided, whichever rule of it, by `namespace/name`; since we began to hear of each workload.
+    pub(crate) fn used(&self) -> BTreeMap<String, Used> {
+        let table = self.table.lock();
+        let mut all: BTreeMap<String, Used> = BTreeMap::new();
+        for ((policy, _), used) in table.workloads.values().flat_map(|history| &history.rules) {
+            match all.get_mut(policy) {
+                Some(sum) => sum.absorb(used),
+                None => {
+                    all.insert(policy.clone(), *used);
+                }
+            }
+        }
+        all
+    }
+
     /// What was denied since then, the latest first.
     pub(crate) fn denials(&self, since: Duration, now: SystemTime) -> pages::Denials {
         let from = step(now.checked_sub(since).unwrap_or(now)) + 1;
