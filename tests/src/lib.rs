@@ -24,6 +24,7 @@ pub mod relay;
 pub mod scenario;
 pub mod shared;
 pub mod spire;
+pub mod stand_in;
 pub mod standalone;
 pub mod tree;
 pub mod up;

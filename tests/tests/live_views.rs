@@ -2,22 +2,16 @@
 //! harmless whatever a sidecar says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use hyper_util::rt::TokioIo;
-use postern_api::v1::{
-    self, authority_client::AuthorityClient, discovery_client::DiscoveryClient, sidecar_message,
-};
-use postern_identity::{Accept, Bundle, SpiffeId, TrustBundles, tls};
+use postern_api::v1::{self, sidecar_message};
 use postern_tests::{
     Mesh, Request,
     mesh::{Settings, within},
     scenario::{mode, payments, policy},
+    stand_in::{join, message},
     standalone::program,
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, path::Path, process::Output, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use std::{path::Path, process::Output, time::Duration};
 
 /// A mesh whose sidecars report often, and the socket of its control plane.
 struct Watched {
@@ -348,60 +342,10 @@ async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
     assert_eq!(watched.run(&["why", "--id", "../status"]).await.status.code(), Some(64));
 }
 
-/// A connection to the control plane, with a certificate or without.
-async fn channel(mesh: &Mesh, key: Option<Arc<rustls::sign::CertifiedKey>>) -> Channel {
-    let own = "spiffe://cluster.local/ns/postern-system/sa/control-plane";
-    let bundle =
-        Bundle::from_pem("cluster.local".parse().unwrap(), mesh.control.trust_bundle_pem().as_bytes())
-            .unwrap();
-    let trust: TrustBundles = [bundle].into_iter().collect();
-    let accept = Accept::Exactly(BTreeSet::from([own.parse::<SpiffeId>().unwrap()]));
-    let config = Arc::new(tls::client_config(key, Arc::new(trust), accept, &[b"h2"]).unwrap());
-    let address = mesh.control.address();
-    let connect = tower::service_fn(move |_| {
-        let connector = tokio_rustls::TlsConnector::from(config.clone());
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = rustls_pki_types::ServerName::try_from("control-plane.postern-system.svc").unwrap();
-            connector.connect(name, stream).await.map(TokioIo::new)
-        }
-    });
-    within("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
-        .await
-        .unwrap()
-}
-
-/// Opens the stream of a pod with a certificate of its own, as a sidecar that does what it likes.
-async fn join(
-    mesh: &Mesh,
-    namespace: &str,
-    pod: &str,
-    taps: bool,
-) -> (mpsc::Sender<v1::SidecarMessage>, tonic::Streaming<v1::ControlMessage>) {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
-    let join_token = mesh.control.join_token(namespace, pod, pod);
-    let request = v1::IssueCertificateRequest { csr, join_token, ..Default::default() };
-    let issued = AuthorityClient::new(channel(mesh, None).await).issue_certificate(request).await.unwrap();
-    let chain = issued.into_inner().chain.into_iter().map(Into::into).collect();
-    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
-    let key = tls::certified_key(chain, der.into()).unwrap();
-    let (say, said) = mpsc::channel(16);
-    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into(), taps };
-    say.send(message(sidecar_message::Message::Hello(hello))).await.unwrap();
-    let mut client = DiscoveryClient::new(channel(mesh, Some(key)).await);
-    let hear = within("a stream", client.connect(ReceiverStream::new(said))).await.unwrap().into_inner();
-    (say, hear)
-}
-
-fn message(message: sidecar_message::Message) -> v1::SidecarMessage {
-    v1::SidecarMessage { message: Some(message) }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
     let watched = Watched::start(&payments("")).await;
-    let (say, mut hear) = join(&watched.mesh, "checkout", "reports", false).await;
+    let (say, mut hear) = join(&watched.mesh.control, "checkout", "reports", false).await;
     // Of two streams of a pod the one counts that has told of its certificate.
     let certificate = v1::Certificate {
         serial: "0a".into(),
@@ -491,7 +435,7 @@ async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_is_too_old_to_be_tapped_is_named_and_never_asked() {
     let watched = Watched::start(&payments("")).await;
-    let (_say, mut hear) = join(&watched.mesh, "checkout", "reports", false).await;
+    let (_say, mut hear) = join(&watched.mesh.control, "checkout", "reports", false).await;
     let output = watched.run(&["tap", "--for", "1s", "-o", "json"]).await;
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
@@ -505,7 +449,7 @@ async fn a_sidecar_that_is_too_old_to_be_tapped_is_named_and_never_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_tells_a_tap_too_much_too_long_or_unasked_is_cut_down() {
     let watched = Watched::start(&payments("")).await;
-    let (say, mut hear) = join(&watched.mesh, "checkout", "reports", true).await;
+    let (say, mut hear) = join(&watched.mesh.control, "checkout", "reports", true).await;
     let lying = async {
         let tap = within("the tap is asked for", async {
             loop {

@@ -1,10 +1,12 @@
 //! The live views: how every sidecar stands, who calls whom, what was denied.
 
 use super::{
-    answers::{json, newest, no_such_page, problem, share_left},
+    answers::{authorities, json, newest, no_such_page, problem, share_left},
+    events,
     pages::{State, Status, Workload},
     policies,
-    server::Answer,
+    server::{Answer, Flow, whole},
+    topology,
 };
 use crate::{publish::status::SessionStatus, rotation::written, traffic::decision, upkeep::Upkeep};
 use http::StatusCode;
@@ -15,13 +17,27 @@ const SINCE: u64 = 600;
 /// As far back as anything is kept.
 const FURTHEST: u64 = 3600;
 
+/// What a browser is shown: `asked` is path and query.
+pub(crate) fn browsed(upkeep: &Upkeep, asked: &str, now: SystemTime) -> Flow {
+    let (path, query) = asked.split_once('?').map_or((asked, None), |(path, query)| (path, Some(query)));
+    match path {
+        "/events" => events::follow(upkeep),
+        _ => whole(shown(upkeep, path, query, now)),
+    }
+}
+
 /// The pages that a browser is shown, too.
-pub(crate) fn shown(upkeep: &Upkeep, path: &str, query: Option<&str>, now: SystemTime) -> Answer {
+pub(super) fn shown(upkeep: &Upkeep, path: &str, query: Option<&str>, now: SystemTime) -> Answer {
     match path {
         "/status" => status(upkeep, now),
         "/flows" => flows(upkeep, query, now),
         "/denials" => denials(upkeep, query, now),
         "/policies" => policies::standing(upkeep, now),
+        "/authorities" => authorities(upkeep, now),
+        "/topology" => match since(query) {
+            Ok(since) => topology::drawn(upkeep, since, now),
+            Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),
+        },
         _ => no_such_page(),
     }
 }

@@ -4,8 +4,8 @@ use crate::rotation::Lagging;
 use serde::{Deserialize, Serialize};
 
 pub use crate::traffic::pages::{
-    Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, RuleUse, TapBegin, TapCall, TapLine,
-    TapMore, TapWanted,
+    Allowed, Call, Decided, Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, Matched, Node,
+    RuleUse, TapBegin, TapCall, TapLine, TapMore, TapWanted, Topology,
 };
 
 /// `GET /authorities`.

@@ -1,6 +1,6 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, live, metrics, policies, tap};
+use super::{answers, events, live, metrics, policies, tap};
 use crate::traffic::tap::LONGEST;
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
@@ -94,6 +94,10 @@ impl Socket {
                 async move {
                     match (request.method(), request.uri().path()) {
                         (&Method::POST, "/tap") => tapped(upkeep, request, &is_long).await,
+                        (&Method::GET, "/events") => {
+                            is_long.store(true, Ordering::Relaxed);
+                            events::follow(&upkeep)
+                        }
                         _ => whole(answer(upkeep, request).await),
                     }
                 }
@@ -241,7 +245,7 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
             "/config" => policies::wanted(&upkeep),
-            "/status" | "/flows" | "/denials" | "/policies" => {
+            "/status" | "/flows" | "/denials" | "/policies" | "/topology" => {
                 live::shown(&upkeep, &path, head.uri.query(), SystemTime::now())
             }
             path => match path.strip_prefix("/decisions/") {

@@ -151,6 +151,22 @@ impl Index {
         self.selected.get_or_init(|| Selected::of(self))
     }
 
+    /// The services that have a pod with a sidecar behind them, as (namespace, service, service account of the pod), each as often as it has pods.
+    pub(crate) fn backing(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.services.iter().flat_map(|backed| {
+            let metadata = &backed.service.metadata;
+            let members = backed.members.iter().filter_map(|number| self.members.get(*number));
+            let in_mesh = members.filter(|member| !matches!(member.identity, Expected::Nobody));
+            in_mesh.map(|member| {
+                (
+                    metadata.namespace.as_str(),
+                    metadata.name.as_str(),
+                    member.workload.service_account.as_str(),
+                )
+            })
+        })
+    }
+
     /// The pods that get a sidecar, as (namespace, service account, pod).
     pub fn sidecars(&self) -> impl Iterator<Item = (&str, &str, &str)> {
         self.members.iter().filter(|member| !matches!(member.identity, Expected::Nobody)).map(|member| {

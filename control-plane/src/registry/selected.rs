@@ -1,16 +1,19 @@
-//! Which sidecars each policy is for: the selection by which policy is sent, turned around. Worked out once for each state of the documents.
+//! Which sidecars each policy is for, and which take mutual TLS only: the selection by which policy is sent, turned around. Worked out once for each state of the documents.
 
 use super::index::{Expected, Index};
 use postern_config::{
     documents::{AuthorizationPolicy, Metadata, authorization_policy::Action, peer_authentication::MtlsMode},
     select::{MtlsModes, concerns},
 };
+use std::collections::BTreeSet;
 
 /// What is worked out of the documents.
 #[derive(Debug, Default)]
 pub(crate) struct Selected {
     /// By kind, namespace and name.
     pub policies: Vec<Policy>,
+    /// Namespace and pod of the sidecars that should take mutual TLS only, on every port.
+    pub strict: BTreeSet<(String, String)>,
 }
 
 /// A policy, and whom it is for.
@@ -60,6 +63,12 @@ impl Selected {
                 MtlsModes::resolve(all, root, &one.namespace, &one.labels)
             })
             .collect();
+        let is_strict = |number: usize| {
+            modes.get(number).is_some_and(|modes| {
+                modes.default_mode() == MtlsMode::Strict
+                    && modes.port_modes().values().all(|mode| *mode == MtlsMode::Strict)
+            })
+        };
         let mut policies: Vec<Policy> = Vec::new();
         for policy in documents.authorization_policies.iter().map(|located| &located.value) {
             let is_for = |number: usize| {
@@ -83,7 +92,7 @@ impl Selected {
             policies.push(Policy::of("PeerAuthentication", &document.metadata, says, named(&is_for)));
         }
         policies.sort_by(|a, b| (a.kind, &a.namespace, &a.name).cmp(&(b.kind, &b.namespace, &b.name)));
-        Self { policies }
+        Self { policies, strict: named(&is_strict).into_iter().collect() }
     }
 }
 
