@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
 pub mod apps;
+pub mod browser;
 pub mod calls;
 pub mod certificates;
 pub mod client;
