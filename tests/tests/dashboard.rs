@@ -364,6 +364,8 @@ async fn three_hundred_services_are_drawn_within_two_seconds_and_one_of_them_is_
         );
     }
     assert!(told(&mut browser).contains("100 % mTLS"));
+    // Nobody has acknowledged that nothing else is taken.
+    assert_eq!(browser.value("document.querySelectorAll('#map svg, #map .good, #edges .lock').length"), 0);
     browser.value("document.querySelector('#find').focus()");
     browser.write("team-7/service-217");
     browser.until("document.querySelectorAll('#edges tbody tr').length < 10 && document.querySelectorAll('#edges tbody tr').length >= 3");
