@@ -1,5 +1,6 @@
 //! The one binary people install, as a library: `up`, `exec`, `check`, `redirect`, `demo`, `app`, the questions about policy, those
-//! about authorities and certificates, and what the mesh does now (`status`, `top`, `denials`, `dashboard`).
+//! about authorities and certificates, and what the mesh does now (`status`, `top`, `denials`,
+//! `policies`, `dashboard`).
 //!
 //! `up` is the largest room: it turns a folder of YAML into a running mesh of processes. `interception` writes the
 //! redirect rules. The rest are commands and the words that they share.
@@ -9,6 +10,7 @@ pub mod authority;
 pub mod bug_report;
 pub mod check;
 pub mod demo;
+mod exchange;
 pub mod failure;
 pub mod folder;
 pub mod interception;

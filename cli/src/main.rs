@@ -7,7 +7,7 @@ use postern::{
     interception::command as redirect,
     live, policy, up, why,
 };
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 // The data path allocates small and often; so does everything else in this binary, then.
 #[global_allocator]
@@ -51,6 +51,8 @@ enum Command {
     Top(live::top::TopArgs),
     /// Show what was denied lately, and the closest rule
     Denials(live::denials::DenialsArgs),
+    /// Show every policy: how many sidecars enforce it, what it matched, what a dry run would deny
+    Policies(live::policies::PoliciesArgs),
     /// Show calls of the whole mesh as they pass, filtered and sampled
     Tap(live::tap::TapArgs),
     /// Show status, top and denials in a browser, for as long as it runs
@@ -102,6 +104,18 @@ struct MeshArgs {
     /// Lifetime of workload certificates, at most one hour
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     certificate_lifetime: Option<u64>,
+    /// Where a browser finds the page of the mesh: an address of this machine's own, or `off`. Default: 127.0.0.1:15013, or any other port when that is taken
+    #[arg(long, value_name = "IP:PORT", value_parser = page)]
+    page: Option<up::Page>,
+}
+
+fn page(text: &str) -> Result<up::Page, String> {
+    match text.parse::<SocketAddr>() {
+        _ if text == "off" => Ok(up::Page::Off),
+        Ok(address) if address.ip().is_loopback() => Ok(up::Page::At(address)),
+        Ok(_) => Err("others can reach that: choose an address like 127.0.0.1:15013".to_owned()),
+        Err(_) => Err("it is an address and a port, or `off`".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -117,7 +131,10 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Demo(args) => {
             let once = args.once || !std::io::stdin().is_terminal();
-            up::run(up::Options { story: true, once, ..options(args.dir, &args.mesh, false) })
+            let asked = options(args.dir, &args.mesh, false);
+            // Nobody looks at a mesh that ends by itself, unless he has said so.
+            let page = if once && args.mesh.page.is_none() { up::Page::Off } else { asked.page };
+            up::run(up::Options { story: true, once, page, ..asked })
         }
         Command::Up(args) => up::run(options(args.dir, &args.mesh, !args.quiet)),
         Command::Exec(args) => up::attach::run(&args),
@@ -131,6 +148,7 @@ fn main() -> ExitCode {
         Command::Status(args) => ExitCode::from(live::status::run(&args)),
         Command::Top(args) => ExitCode::from(live::top::run(&args)),
         Command::Denials(args) => ExitCode::from(live::denials::run(&args)),
+        Command::Policies(args) => ExitCode::from(live::policies::run(&args)),
         Command::Tap(args) => ExitCode::from(live::tap::run(&args)),
         Command::Dashboard(args) => ExitCode::from(live::dashboard::run(&args)),
         Command::BugReport(args) => ExitCode::from(bug_report::run(&args)),
@@ -152,6 +170,7 @@ fn options(directory: PathBuf, mesh: &MeshArgs, echo: bool) -> up::Options {
         once: false,
         certificate_lifetime: mesh.certificate_lifetime.map(Duration::from_secs),
         telemetry_endpoint: up::telemetry_relay::Endpoint::read(|name| std::env::var(name).ok()),
+        page: mesh.page.unwrap_or(up::Page::Anywhere),
         program: std::env::current_exe().unwrap_or_default(),
     }
 }

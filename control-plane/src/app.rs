@@ -258,11 +258,8 @@ impl ControlPlane {
         let port = admin::PagePort::bind(address).await?;
         let address = port.address();
         let upkeep = Arc::clone(&self.upkeep);
-        let source = move |asked: String| {
-            let (path, query) =
-                asked.split_once('?').map_or((asked.as_str(), None), |(path, query)| (path, Some(query)));
-            std::future::ready(admin::shown(&upkeep, path, query, SystemTime::now()))
-        };
+        let source =
+            move |asked: String| std::future::ready(admin::browsed(&upkeep, &asked, SystemTime::now()));
         self.tasks.spawn(port.serve(source, self.publisher.stop.clone()));
         Ok(address)
     }

@@ -72,9 +72,6 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// The control plane sums in steps of as much.
-pub const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Everything that is needed to start.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
@@ -122,7 +119,7 @@ pub struct Bootstrap {
     pub certificate_lifetime: Option<Duration>,
     /// How long a drain may take.
     pub drain_deadline: Duration,
-    /// From one report of traffic to the control plane to the next: [`REPORT_INTERVAL`].
+    /// From one report of traffic to the control plane to the next.
     pub report_interval: Duration,
 }
 
@@ -294,6 +291,9 @@ pub struct Flags {
     /// How long requests in flight may take at shutdown
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub drain_deadline: u32,
+    /// From one report of what has passed to the control plane to the next, 2 to 10
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=10))]
+    pub report_interval: u32,
 }
 
 /// A start-up failure as people read it: one sentence of cause, one of remedy.
@@ -368,7 +368,7 @@ impl Bootstrap {
                 .certificate_lifetime
                 .map(|seconds| Duration::from_secs(seconds.into())),
             drain_deadline: Duration::from_secs(flags.drain_deadline.into()),
-            report_interval: REPORT_INTERVAL,
+            report_interval: Duration::from_secs(flags.report_interval.into()),
         })
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
 
 pub mod apps;
+pub mod browser;
 pub mod calls;
 pub mod certificates;
 pub mod client;
@@ -24,6 +25,7 @@ pub mod relay;
 pub mod scenario;
 pub mod shared;
 pub mod spire;
+pub mod stand_in;
 pub mod standalone;
 pub mod tree;
 pub mod up;

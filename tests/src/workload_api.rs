@@ -149,6 +149,6 @@ pub fn bootstrap(instance: &str) -> Bootstrap {
         access_log_lines: Default::default(),
         certificate_lifetime: None,
         drain_deadline: std::time::Duration::from_millis(100),
-        report_interval: postern_proxy::bootstrap::REPORT_INTERVAL,
+        report_interval: std::time::Duration::from_secs(10),
     }
 }

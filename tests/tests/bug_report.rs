@@ -72,9 +72,14 @@ async fn nothing_planted_anywhere_is_in_the_archive_and_what_helps_is() {
         let contents: Value = serde_json::from_slice(&output.stdout).unwrap();
         let names: Vec<&str> =
             contents["files"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap()).collect();
-        for name in
-            ["status.json", "denials.json", "policies-wanted.json", "machine.txt", "documents/all.yaml"]
-        {
+        for name in [
+            "status.json",
+            "denials.json",
+            "policies.json",
+            "policies-wanted.json",
+            "machine.txt",
+            "documents/all.yaml",
+        ] {
             assert!(names.contains(&name), "{name}: {names:?}");
         }
         assert!(contents["left_out"].to_string().contains("a Secret of"), "{contents:#}");

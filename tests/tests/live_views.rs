@@ -2,22 +2,16 @@
 //! harmless whatever a sidecar says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use hyper_util::rt::TokioIo;
-use postern_api::v1::{
-    self, authority_client::AuthorityClient, discovery_client::DiscoveryClient, sidecar_message,
-};
-use postern_identity::{Accept, Bundle, SpiffeId, TrustBundles, tls};
+use postern_api::v1::{self, sidecar_message};
 use postern_tests::{
     Mesh, Request,
     mesh::{Settings, within},
     scenario::{mode, payments, policy},
+    stand_in::{join, message},
     standalone::program,
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, path::Path, process::Output, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use std::{path::Path, process::Output, time::Duration};
 
 /// A mesh whose sidecars report often, and the socket of its control plane.
 struct Watched {
@@ -206,6 +200,85 @@ async fn each_sidecar_has_its_row_and_a_refused_or_missing_one_shows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_policy_says_who_enforces_it_what_it_matched_and_what_a_dry_run_would_deny() {
+    let callers = "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}]}]";
+    let tried = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+        metadata: {name: tried, namespace: payments, annotations: {istio.io/dry-run: 'true'}}\n\
+        spec: {action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}\n";
+    let unselected =
+        policy("unselected", "action: ALLOW, rules: [{}]").replace("app: payments-api", "app: nobody");
+    let yaml = payments(
+        &(policy("callers", callers)
+            + tried
+            + &unselected
+            + &mode("payments", "STRICT")
+            + &mode("checkout", "PERMISSIVE")),
+    );
+    let mut watched = Watched::start(&yaml).await;
+    for (from, method, status) in
+        [("checkout-api", "POST", 200), ("checkout-api", "DELETE", 200), ("reports", "POST", 403)]
+    {
+        assert_eq!(watched.mesh.call(from, "payments-api", method, "/v1").await.unwrap().status, status);
+    }
+    let find = |page: &Value, kind: &str, name: &str| {
+        let all = page["policies"].as_array().unwrap();
+        let found = all.iter().find(|one| {
+            one["kind"] == kind && format!("{}/{}", one["namespace"], one["name"]).replace('"', "") == name
+        });
+        found.unwrap_or_else(|| panic!("{name}: {page:#}")).clone()
+    };
+    let page = watched
+        .page_becomes(&["policies"], |page| {
+            let tried = find(page, "AuthorizationPolicy", "payments/tried");
+            tried["would_deny"] == 1 && find(page, "AuthorizationPolicy", "payments/callers")["matched"] == 2
+        })
+        .await;
+    assert_eq!(page["policies"].as_array().unwrap().len(), 5, "{page:#}");
+    let facts = |kind: &str, name: &str| {
+        let one = find(&page, kind, name);
+        let count = |key: &str| one[key].as_u64();
+        (
+            one["says"].as_str().unwrap().to_owned(),
+            one["dry_run"].as_bool().unwrap(),
+            count("enforced_by"),
+            count("selected"),
+            count("matched"),
+        )
+    };
+    let some = |says: &str, dry_run: bool, by: u64, of: u64, matched: Option<u64>| {
+        (says.to_owned(), dry_run, Some(by), Some(of), matched)
+    };
+    assert_eq!(facts("AuthorizationPolicy", "payments/callers"), some("ALLOW", false, 1, 1, Some(2)));
+    assert_eq!(facts("AuthorizationPolicy", "payments/tried"), some("DENY", true, 1, 1, Some(0)));
+    assert_eq!(facts("AuthorizationPolicy", "payments/unselected"), some("ALLOW", false, 0, 0, Some(0)));
+    assert_eq!(facts("PeerAuthentication", "payments/default"), some("STRICT", false, 1, 1, None));
+    assert_eq!(facts("PeerAuthentication", "checkout/default"), some("PERMISSIVE", false, 2, 2, None));
+    assert!(find(&page, "AuthorizationPolicy", "payments/tried")["last"].is_string(), "{page:#}");
+    assert!(find(&page, "AuthorizationPolicy", "payments/unselected")["last"].is_null(), "{page:#}");
+
+    // Of a sidecar that is gone nobody knows what it enforces.
+    drop(watched.mesh.workloads.get_mut("reports").unwrap().sidecar.take());
+    let page = watched
+        .page_becomes(&["policies"], |page| {
+            find(page, "PeerAuthentication", "checkout/default")["enforced_by"] == 1
+        })
+        .await;
+    assert_eq!(
+        find(&page, "PeerAuthentication", "checkout/default")["waiting_for"],
+        serde_json::json!(["checkout/reports"])
+    );
+    let table = watched.says(&["policies"]).await;
+    let row = |start: &str| {
+        let line =
+            table.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {table}"));
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(row("payments/tried")[1..7], ["AuthorizationPolicy", "DENY (dry run)", "1/1", "0", "1", "0"]);
+    assert_eq!(row("payments/unselected")[3], "nobody");
+    assert!(table.contains("checkout/default is not acknowledged by checkout/reports"), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
     let allow = |from: &str, more: &str| {
         let principal = format!("cluster.local/ns/checkout/sa/{from}");
@@ -269,60 +342,10 @@ async fn a_denial_is_explained_by_its_id_as_it_was_and_as_it_would_be_now() {
     assert_eq!(watched.run(&["why", "--id", "../status"]).await.status.code(), Some(64));
 }
 
-/// A connection to the control plane, with a certificate or without.
-async fn channel(mesh: &Mesh, key: Option<Arc<rustls::sign::CertifiedKey>>) -> Channel {
-    let own = "spiffe://cluster.local/ns/postern-system/sa/control-plane";
-    let bundle =
-        Bundle::from_pem("cluster.local".parse().unwrap(), mesh.control.trust_bundle_pem().as_bytes())
-            .unwrap();
-    let trust: TrustBundles = [bundle].into_iter().collect();
-    let accept = Accept::Exactly(BTreeSet::from([own.parse::<SpiffeId>().unwrap()]));
-    let config = Arc::new(tls::client_config(key, Arc::new(trust), accept, &[b"h2"]).unwrap());
-    let address = mesh.control.address();
-    let connect = tower::service_fn(move |_| {
-        let connector = tokio_rustls::TlsConnector::from(config.clone());
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = rustls_pki_types::ServerName::try_from("control-plane.postern-system.svc").unwrap();
-            connector.connect(name, stream).await.map(TokioIo::new)
-        }
-    });
-    within("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
-        .await
-        .unwrap()
-}
-
-/// Opens the stream of a pod with a certificate of its own, as a sidecar that does what it likes.
-async fn join(
-    mesh: &Mesh,
-    namespace: &str,
-    pod: &str,
-    taps: bool,
-) -> (mpsc::Sender<v1::SidecarMessage>, tonic::Streaming<v1::ControlMessage>) {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
-    let join_token = mesh.control.join_token(namespace, pod, pod);
-    let request = v1::IssueCertificateRequest { csr, join_token, ..Default::default() };
-    let issued = AuthorityClient::new(channel(mesh, None).await).issue_certificate(request).await.unwrap();
-    let chain = issued.into_inner().chain.into_iter().map(Into::into).collect();
-    let der = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
-    let key = tls::certified_key(chain, der.into()).unwrap();
-    let (say, said) = mpsc::channel(16);
-    let hello = v1::Hello { build: "liar\u{1b}[2J".into(), instance: pod.into(), taps };
-    say.send(message(sidecar_message::Message::Hello(hello))).await.unwrap();
-    let mut client = DiscoveryClient::new(channel(mesh, Some(key)).await);
-    let hear = within("a stream", client.connect(ReceiverStream::new(said))).await.unwrap().into_inner();
-    (say, hear)
-}
-
-fn message(message: sidecar_message::Message) -> v1::SidecarMessage {
-    v1::SidecarMessage { message: Some(message) }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
     let watched = Watched::start(&payments("")).await;
-    let (say, mut hear) = join(&watched.mesh, "checkout", "reports", false).await;
+    let (say, mut hear) = join(&watched.mesh.control, "checkout", "reports", false).await;
     // Of two streams of a pod the one counts that has told of its certificate.
     let certificate = v1::Certificate {
         serial: "0a".into(),
@@ -412,7 +435,7 @@ async fn a_sidecar_that_lies_is_cut_down_and_its_escapes_stay_text() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_is_too_old_to_be_tapped_is_named_and_never_asked() {
     let watched = Watched::start(&payments("")).await;
-    let (_say, mut hear) = join(&watched.mesh, "checkout", "reports", false).await;
+    let (_say, mut hear) = join(&watched.mesh.control, "checkout", "reports", false).await;
     let output = watched.run(&["tap", "--for", "1s", "-o", "json"]).await;
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
@@ -426,7 +449,7 @@ async fn a_sidecar_that_is_too_old_to_be_tapped_is_named_and_never_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_that_tells_a_tap_too_much_too_long_or_unasked_is_cut_down() {
     let watched = Watched::start(&payments("")).await;
-    let (say, mut hear) = join(&watched.mesh, "checkout", "reports", true).await;
+    let (say, mut hear) = join(&watched.mesh.control, "checkout", "reports", true).await;
     let lying = async {
         let tap = within("the tap is asked for", async {
             loop {

@@ -1,26 +1,18 @@
 //! One question to the control plane on its admin socket, and which socket that is.
 
 use crate::{
+    exchange::{DEADLINE, begin, exchange},
     failure::{ERROR, Failure, NEGATIVE, USAGE},
     up::attach,
 };
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, Response, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use http::Method;
+use http_body_util::{BodyExt, Limited};
 use postern_control_plane::admin::pages::Problem;
 use serde::{Serialize, de::DeserializeOwned};
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
-use tokio::{net::UnixStream, task::JoinHandle};
+use std::path::{Path, PathBuf};
 
-/// The longest that an answer may take: a step writes a journal to the disk.
-const DEADLINE: Duration = Duration::from_secs(20);
-const ANSWER_BYTES: usize = 64 * 1024 * 1024;
 const LINE_BYTES: usize = 64 * 1024;
 
 /// Which control plane is asked.
@@ -122,7 +114,7 @@ impl ControlPlane {
         let begun = tokio::time::timeout(DEADLINE, begin(&self.path, Method::POST, path, body.into())).await;
         let begun = begun.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())));
         let (answer, connection) = begun.map_err(|cause| self.silent(&cause))?;
-        let _ends = AbortOnDrop(connection);
+        let _ends = connection;
         if !answer.status().is_success() {
             let body = Limited::new(answer.into_body(), LINE_BYTES).collect().await;
             let body = body.map_err(|cause| self.nonsense(&cause))?.to_bytes();
@@ -191,56 +183,4 @@ fn refusal(problem: &Problem) -> Failure {
             code: NEGATIVE,
         },
     }
-}
-
-/// Status and body of an answer, or why there is none.
-pub(crate) async fn exchange(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> Result<(u16, Bytes), String> {
-    match tokio::time::timeout(DEADLINE, converse(socket, method, path, body)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {} s", DEADLINE.as_secs())),
-    }
-}
-
-async fn converse(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<(u16, Bytes), String> {
-    let (answer, connection) = begin(socket, method, path, body).await?;
-    let _ends = AbortOnDrop(connection);
-    let status = answer.status().as_u16();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
-    let body = body.map_err(|cause| cause.to_string())?.to_bytes();
-    Ok((status, body))
-}
-
-/// The task of a connection, which ends with whoever holds this.
-struct AbortOnDrop(JoinHandle<hyper::Result<()>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// The head of an answer, and the task that carries its body.
-async fn begin(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), String> {
-    let stream = UnixStream::connect(socket).await.map_err(|cause| cause.to_string())?;
-    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = shaken.map_err(|cause| cause.to_string())?;
-    let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "control-plane")
-        .body(Full::new(body))
-        .map_err(|cause| cause.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|cause| cause.to_string())?;
-    Ok((answer, connection))
 }

@@ -28,7 +28,8 @@ const LEFT_OUT: &[&str] = &["Secret", "ConfigMap"];
 /// Pages of the control plane, with the name of each in the archive.
 const PAGES: &[(&str, &str)] = &[
     ("/status", "status.json"),
-    ("/policies", "policies-wanted.json"),
+    ("/policies", "policies.json"),
+    ("/config", "policies-wanted.json"),
     ("/certificates", "certificates.json"),
     ("/authorities", "authorities.json"),
     ("/flows?since=3600", "flows.json"),
@@ -173,7 +174,7 @@ impl Gathered {
             Ok(control_plane) => control_plane,
             Err(failure) => return self.left_out.push(format!("the mesh: {}", redact::text(&failure.cause))),
         };
-        for (page, name) in PAGES.iter().filter(|(page, _)| !(args.no_policies && *page == "/policies")) {
+        for (page, name) in PAGES.iter().filter(|(page, _)| !(args.no_policies && *page == "/config")) {
             match control_plane.page::<Value>(page) {
                 Ok(mut value) => {
                     redact::value(&mut value, true);

@@ -3,16 +3,11 @@
 //! The control plane of `postern up` may be in a network of its own; its admin socket is a file, which can be reached all the same.
 
 use crate::{
-    authority::{
-        Where,
-        socket::{ControlPlane, exchange},
-    },
+    authority::{Where, socket::ControlPlane},
+    exchange::handed_on,
     failure::{Failure, OK},
 };
-use bytes::Bytes;
 use clap::Args;
-use http::{HeaderValue, Method, Response, StatusCode, header};
-use http_body_util::Full;
 use postern_control_plane::admin::{page::PagePort, pages::Status};
 use std::{net::SocketAddr, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,7 +49,7 @@ fn show(args: &DashboardArgs) -> Result<(), Failure> {
         println!("the mesh is shown at http://{}/ until Ctrl-C", port.address());
         let source = move |asked: String| {
             let socket: Arc<std::path::Path> = Arc::clone(&socket);
-            async move { handed_on(exchange(&socket, Method::GET, &asked, Bytes::new()).await) }
+            handed_on(socket, asked)
         };
         let stop = CancellationToken::new();
         tokio::select! {
@@ -64,15 +59,4 @@ fn show(args: &DashboardArgs) -> Result<(), Failure> {
         }
         Ok(())
     })
-}
-
-/// The answer of the control plane as it is; none is a bad gateway, and the page says that there is no news.
-fn handed_on(answer: Result<(u16, Bytes), String>) -> Response<Full<Bytes>> {
-    let (status, body) = answer.unwrap_or_else(|cause| (502, Bytes::from(cause)));
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let kind = if status.is_success() { "application/json" } else { "text/plain; charset=utf-8" };
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
 }

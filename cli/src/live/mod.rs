@@ -1,11 +1,12 @@
 //! What the running mesh does now, asked of the control plane: `postern status`, `postern top`, `postern denials`,
-//! `postern tap`, `postern why --id`, `postern dashboard`.
+//! `postern policies`, `postern tap`, `postern why --id`, `postern dashboard`.
 //!
 //! Sidecars report sums every ten seconds and the control plane keeps an hour of them; here is only how they are shown.
 
 pub mod dashboard;
 pub mod decision;
 pub mod denials;
+pub mod policies;
 pub mod status;
 pub mod tap;
 pub mod top;

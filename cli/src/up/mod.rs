@@ -33,7 +33,14 @@ pub use stage::{StageArgs, run as run_stage};
 
 use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
-use std::{future::Future, net::IpAddr, path::PathBuf, pin::Pin, process::ExitCode, time::Duration};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    pin::Pin,
+    process::ExitCode,
+    time::Duration,
+};
 
 /// What `postern up` was asked to do; handed on from stage to stage.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,8 +59,21 @@ pub struct Options {
     pub certificate_lifetime: Option<Duration>,
     /// Where the sidecars' spans go, unless the story brings a collector of its own.
     pub telemetry_endpoint: Option<telemetry_relay::Endpoint>,
+    /// Where a browser finds the page of the mesh.
+    pub page: Page,
     /// This program as the person started it; apps find it in their `PATH`.
     pub program: PathBuf,
+}
+
+/// Where the page of a mesh is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Page {
+    /// Nowhere.
+    Off,
+    /// At its usual port, or at any other when that is taken.
+    Anywhere,
+    /// Here, or the mesh does not start. An address of loopback; port 0 is any.
+    At(SocketAddr),
 }
 
 /// A future of a story.

@@ -1,22 +1,30 @@
 //! The process that a person started: judges the folder, takes the lock, starts the stages, passes Ctrl-C on, tidies up.
 use super::{
-    Options,
+    Options, Page,
     plan::Plan,
     runtime_dir::{self, RuntimeDir},
     stage, telemetry_relay,
 };
 use crate::{
+    exchange::handed_on,
     failure::{ERROR, Failure},
     folder,
     tools::Tools,
 };
 use nix::sys::signal::Signal;
+use postern_control_plane::admin::page::PagePort;
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus, Stdio},
+    sync::Arc,
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The usual port of the page.
+const PAGE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15013);
 
 /// Runs a mesh until it ends or a signal stops it.
 pub fn run(options: Options) -> ExitCode {
@@ -59,15 +67,42 @@ fn attempt(mut options: Options) -> Result<ExitCode, Failure> {
             }
         }
     }
-    let command = stage::mesh_command(&executable, runtime.path(), &options)?;
     let runtime_threads =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
             Failure::new(format!("no event loop: {e}."), "Check the limits of this process (ulimit -n).")
         })?;
+    let page = runtime_threads.block_on(page_port(options.page))?;
+    options.page = page.as_ref().map_or(Page::Off, |page| Page::At(page.address()));
+    if let Some(page) = page {
+        // The control plane may be in a network of its own; its admin socket is a file.
+        let socket: Arc<Path> = runtime.path().join(runtime_dir::ADMIN_SOCKET).into();
+        let source = move |asked: String| handed_on(Arc::clone(&socket), asked);
+        runtime_threads.spawn(page.serve(source, CancellationToken::new()));
+    }
+    let command = stage::mesh_command(&executable, runtime.path(), &options)?;
     let relay = collector.filter(|_| !options.loopback).map(|c| (runtime.path(), c));
     let status = runtime_threads.block_on(attend(command, relay))?;
     drop(runtime);
     Ok(exit_code(status))
+}
+
+/// The port that is asked for, on this machine's own loopback.
+async fn page_port(page: Page) -> Result<Option<PagePort>, Failure> {
+    let cannot = |cause: String| Failure::new(cause, "Choose another port with --page, or --page off.");
+    match page {
+        Page::Off => Ok(None),
+        Page::At(address) => {
+            PagePort::bind(address).await.map(Some).map_err(|cause| cannot(format!("{cause:#}.")))
+        }
+        Page::Anywhere => match PagePort::bind(PAGE).await {
+            Ok(port) => Ok(Some(port)),
+            // Another mesh has it.
+            Err(_) => {
+                let any = SocketAddr::new(PAGE.ip(), 0);
+                PagePort::bind(any).await.map(Some).map_err(|cause| cannot(format!("{cause:#}.")))
+            }
+        },
+    }
 }
 
 /// Waits for the mesh. The first signal asks it to stop (its standard input ends), the second ends it at once.

@@ -1,5 +1,6 @@
 //! What a person sees once the mesh is up: who is there, and what to try.
 use super::{
+    Page,
     mesh::Mesh,
     plan::{Key, Plan},
 };
@@ -20,6 +21,9 @@ pub fn print(mesh: &Mesh, took: Duration) {
     }
     println!("{}", table(&rows));
     println!("Up in {:.1} s.", took.as_secs_f32());
+    if let Page::At(address) = mesh.options().page {
+        println!("In a browser: http://{address}/");
+    }
 }
 
 /// What to try next: what was suggested, or one call by each of two callers; ends with how to stop.
@@ -36,7 +40,9 @@ pub fn print_next_steps(mesh: &Mesh, suggestions: &[(&str, &str)]) {
         println!("  {program} exec {} -- {client} {url}", caller.name);
     }
     println!("  {program} status");
-    println!("  {program} dashboard");
+    if mesh.options().page == Page::Off {
+        println!("  {program} dashboard");
+    }
     println!("  edit a file in {} and see it applied", mesh.options().directory.display());
     println!("Ctrl-C stops everything and leaves nothing behind.");
 }

@@ -1,9 +1,12 @@
 //! The live views: how every sidecar stands, who calls whom, what was denied.
 
 use super::{
-    answers::{json, newest, no_such_page, problem, share_left},
+    answers::{authorities, json, newest, no_such_page, problem, share_left},
+    events,
     pages::{State, Status, Workload},
-    server::Answer,
+    policies,
+    server::{Answer, Flow, whole},
+    topology,
 };
 use crate::{publish::status::SessionStatus, rotation::written, traffic::decision, upkeep::Upkeep};
 use http::StatusCode;
@@ -14,12 +17,27 @@ const SINCE: u64 = 600;
 /// As far back as anything is kept.
 const FURTHEST: u64 = 3600;
 
+/// What a browser is shown: `asked` is path and query.
+pub(crate) fn browsed(upkeep: &Upkeep, asked: &str, now: SystemTime) -> Flow {
+    let (path, query) = asked.split_once('?').map_or((asked, None), |(path, query)| (path, Some(query)));
+    match path {
+        "/events" => events::follow(upkeep),
+        _ => whole(shown(upkeep, path, query, now)),
+    }
+}
+
 /// The pages that a browser is shown, too.
-pub(crate) fn shown(upkeep: &Upkeep, path: &str, query: Option<&str>, now: SystemTime) -> Answer {
+pub(super) fn shown(upkeep: &Upkeep, path: &str, query: Option<&str>, now: SystemTime) -> Answer {
     match path {
         "/status" => status(upkeep, now),
         "/flows" => flows(upkeep, query, now),
         "/denials" => denials(upkeep, query, now),
+        "/policies" => policies::standing(upkeep, now),
+        "/authorities" => authorities(upkeep, now),
+        "/topology" => match since(query) {
+            Ok(since) => topology::drawn(upkeep, since, now),
+            Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),
+        },
         _ => no_such_page(),
     }
 }
@@ -107,21 +125,6 @@ fn denials(upkeep: &Upkeep, query: Option<&str>, now: SystemTime) -> Answer {
         Ok(since) => json(StatusCode::OK, &upkeep.publisher().traffic.denials(since, now)),
         Err(why) => problem(StatusCode::BAD_REQUEST, "the question is not understood", &why),
     }
-}
-
-/// What each sidecar should enforce, as it is sent; whether it does, `/status` says.
-pub(super) fn policies(upkeep: &Upkeep) -> Answer {
-    let index = upkeep.publisher().index.borrow().clone();
-    let all = index.iter().flat_map(|index| {
-        index.sidecars().filter_map(|(namespace, account, pod)| {
-            let policy = index.policy(namespace, account, pod)?;
-            let inbound: serde_json::Value = serde_json::from_slice(&policy.spec).ok()?;
-            Some(serde_json::json!({
-                "namespace": namespace, "pod": pod, "version": policy.version, "inbound": inbound,
-            }))
-        })
-    });
-    json(StatusCode::OK, &serde_json::json!({ "policies": all.collect::<Vec<_>>() }))
 }
 
 pub(super) fn decision(upkeep: &Upkeep, id: &str, now: SystemTime) -> Answer {

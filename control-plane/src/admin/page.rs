@@ -3,19 +3,37 @@
 //! Whoever may connect may read it, so it is on loopback only. A web site that a person has open may not: a name that is made to
 //! resolve to us is refused by `Host`, and another origin by `Origin` and by what browsers say of where a request comes from.
 
-use super::server::{Answer, converse, place, text, typed};
+use super::server::{Answer, Flow, accept, converse, text, typed, whole};
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-const PAGE: &str = include_str!("page.html");
-/// Connections at once; more wait in the kernel.
-const CONNECTIONS: usize = 32;
-const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
+const PAGE: &str = concat!(
+    include_str!("page/head.html"),
+    "<style>\n",
+    include_str!("page/style.css"),
+    "</style>\n</head>\n",
+    include_str!("page/body.html"),
+    "<script>\n",
+    include_str!("page/words.js"),
+    include_str!("page/map.js"),
+    include_str!("page/decisions.js"),
+    include_str!("page/panels.js"),
+    "</script>\n</body>\n</html>\n",
+);
+/// What the page asks for.
+const DATA: [&str; 7] =
+    ["/status", "/flows", "/denials", "/policies", "/topology", "/authorities", "/events"];
 
 /// A port on loopback that shows the page.
 pub struct PagePort {
@@ -45,40 +63,36 @@ impl PagePort {
         self.address
     }
 
-    /// Serves it until `stop`. `source` gives the data: it is asked with path and query, the path being `/status`, `/flows` or
-    /// `/denials`.
+    /// Serves it until `stop`. `source` gives the data: it is asked with path and query, the path being one of those that the page
+    /// asks for.
     pub async fn serve<S, F>(self, source: S, stop: CancellationToken)
     where
         S: Fn(String) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Answer> + Send,
+        F: Future<Output = Flow> + Send,
     {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let port = self.address.port();
         let policy = policy();
-        loop {
-            let Some(place) = place(&places, &stop).await else { return };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (source, policy) = (source.clone(), policy.clone());
-                    let service = move |request: Request<Incoming>| {
-                        let (source, policy) = (source.clone(), policy.clone());
-                        async move {
-                            let answer = match asked(port, &request) {
-                                Ok(data) => source(data).await,
-                                Err(answer) => *answer,
-                            };
-                            guarded(answer, policy)
+        let next = || async { self.listener.accept().await.map(|(stream, _)| stream) };
+        accept(&stop, next, |stream, place| {
+            let (source, policy, is_long) =
+                (source.clone(), policy.clone(), Arc::new(AtomicBool::new(false)));
+            let told = Arc::clone(&is_long);
+            let service = move |request: Request<Incoming>| {
+                let (source, policy, is_long) = (source.clone(), policy.clone(), Arc::clone(&told));
+                async move {
+                    let answer = match asked(port, &request) {
+                        Ok(data) => {
+                            is_long.fetch_or(data == "/events", Ordering::Relaxed);
+                            source(data).await
                         }
+                        Err(answer) => whole(*answer),
                     };
-                    tokio::spawn(converse(stream, service, stop.clone(), place));
+                    guarded(answer, policy)
                 }
-                Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
-            }
-        }
+            };
+            tokio::spawn(converse(stream, service, is_long, stop.clone(), place));
+        })
+        .await;
     }
 }
 
@@ -91,7 +105,7 @@ fn asked<B>(port: u16, request: &Request<B>) -> Result<String, Box<Answer>> {
     } else {
         match request.uri().path() {
             "/" => typed(StatusCode::OK, "text/html; charset=utf-8", PAGE),
-            path @ ("/status" | "/flows" | "/denials") => {
+            path if DATA.contains(&path) => {
                 return Ok(request
                     .uri()
                     .query()
@@ -99,7 +113,7 @@ fn asked<B>(port: u16, request: &Request<B>) -> Result<String, Box<Answer>> {
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "GET / is the page; /status, /flows and /denials are what it shows\n",
+                "GET / is the page; /status, /topology, /events, /denials, /policies and /authorities are what it shows\n",
             ),
         }
     };
@@ -129,7 +143,7 @@ fn is_from_here(headers: &HeaderMap, port: u16) -> bool {
     is_host && is_origin && is_site
 }
 
-fn guarded(mut answer: Answer, policy: HeaderValue) -> Answer {
+fn guarded(mut answer: Flow, policy: HeaderValue) -> Flow {
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     for (name, value) in [

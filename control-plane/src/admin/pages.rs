@@ -4,8 +4,8 @@ use crate::rotation::Lagging;
 use serde::{Deserialize, Serialize};
 
 pub use crate::traffic::pages::{
-    Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, RuleUse, TapBegin, TapCall, TapLine,
-    TapMore, TapWanted,
+    Allowed, Call, Decided, Decision, Denial, Denials, Facts, Flow, Flows, Lost, LostTraces, Matched, Node,
+    RuleUse, TapBegin, TapCall, TapLine, TapMore, TapWanted, Topology,
 };
 
 /// `GET /authorities`.
@@ -165,6 +165,44 @@ pub enum State {
     Refused,
     /// It should be connected and is not.
     NotConnected,
+}
+
+/// `GET /policies`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policies {
+    /// The clock of the control plane.
+    pub now: String,
+    /// By kind, namespace and name.
+    pub policies: Vec<PolicyStanding>,
+}
+
+/// How a policy stands: who enforces it, and what it has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStanding {
+    /// `AuthorizationPolicy` or `PeerAuthentication`.
+    pub kind: String,
+    /// Namespace of the document.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its action, as `ALLOW`, or its mode, as `STRICT`.
+    pub says: String,
+    /// It is tried and not enforced.
+    pub dry_run: bool,
+    /// Sidecars that should enforce it (or try it).
+    pub selected: usize,
+    /// Of these, that are connected and have acknowledged all of their policy of now.
+    pub enforced_by: usize,
+    /// `namespace/pod` of the others, at most 8.
+    pub waiting_for: Vec<String>,
+    /// Calls that one of its rules decided, since the control plane began to hear of each workload; `None` when the kind has no rules.
+    pub matched: Option<u64>,
+    /// As a dry run: calls that it would deny.
+    pub would_deny: u64,
+    /// As a dry run: calls that it would allow.
+    pub would_allow: u64,
+    /// The last of all these calls.
+    pub last: Option<String>,
 }
 
 /// `POST /authorities/rotate`.

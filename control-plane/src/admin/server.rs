@@ -1,6 +1,6 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, live, metrics, tap};
+use super::{answers, events, live, metrics, policies, tap};
 use crate::traffic::tap::LONGEST;
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
@@ -11,7 +11,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     convert::Infallible,
-    fs,
+    fs, io,
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
@@ -24,7 +24,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +40,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 /// An answer, whole.
 pub type Answer = Response<Full<Bytes>>;
 
-/// An answer that may go on.
-pub(super) type Flow = Response<UnsyncBoxBody<Bytes, Infallible>>;
+/// An answer that may go on, like a tap.
+pub type Flow = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// A whole answer where one that goes on could be.
 pub(super) fn whole(answer: Answer) -> Flow {
@@ -82,40 +82,29 @@ impl Socket {
 
     /// Serves it until `stop`.
     pub(crate) async fn serve(self, upkeep: Arc<Upkeep>, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Some(place) = place(&places, &stop).await else { return };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) if is_owner(&stream) => {
-                    let (upkeep, taps) = (Arc::clone(&upkeep), Arc::new(AtomicBool::new(false)));
-                    let is_tap = Arc::clone(&taps);
-                    let service = move |request: Request<Incoming>| {
-                        let (upkeep, is_tap) = (Arc::clone(&upkeep), Arc::clone(&is_tap));
-                        async move {
-                            match (request.method(), request.uri().path()) {
-                                (&Method::POST, "/tap") => tapped(upkeep, request, &is_tap).await,
-                                _ => whole(answer(upkeep, request).await),
-                            }
-                        }
-                    };
-                    // A tap may last longer than a question.
-                    let deadline = async move {
-                        tokio::time::sleep(CONNECTION_DEADLINE).await;
-                        if taps.load(Ordering::Relaxed) {
-                            tokio::time::sleep(LONGEST).await;
-                        }
-                    };
-                    tokio::spawn(converse_until(deadline, stream, service, stop.clone(), place));
-                }
-                Ok(_) => tracing::warn!("somebody else's user knocked at the admin socket and was sent away"),
-                // Out of descriptors, most likely: going on at once would only burn a core.
-                Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
+        let next = || async { self.listener.accept().await.map(|(stream, _)| stream) };
+        accept(&stop, next, |stream, place| {
+            if !is_owner(&stream) {
+                return tracing::warn!("somebody else's user knocked at the admin socket and was sent away");
             }
-        }
+            let (upkeep, is_long) = (Arc::clone(&upkeep), Arc::new(AtomicBool::new(false)));
+            let told = Arc::clone(&is_long);
+            let service = move |request: Request<Incoming>| {
+                let (upkeep, is_long) = (Arc::clone(&upkeep), Arc::clone(&told));
+                async move {
+                    match (request.method(), request.uri().path()) {
+                        (&Method::POST, "/tap") => tapped(upkeep, request, &is_long).await,
+                        (&Method::GET, "/events") => {
+                            is_long.store(true, Ordering::Relaxed);
+                            events::follow(&upkeep)
+                        }
+                        _ => whole(answer(upkeep, request).await),
+                    }
+                }
+            };
+            tokio::spawn(converse(stream, service, is_long, stop.clone(), place));
+        })
+        .await;
     }
 }
 
@@ -150,69 +139,58 @@ impl MetricsPort {
 
     /// Serves it until `stop`.
     pub(crate) async fn serve(self, upkeep: Arc<Upkeep>, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let Some(place) = place(&places, &stop).await else { return };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let upkeep = Arc::clone(&upkeep);
-                    let service = move |request: Request<Incoming>| {
-                        let upkeep = Arc::clone(&upkeep);
-                        async move {
-                            match (request.method(), request.uri().path()) {
-                                (&Method::GET | &Method::HEAD, "/metrics") => numbers(&upkeep),
-                                _ => text(StatusCode::NOT_FOUND, "GET /metrics is all there is here\n"),
-                            }
-                        }
-                    };
-                    tokio::spawn(converse(stream, service, stop.clone(), place));
+        let next = || async { self.listener.accept().await.map(|(stream, _)| stream) };
+        accept(&stop, next, |stream, place| {
+            let upkeep = Arc::clone(&upkeep);
+            let service = move |request: Request<Incoming>| {
+                let upkeep = Arc::clone(&upkeep);
+                async move {
+                    whole(match (request.method(), request.uri().path()) {
+                        (&Method::GET | &Method::HEAD, "/metrics") => numbers(&upkeep),
+                        _ => text(StatusCode::NOT_FOUND, "GET /metrics is all there is here\n"),
+                    })
                 }
+            };
+            tokio::spawn(converse(stream, service, Arc::default(), stop.clone(), place));
+        })
+        .await;
+    }
+}
+
+/// Hands each connection on with its place, until `stop`. `next` gives the next one of a door; nobody is taken for whom there is no place.
+pub(super) async fn accept<S, F: Future<Output = io::Result<S>>>(
+    stop: &CancellationToken,
+    next: impl Fn() -> F,
+    mut hand_on: impl FnMut(S, OwnedSemaphorePermit),
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let taking = async {
+        // The semaphore is never closed.
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            match next().await {
+                Ok(stream) => hand_on(stream, place),
+                // Out of descriptors, most likely: going on at once would only burn a core.
                 Err(_) => tokio::time::sleep(PAUSE_AFTER_ERROR).await,
             }
         }
-    }
-}
-
-pub(super) async fn place(
-    places: &Arc<Semaphore>,
-    stop: &CancellationToken,
-) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    };
     tokio::select! {
-        () = stop.cancelled() => None,
-        // The semaphore is never closed.
-        place = Arc::clone(places).acquire_owned() => place.ok(),
+        () = stop.cancelled() => {}
+        () = taking => {}
     }
 }
 
+/// One connection, which ends in time. An answer that goes on may last longer than a question: whoever makes one says so in `is_long`.
 pub(super) async fn converse<S, F, R>(
     stream: S,
     service: F,
+    is_long: Arc<AtomicBool>,
     stop: CancellationToken,
-    place: tokio::sync::OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Incoming>) -> R,
-    R: Future<Output = Answer>,
-{
-    converse_until(tokio::time::sleep(CONNECTION_DEADLINE), stream, service, stop, place).await;
-}
-
-/// One connection, which `deadline` ends.
-async fn converse_until<S, F, R, B>(
-    deadline: impl Future<Output = ()>,
-    stream: S,
-    service: F,
-    stop: CancellationToken,
-    _place: tokio::sync::OwnedSemaphorePermit,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Fn(Request<Incoming>) -> R,
-    R: Future<Output = Response<B>>,
-    B: hyper::body::Body<Data = Bytes, Error = Infallible> + 'static,
+    R: Future<Output = Flow>,
 {
     let service = service_fn(|request| {
         let answer = service(request);
@@ -223,6 +201,12 @@ async fn converse_until<S, F, R, B>(
         .header_read_timeout(HEAD_DEADLINE)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service);
+    let deadline = async {
+        tokio::time::sleep(CONNECTION_DEADLINE).await;
+        if is_long.load(Ordering::Relaxed) {
+            tokio::time::sleep(LONGEST).await;
+        }
+    };
     // What goes wrong here is the asker's business.
     tokio::select! {
         _ = served => {}
@@ -232,10 +216,10 @@ async fn converse_until<S, F, R, B>(
     }
 }
 
-async fn tapped(upkeep: Arc<Upkeep>, request: Request<Incoming>, is_tap: &AtomicBool) -> Flow {
+async fn tapped(upkeep: Arc<Upkeep>, request: Request<Incoming>, is_long: &AtomicBool) -> Flow {
     match tokio::time::timeout(HEAD_DEADLINE, Limited::new(request.into_body(), BODY_BYTES).collect()).await {
         Ok(Ok(body)) => {
-            is_tap.store(true, Ordering::Relaxed);
+            is_long.store(true, Ordering::Relaxed);
             tap::open(&upkeep, &body.to_bytes())
         }
         _ => whole(unreadable()),
@@ -260,8 +244,8 @@ async fn answer(upkeep: Arc<Upkeep>, request: Request<Incoming>) -> Answer {
             "/metrics" => numbers(&upkeep),
             "/authorities" => answers::authorities(&upkeep, SystemTime::now()),
             "/certificates" => answers::certificates(&upkeep, SystemTime::now()),
-            "/policies" => live::policies(&upkeep),
-            "/status" | "/flows" | "/denials" => {
+            "/config" => policies::wanted(&upkeep),
+            "/status" | "/flows" | "/denials" | "/policies" | "/topology" => {
                 live::shown(&upkeep, &path, head.uri.query(), SystemTime::now())
             }
             path => match path.strip_prefix("/decisions/") {
@@ -301,4 +285,39 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, body: impl Into<Byte
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::sync::mpsc;
+
+    #[tokio::test]
+    async fn a_door_goes_on_after_an_error_takes_nobody_without_a_place_and_closes() {
+        let (stop, asked) = (CancellationToken::new(), AtomicUsize::new(0));
+        let next = || {
+            let number = asked.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(if number == 0 { Err(io::Error::other("no descriptors")) } else { Ok(number) })
+        };
+        let (sender, mut taken) = mpsc::unbounded_channel();
+        let door = accept(&stop, next, |number, place| sender.send((number, place)).unwrap());
+        let guests = async {
+            let mut inside = Vec::new();
+            for number in 1..=CONNECTIONS {
+                let (came, place) = taken.recv().await.unwrap();
+                assert_eq!(came, number, "the error took the place of nobody");
+                inside.push(place);
+            }
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(asked.load(Ordering::Relaxed), CONNECTIONS + 1, "the next one is not even taken");
+            inside.pop();
+            assert_eq!(taken.recv().await.unwrap().0, CONNECTIONS + 1);
+            stop.cancel();
+        };
+        tokio::time::timeout(HEAD_DEADLINE, async { tokio::join!(door, guests) }).await.unwrap();
+    }
 }

@@ -3,7 +3,7 @@
 //! Pure and immutable. A change of the documents makes a new index; a session asks the new one again and pushes what came
 //! out different, so there is no code that works out differences.
 
-use super::{interception, outside::Entries, rules::Rules};
+use super::{interception, outside::Entries, rules::Rules, selected::Selected};
 use postern_config::{
     Documents,
     documents::{
@@ -17,6 +17,7 @@ use postern_identity::{SpiffeId, TrustDomain};
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::OnceLock,
 };
 
 /// All documents of one generation, indexed by pod and by address.
@@ -32,6 +33,8 @@ pub struct Index {
     /// Pods whose processes run as a user of this machine; more than one is a refusal.
     members_by_uid: HashMap<u32, Vec<usize>>,
     warnings: Vec<String>,
+    /// Made when it is first asked for.
+    selected: OnceLock<Selected>,
     /// How many states of the documents there have been, this one included; 0 before it is in force.
     pub(crate) number: u64,
 }
@@ -133,6 +136,7 @@ impl Index {
             services_by_address,
             members_by_uid,
             warnings,
+            selected: OnceLock::new(),
             number: 0,
         }
     }
@@ -140,6 +144,27 @@ impl Index {
     /// What the documents say that cannot be honoured; sentences for the log.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Which sidecars each policy is for.
+    pub(crate) fn selected(&self) -> &Selected {
+        self.selected.get_or_init(|| Selected::of(self))
+    }
+
+    /// The services that have a pod with a sidecar behind them, as (namespace, service, service account of the pod), each as often as it has pods.
+    pub(crate) fn backing(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.services.iter().flat_map(|backed| {
+            let metadata = &backed.service.metadata;
+            let members = backed.members.iter().filter_map(|number| self.members.get(*number));
+            let in_mesh = members.filter(|member| !matches!(member.identity, Expected::Nobody));
+            in_mesh.map(|member| {
+                (
+                    metadata.namespace.as_str(),
+                    metadata.name.as_str(),
+                    member.workload.service_account.as_str(),
+                )
+            })
+        })
     }
 
     /// The pods that get a sidecar, as (namespace, service account, pod).

@@ -10,6 +10,7 @@ pub mod interception;
 mod named;
 mod outside;
 mod rules;
+mod selected;
 
 pub use index::{Index, Policy};
 

@@ -2,6 +2,7 @@
 
 use super::{
     denied::{Denied, Found, Kept, Kind, STEPS},
+    events::Events,
     intake::{self, Edge, HOUR, Used},
     pages,
     sums::Sums,
@@ -35,6 +36,28 @@ const REPORTS: u32 = 16;
 pub(crate) struct Traffic {
     started: SystemTime,
     table: Mutex<Table>,
+    /// Told of each report.
+    pub(crate) events: Events,
+}
+
+/// One end of a call, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum End {
+    /// Its certificate has proved who it is.
+    Identity(String),
+    /// Host of a service.
+    Service(String),
+    /// No certificate, no name.
+    Unknown,
+}
+
+/// What passed between two ends, by both accounts.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    pub server: Sums,
+    pub client: Sums,
+    /// The end of the last step with a call.
+    pub last: Option<SystemTime>,
 }
 
 #[derive(Default)]
@@ -59,7 +82,7 @@ struct History {
 
 impl Traffic {
     pub(crate) fn new(started: SystemTime) -> Self {
-        Self { started, table: Mutex::default() }
+        Self { started, table: Mutex::default(), events: Events::default() }
     }
 
     /// Takes a report of a workload that has proved who it is.
@@ -84,6 +107,7 @@ impl Traffic {
             return;
         }
         let taken = intake::read(report, now);
+        self.events.tell(namespace, pod, identity, &taken, now);
         lost.overflow = lost.overflow.saturating_add(taken.overflow);
         lost.dropped = lost.dropped.saturating_add(taken.dropped);
         identity.clone_into(&mut history.identity);
@@ -140,10 +164,7 @@ impl Traffic {
         pages::Flows {
             now: written(now),
             since_seconds: since.as_secs(),
-            observed_seconds: since
-                .min(now.duration_since(self.started).unwrap_or_default())
-                .as_secs()
-                .max(1),
+            observed_seconds: self.observed(since, now),
             lost_traces: lost_traces(&flows),
             flows,
             rules: rules
@@ -160,6 +181,62 @@ impl Traffic {
                 .collect(),
             lost: table.lost.clone(),
         }
+    }
+
+    /// Over how many seconds counts since then are.
+    pub(crate) fn observed(&self, since: Duration, now: SystemTime) -> u64 {
+        since.min(now.duration_since(self.started).unwrap_or_default()).as_secs().max(1)
+    }
+
+    /// What passed since then, by who called and who was called; and what is in no count.
+    pub(crate) fn passed(
+        &self,
+        since: Duration,
+        now: SystemTime,
+    ) -> (BTreeMap<(End, End), Passed>, pages::Lost) {
+        let from = step(now.checked_sub(since).unwrap_or(now)) + 1;
+        let mut table = self.table.lock();
+        table.forget(now);
+        let mut all: BTreeMap<(End, End), Passed> = BTreeMap::new();
+        for history in table.workloads.values() {
+            let mut edges: HashMap<&Edge, (Sums, u64)> = HashMap::new();
+            for (step, step_edges) in history.steps.iter().filter(|(step, _)| *step >= from) {
+                for (edge, sums) in step_edges {
+                    let (sum, last) = edges.entry(edge).or_default();
+                    sum.absorb(sums);
+                    *last = *step;
+                }
+            }
+            for (edge, (sums, last)) in edges {
+                let own = End::Identity(history.identity.clone());
+                let other = match (&edge.peer, &edge.service) {
+                    (Some(peer), _) => End::Identity(peer.clone()),
+                    (None, Some(service)) => End::Service(service.clone()),
+                    (None, None) => End::Unknown,
+                };
+                let ends = if edge.is_inbound { (other, own) } else { (own, other) };
+                let passed = all.entry(ends).or_default();
+                if edge.is_inbound { &mut passed.server } else { &mut passed.client }.absorb(&sums);
+                let end = UNIX_EPOCH + Duration::from_secs((last + 1) * STEP);
+                passed.last = passed.last.max(Some(end.min(now)));
+            }
+        }
+        (all, table.lost.clone())
+    }
+
+    /// How often each policy decided, whichever rule of it, by `namespace/name`; since we began to hear of each workload.
+    pub(crate) fn used(&self) -> BTreeMap<String, Used> {
+        let table = self.table.lock();
+        let mut all: BTreeMap<String, Used> = BTreeMap::new();
+        for ((policy, _), used) in table.workloads.values().flat_map(|history| &history.rules) {
+            match all.get_mut(policy) {
+                Some(sum) => sum.absorb(used),
+                None => {
+                    all.insert(policy.clone(), *used);
+                }
+            }
+        }
+        all
     }
 
     /// What was denied since then, the latest first.

@@ -83,6 +83,120 @@ pub struct Flow {
     pub proxy_p99_micros: Option<u64>,
 }
 
+/// `GET /topology`: who calls whom, by what certificates prove: a namespace and a service account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// The clock of the control plane.
+    pub now: String,
+    /// Whose mesh.
+    pub trust_domain: String,
+    /// How far back was asked, in seconds.
+    pub since_seconds: u64,
+    /// Over how many seconds the counts are.
+    pub observed_seconds: u64,
+    /// All who have a sidecar, and all who called or were called.
+    pub nodes: Vec<Node>,
+    /// Those with the most calls, at most 2000.
+    pub edges: Vec<Call>,
+    /// Edges beyond that.
+    pub left_out: usize,
+    /// What was counted in nothing above.
+    pub lost: Lost,
+}
+
+/// Somebody who calls or is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// `namespace/account`; a SPIFFE ID of another trust domain; the host of a service without sidecars; `(no identity)`; `(outside)`.
+    pub id: String,
+    /// `workload` when it has sidecars, else `outside`.
+    pub kind: String,
+    /// `namespace/service` of the services that its pods are behind.
+    pub services: Vec<String>,
+    /// Pods that should have a sidecar.
+    pub pods: usize,
+    /// Of these, with one that is connected.
+    pub connected: usize,
+    /// All of them take mutual TLS only, on every port, and have acknowledged that.
+    pub strict: bool,
+}
+
+/// What passed from one to another. The counts are the server's where it has a sidecar that told, else the client's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Who calls: the id of a node.
+    pub from: String,
+    /// Who is called.
+    pub to: String,
+    /// `server` or `client`.
+    pub seen_by: String,
+    /// Requests, and connections that carried none.
+    pub calls: u64,
+    /// Of these, that got to the called one and were not turned away for coming without an identity.
+    pub served: u64,
+    /// Of those served, with mutual TLS.
+    pub mutual_tls: u64,
+    /// Of all, denied.
+    pub denied: u64,
+    /// Of all, failed otherwise.
+    pub errors: u64,
+    /// Half of the calls took no longer, as the caller's sidecar saw it, or else the called one's.
+    pub p50_micros: Option<u64>,
+    /// 99 of 100 took no longer.
+    pub p99_micros: Option<u64>,
+    /// The part of it that was the caller's sidecar's own.
+    pub client_p50_micros: Option<u64>,
+    /// The same, 99 of 100.
+    pub client_p99_micros: Option<u64>,
+    /// The part of it that was the called one's sidecar's own.
+    pub server_p50_micros: Option<u64>,
+    /// The same, 99 of 100.
+    pub server_p99_micros: Option<u64>,
+    /// When the last ended, to ten seconds.
+    pub last: String,
+}
+
+/// One event `decided` of `GET /events`: what a sidecar has just reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The clock of the control plane.
+    pub now: String,
+    /// Who tells: `namespace/pod`.
+    pub workload: String,
+    /// Its verified SPIFFE ID.
+    pub identity: String,
+    /// What it denied, at most 8 kinds; counts are those of this report.
+    pub denials: Vec<Denial>,
+    /// What it let in, by caller, at most 16.
+    pub allowed: Vec<Allowed>,
+    /// The rules that decided, at most 8, the busiest first.
+    pub rules: Vec<Matched>,
+    /// Kinds of denials and callers that are not told here.
+    pub left_out: usize,
+}
+
+/// Calls that were let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// SPIFFE ID of the caller; `None`: not verified.
+    pub peer: Option<String>,
+    /// How many.
+    pub calls: u64,
+}
+
+/// A rule that decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matched {
+    /// `namespace/name`.
+    pub policy: String,
+    /// From 0.
+    pub rule: Option<u32>,
+    /// How many calls.
+    pub matched: u64,
+    /// As a dry run: calls that it would deny.
+    pub would_deny: u64,
+}
+
 /// How often a rule decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleUse {

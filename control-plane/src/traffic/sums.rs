@@ -33,7 +33,7 @@ impl Counts {
     }
 
     /// The duration in microseconds that this share of calls did not exceed.
-    pub(super) fn quantile(&self, share: f64) -> Option<u64> {
+    pub(crate) fn quantile(&self, share: f64) -> Option<u64> {
         let mut dense = [0u64; postern_api::histogram::BUCKETS];
         for (bucket, count) in &self.0 {
             if let Some(sum) = dense.get_mut(usize::from(*bucket)) {
@@ -60,7 +60,7 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn absorb(&mut self, other: &Self) {
+    pub(crate) fn absorb(&mut self, other: &Self) {
         for (sum, more) in [
             (&mut self.calls, other.calls),
             (&mut self.mutual_tls, other.mutual_tls),
