@@ -45,9 +45,8 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
         }
     }
     if let Some(sampling) = node.at("defaultConfig.tracing.sampling") {
-        let percent = sampling.text().and_then(|text| text.parse::<f64>().ok());
-        if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-            let reason = "sampling must be between 0 and 100 percent";
+        if let Some(why) = values::percent(sampling) {
+            let reason = format!("sampling {why}");
             report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
         }
     }

@@ -1,10 +1,10 @@
 //! Telemetry: what is enforced, what is refused, and several for one place.
-use super::{objects, relations::Relations};
+use super::{objects, relations::Relations, values};
 use crate::{
     cel::{self, Filter},
     documents::{
         Located, Pod, Telemetry, decode_custom_tag,
-        parse::{Key, Node, Place, Plain, Value, shorten},
+        parse::{Key, Node, Place, Value, shorten},
         report::Report,
         schema::boolean,
     },
@@ -143,11 +143,8 @@ fn overridden(report: &mut Report<'_>, spec: &Node) {
 
 fn traces(report: &mut Report<'_>, tracing: &Node) {
     if let Some(sampling) = tracing.get("randomSamplingPercentage") {
-        let is_number = matches!(&sampling.value, Value::Scalar(scalar) if scalar.plain() == Plain::Number);
-        let percent = sampling.text().and_then(|text| text.parse::<f64>().ok());
-        // `.nan` and `0x1` are numbers for YAML.
-        if is_number && !percent.is_some_and(|percent| (0.0..=100.0).contains(&percent)) {
-            let reason = "randomSamplingPercentage must be between 0 and 100";
+        if let Some(why) = values::percent(sampling) {
+            let reason = format!("randomSamplingPercentage {why}");
             report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
         }
     }

@@ -1,6 +1,15 @@
 //! The small grammars: names, labels, ports, addresses, trust domains, service accounts, path templates.
 //! Each check says what is wrong, or nothing.
+use crate::documents::parse::{Node, Plain, Value};
 use std::net::IpAddr;
+
+/// A share in percent. That it is a number is the schema's business; `.nan` and `0x1` are numbers for YAML.
+pub fn percent(value: &Node) -> Option<&'static str> {
+    let is_number = matches!(&value.value, Value::Scalar(scalar) if scalar.plain() == Plain::Number);
+    let percent = value.text().and_then(|text| text.parse::<f64>().ok());
+    let is_in_range = percent.is_some_and(|percent| (0.0..=100.0).contains(&percent));
+    (is_number && !is_in_range).then_some("must be between 0 and 100")
+}
 
 /// RFC 1123 label: what Namespaces and containers are called.
 pub fn dns_label(name: &str) -> Option<String> {

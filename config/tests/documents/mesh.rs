@@ -147,6 +147,18 @@ fn the_mesh_configuration_is_the_one_of_the_root_namespace() {
     let (d, problems) = read(&map("other", "trustDomain: x"));
     assert_eq!((d.mesh.trust_domain.as_str(), problems[0].code), ("cluster.local", problem::NO_EFFECT));
     assert_eq!(clean(&map("istio-system", "enableTracing: false")).mesh.tracing_sampling, Some(0.0));
+    for (sampling, code) in [
+        ("0", None),
+        ("100", None),
+        ("12.5", None),
+        ("100.1", Some(problem::OUT_OF_RANGE)),
+        ("-1", Some(problem::OUT_OF_RANGE)),
+        (".nan", Some(problem::OUT_OF_RANGE)),
+    ] {
+        let (_, problems) =
+            read(&map("istio-system", &format!("defaultConfig: {{tracing: {{sampling: {sampling}}}}}")));
+        assert_eq!(problems.first().map(|p| p.code), code, "{}", show(&problems));
+    }
     for (file, code) in [("''", None), ("/dev/stdout", None), ("/var/log/x", Some(problem::NO_EFFECT))] {
         let (_, problems) = read(&map("istio-system", &format!("accessLogFile: {file}")));
         assert_eq!(problems.first().map(|p| p.code), code, "{}", show(&problems));
