@@ -44,11 +44,11 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
             report.warning(problem::NO_EFFECT, file.place, reason, hint);
         }
     }
-    if let Some(sampling) = node.at("defaultConfig.tracing.sampling") {
-        if let Some(why) = values::percent(sampling) {
-            let reason = format!("sampling {why}");
-            report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
-        }
+    if let Some(sampling) = node.at("defaultConfig.tracing.sampling")
+        && let Some(why) = values::percent(sampling)
+    {
+        let reason = format!("sampling {why}");
+        report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
     }
 }
 

@@ -142,11 +142,11 @@ fn overridden(report: &mut Report<'_>, spec: &Node) {
 }
 
 fn traces(report: &mut Report<'_>, tracing: &Node) {
-    if let Some(sampling) = tracing.get("randomSamplingPercentage") {
-        if let Some(why) = values::percent(sampling) {
-            let reason = format!("randomSamplingPercentage {why}");
-            report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
-        }
+    if let Some(sampling) = tracing.get("randomSamplingPercentage")
+        && let Some(why) = values::percent(sampling)
+    {
+        let reason = format!("randomSamplingPercentage {why}");
+        report.error(problem::OUT_OF_RANGE, sampling.place, reason, "choose a number in that range");
     }
     let wish = |name: &str| {
         let (key, value) = tracing.entry(name)?;
