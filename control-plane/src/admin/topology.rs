@@ -7,7 +7,7 @@ use super::{
     server::Answer,
 };
 use crate::{
-    registry::Index,
+    registry::{Index, service_host},
     rotation::written,
     traffic::{End, sums::Sums},
     upkeep::Upkeep,
@@ -110,9 +110,8 @@ fn hosts(index: &Index) -> BTreeMap<String, String> {
     let mut hosts: BTreeMap<String, Option<String>> = BTreeMap::new();
     for (namespace, service, account) in index.backing() {
         let id = format!("{namespace}/{account}");
-        let host = format!("{service}.{namespace}.svc.cluster.local");
         hosts
-            .entry(host)
+            .entry(service_host(service, namespace))
             .and_modify(|known| *known = known.take().filter(|known| *known == id))
             .or_insert(Some(id));
     }

@@ -1,6 +1,9 @@
 //! Where a call to one address goes: a service, one workload, or outside the mesh.
 
-use super::index::{Backed, Expected, Index, Member, declared, version};
+use super::{
+    index::{Backed, Expected, Index, Member, declared, version},
+    named::service_host,
+};
 use postern_api::v1;
 use postern_config::{
     documents::{kubernetes::ServicePort, peer_authentication::MtlsMode},
@@ -78,7 +81,7 @@ impl Index {
         let mut service = v1::Service {
             namespace: metadata.namespace.clone(),
             name: metadata.name.clone(),
-            host: format!("{}.{}.svc.cluster.local", metadata.name, metadata.namespace),
+            host: service_host(&metadata.name, &metadata.namespace),
             port: u32::from(port),
             protocol: on_the_wire(declared(declaration)),
             endpoints: self.endpoints(backed, declaration, ip),

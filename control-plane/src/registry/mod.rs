@@ -13,6 +13,7 @@ mod rules;
 mod selected;
 
 pub use index::{Index, Policy};
+pub(crate) use named::service_host;
 
 #[cfg(test)]
 mod outside_tests;

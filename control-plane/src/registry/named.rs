@@ -3,6 +3,11 @@
 use super::Index;
 use std::collections::BTreeSet;
 
+/// The whole host of a service, under which sidecars know it and report it.
+pub(crate) fn service_host(name: &str, namespace: &str) -> String {
+    format!("{name}.{namespace}.svc.cluster.local")
+}
+
 /// The pods and the hosts that a name means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Named {
@@ -21,7 +26,7 @@ impl Index {
             None => name.to_owned(),
         };
         let is = |namespace: &str, name: &str| {
-            let whole = format!("{name}.{namespace}.svc.cluster.local");
+            let whole = service_host(name, namespace);
             whole.strip_prefix(&host).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
         let mut found = Named::default();
