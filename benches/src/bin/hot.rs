@@ -12,12 +12,13 @@ use postern_benches::{
 };
 use postern_config::{Snapshot, authorize::judge, path::Normalization, snapshot::Workload};
 use postern_proxy::{
+    bootstrap::otel::Sampler,
     http::{
         canonical::canonical,
         framing::{Patience, Strict},
         headers,
     },
-    telemetry::{Direction, Entry, Telemetry, access_log::Lines, entry},
+    telemetry::{Direction, Entry, Telemetry, access_log::Lines, entry, propagation::Propagation},
 };
 use std::{
     hint::black_box,
@@ -44,12 +45,13 @@ struct Arguments {
 
 type Part = fn(u64);
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("framing", framing),
     ("canonical", canonical_target),
     ("headers", clean_headers),
     ("decision", decision),
     ("record", record),
+    ("trace", trace),
     ("log line", log_line),
 ];
 
@@ -188,11 +190,24 @@ fn record(times: u64) {
         record.set_decision(&judgement, &facts, &workload, &version);
         record.pass_trace_on(black_box(&mut passed));
         record.set_upstream(address(), None);
-        record.upstream_started();
-        record.upstream_answered();
+        record.upstream_started(std::time::Instant::now());
+        record.upstream_answered(std::time::Instant::now());
         record.set_status(200);
         record.answer_handed_over();
         record.add_sent(1024);
+    }
+}
+
+/// What a request pays for traces of which none is recorded: one is begun and passed on, and the other sidecar continues it.
+fn trace(times: u64) {
+    let sampler = Sampler { ratio: 0.0, ..Sampler::default() };
+    let propagation = Propagation { sampler, ..Propagation::default() };
+    let asked = parts().headers;
+    for _ in 0..times {
+        let mut passed = asked.clone();
+        propagation.begin(&passed).pass_on(&mut passed);
+        propagation.begin(&passed).pass_on(&mut passed);
+        black_box(passed);
     }
 }
 

@@ -11,7 +11,10 @@ use http::{
     uri::PathAndQuery,
 };
 use postern_config::path::{Normalization, normalize};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::{
+    borrow::Cow,
+    net::{Ipv6Addr, SocketAddr},
+};
 
 /// The longest path with query, in bytes.
 pub const MAX_TARGET: usize = 8 * 1024;
@@ -57,46 +60,46 @@ pub fn canonical(parts: &mut Parts, mode: Normalization, fallback: SocketAddr) -
     if parts.method == Method::CONNECT {
         return Err(ProxyError::MethodNotAllowed("CONNECT"));
     }
-    screen(&parts.headers)?;
+    let cookies = screen(&parts.headers)?;
     let authority = authority(parts, fallback)?;
     let path_and_query = path_and_query(parts, mode)?;
     parts.headers.remove(HOST);
-    join_cookies(&mut parts.headers);
+    if cookies > 1 {
+        join_cookies(&mut parts.headers);
+    }
     Ok(Target { authority, path_and_query })
 }
 
-/// Limits, and values that different parsers read differently.
-fn screen(headers: &HeaderMap) -> Result<(), ProxyError> {
+/// Limits, and values that different parsers read differently. One look at each line instead of one search for each name; how many of
+/// them are cookies is told.
+fn screen(headers: &HeaderMap) -> Result<u32, ProxyError> {
     if headers.len() > MAX_HEADERS {
         return Err(ProxyError::HeadersTooLarge("more than 100 header lines"));
     }
-    let mut bytes = 0;
+    let (mut bytes, mut lengths, mut cookies) = (0, 0, 0);
     for (name, value) in headers {
+        let value = value.as_bytes();
         bytes += name.as_str().len() + value.len();
         // RFC 9113 section 8.2.1: HTTP/2 must not carry them, and HTTP/1 would lose them on the way.
-        if [value.as_bytes().first(), value.as_bytes().last()]
-            .into_iter()
-            .flatten()
-            .any(|byte| matches!(byte, b' ' | b'\t'))
-        {
+        let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+        if is_blank(value.first()) || is_blank(value.last()) {
             return Err(ProxyError::BadRequest("header value with leading or trailing blanks"));
         }
+        if name == CONTENT_LENGTH {
+            lengths += 1;
+            let plain = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+            if lengths > 1 || !plain || (value.len() > 1 && value.first() == Some(&b'0')) {
+                return Err(ProxyError::BadRequest("Content-Length is not exactly one plain number"));
+            }
+        } else if name == EXPECT && !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(ProxyError::ExpectationFailed("Expect other than 100-continue"));
+        }
+        cookies += u32::from(name == COOKIE);
     }
     if bytes > MAX_HEADER_BYTES {
         return Err(ProxyError::HeadersTooLarge("more than 64 KiB of headers"));
     }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        let digits = length.as_bytes();
-        let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) && digits.len() <= 18;
-        if lengths.next().is_some() || !plain || (digits.len() > 1 && digits.first() == Some(&b'0')) {
-            return Err(ProxyError::BadRequest("Content-Length is not exactly one plain number"));
-        }
-    }
-    if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(ProxyError::ExpectationFailed("Expect other than 100-continue"));
-    }
-    Ok(())
+    Ok(cookies)
 }
 
 /// The one authority: of the target and of `Host`, which must agree (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
@@ -106,6 +109,7 @@ fn authority(parts: &Parts, fallback: SocketAddr) -> Result<HeaderValue, ProxyEr
     if hosts.next().is_some() {
         return Err(ProxyError::BadRequest("more than one Host"));
     }
+    let header = host;
     let host = host.map(|value| canonical_host(value.as_bytes())).transpose()?;
     let target =
         parts.uri.authority().map(|authority| canonical_host(authority.as_str().as_bytes())).transpose()?;
@@ -127,14 +131,18 @@ fn authority(parts: &Parts, fallback: SocketAddr) -> Result<HeaderValue, ProxyEr
             return Err(ProxyError::BadRequest("no Host"));
         }
         (Some(text), _) | (None, Some(text)) => text,
-        (None, None) if parts.version < Version::HTTP_11 => fallback.to_string(),
+        (None, None) if parts.version < Version::HTTP_11 => fallback.to_string().into(),
         (None, None) => return Err(ProxyError::BadRequest("no Host")),
     };
-    HeaderValue::try_from(text).map_err(|_| ProxyError::BadRequest("Host is not valid"))
+    match (text, header) {
+        // What is written as it should be is not written anew.
+        (Cow::Borrowed(text), Some(header)) if header == text => Ok(header.clone()),
+        (text, _) => HeaderValue::try_from(&*text).map_err(|_| ProxyError::BadRequest("Host is not valid")),
+    }
 }
 
 /// Lower case, no trailing dot, optional port. Names, IPv4, and IPv6 in brackets without a zone; no userinfo, no list.
-fn canonical_host(raw: &[u8]) -> Result<String, ProxyError> {
+fn canonical_host(raw: &[u8]) -> Result<Cow<'_, str>, ProxyError> {
     const BAD: ProxyError = ProxyError::BadRequest("Host is not one host with an optional port");
     let text = std::str::from_utf8(raw).map_err(|_| BAD)?;
     if text.is_empty() || text.len() > 255 {
@@ -144,35 +152,55 @@ fn canonical_host(raw: &[u8]) -> Result<String, ProxyError> {
         Some(rest) => {
             let (address, after) = rest.split_once(']').ok_or(BAD)?;
             let address: Ipv6Addr = address.parse().map_err(|_| BAD)?;
-            (format!("[{address}]"), after)
+            (Cow::Owned(format!("[{address}]")), after)
         }
         None => {
-            let end = text.find(':').unwrap_or(text.len());
-            let (name, after) = text.split_at(end);
+            let (name, after) = text.split_at(memchr::memchr(b':', raw).unwrap_or(text.len()));
             let name = name.strip_suffix('.').unwrap_or(name);
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-            if name.is_empty() || !name.bytes().all(plain) || name.starts_with('.') || name.contains("..") {
-                return Err(BAD);
-            }
-            (name.to_ascii_lowercase(), after)
+            (canonical_name(name).ok_or(BAD)?, after)
         }
     };
-    match port.strip_prefix(':') {
-        None if port.is_empty() => Ok(host),
+    let digits = match port.strip_prefix(':') {
+        None if port.is_empty() => "",
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok() => {
-            Ok(format!("{host}:{digits}"))
+            port
         }
-        _ => Err(BAD),
+        _ => return Err(BAD),
+    };
+    match host {
+        // A dot was cut off between the two when they do not make up the whole.
+        Cow::Borrowed(name) if name.len() + digits.len() == text.len() => Ok(Cow::Borrowed(text)),
+        host => Ok(Cow::Owned(format!("{host}{digits}"))),
+    }
+}
+
+/// Letters, digits, `-`, `_`, and labels between single dots, in lower case.
+fn canonical_name(name: &str) -> Option<Cow<'_, str>> {
+    let (mut before, mut has_capitals) = (b'.', false);
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'A'..=b'Z' => has_capitals = true,
+            b'.' if before != b'.' => {}
+            _ => return None,
+        }
+        before = byte;
+    }
+    match (name, has_capitals) {
+        ("", _) => None,
+        (name, true) => Some(Cow::Owned(name.to_ascii_lowercase())),
+        (name, false) => Some(Cow::Borrowed(name)),
     }
 }
 
 fn path_and_query(parts: &Parts, mode: Normalization) -> Result<PathAndQuery, ProxyError> {
-    let raw = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let asked = parts.uri.path_and_query();
+    let raw = asked.map_or("/", PathAndQuery::as_str);
     if raw.len() > MAX_TARGET {
         return Err(ProxyError::TargetTooLong(MAX_TARGET));
     }
-    let (path, query) = match raw.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
+    let (path, query) = match memchr::memchr(b'?', raw.as_bytes()) {
+        Some(at) => (raw.get(..at).unwrap_or_default(), raw.get(at + 1..)),
         None => (raw, None),
     };
     if path == "*" {
@@ -187,22 +215,30 @@ fn path_and_query(parts: &Parts, mode: Normalization) -> Result<PathAndQuery, Pr
         path if path.starts_with('/') => path,
         _ => return Err(ProxyError::BadRequest("path does not begin with /")),
     };
-    if raw.bytes().any(|byte| !(b'!'..=b'~').contains(&byte)) {
+    if !raw.bytes().fold(true, |all, byte| all & (b'!'..=b'~').contains(&byte)) {
         return Err(ProxyError::BadRequest("raw control, blank or 8-bit byte in the target"));
     }
     check_escapes(path)?;
-    let path = normalize(path, mode).map_err(|error| ProxyError::BadRequest(error.0))?;
+    let normal = normalize(path, mode).map_err(|error| ProxyError::BadRequest(error.0))?;
+    // What is written as it should be is not written anew.
+    if let Some(asked) = asked
+        && normal.len() == path.len()
+        && raw.starts_with(&*normal)
+    {
+        return Ok(asked.clone());
+    }
     let whole = match query {
-        Some(query) => format!("{path}?{query}"),
-        None => path.into_owned(),
+        Some(query) => format!("{normal}?{query}"),
+        None => normal.into_owned(),
     };
     PathAndQuery::try_from(whole).map_err(|_| ProxyError::BadRequest("path is not valid"))
 }
 
 /// Every `%` of a path is followed by two hex digits, and none of them is a NUL.
 fn check_escapes(path: &str) -> Result<(), ProxyError> {
-    for rest in path.split('%').skip(1) {
-        match rest.as_bytes() {
+    let path = path.as_bytes();
+    for at in memchr::memchr_iter(b'%', path) {
+        match path.get(at + 1..).unwrap_or_default() {
             [b'0', b'0', ..] => return Err(ProxyError::BadRequest("%00 in the path")),
             [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {}
             _ => return Err(ProxyError::BadRequest("% without two hex digits in the path")),
@@ -213,9 +249,6 @@ fn check_escapes(path: &str) -> Result<(), ProxyError> {
 
 /// One Cookie line, as HTTP/1 wants and policy expects (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    if headers.get_all(COOKIE).iter().nth(1).is_none() {
-        return;
-    }
     let joined: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if let Ok(joined) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);

@@ -5,12 +5,14 @@ use super::{
     canonical,
     flood::{Bounds, Paced, Seen},
     interim::{Bounded, Sender},
+    when_woken,
 };
 use crate::{
     error::ProxyError,
     net::Prefixed,
     tls::{Stream, open::Watch},
 };
+use futures_util::StreamExt;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{net::SocketAddr, rc::Rc, time::Duration};
@@ -33,10 +35,12 @@ pub async fn http1(stream: Stream, address: SocketAddr, watch: Watch) -> Result<
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
     drop(tokio::task::spawn_local(async move {
+        let mut ended = when_woken(watch.ended());
         tokio::select! {
+            biased;
             // Its errors reach the requests it carries.
             _ = connection.with_upgrades() => {}
-            _ = watch.ended() => {}
+            _ = ended.next() => {}
         }
     }));
     Ok(Sender::new(sender, turn))

@@ -6,6 +6,7 @@ use super::{
     canonical,
     flood::{Bounds, Paced},
     framing::{Patience, Strict, ToldLate},
+    when_woken,
 };
 use crate::{
     drain,
@@ -13,7 +14,7 @@ use crate::{
     net::Prefixed,
     tls::{Stream, open::Watch},
 };
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::StreamExt;
 use http::{
     HeaderValue, Request, Response, StatusCode,
     header::{CONNECTION, UPGRADE},
@@ -110,7 +111,7 @@ where
             // A connection that is closed while it is idle may lose a request that is on its way.
             let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
             // Octets behind a refused upgrade were not read by the framing reader: nobody may take them for a request.
-            if !goes_on && (asks_tunnel || leaves.get() || !standing.takes_more(SystemTime::now())) {
+            if !goes_on && (asks_tunnel || leaves.get() || !standing.takes_more(SystemTime::now)) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
@@ -168,12 +169,6 @@ impl Seen {
             self.first.notified().await;
         }
     }
-}
-
-/// Polls a future only when it was woken itself. `select!` polls all its branches whenever one of them is woken, and those that wait
-/// for news that concern everybody would take a lock that all connections share, several times a request.
-fn when_woken<F: Future>(future: F) -> FuturesUnordered<F> {
-    [future].into_iter().collect()
 }
 
 enum End {

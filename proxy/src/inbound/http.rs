@@ -175,7 +175,7 @@ impl Connection {
         let source = settings.app_source.on_behalf_of(caller);
         let key = Key { address: app, source, identity: None, sni: None, http2 };
         record.set_upstream(app, None);
-        record.upstream_started();
+        record.upstream_started(Instant::now().into_std());
         let dial = || async {
             let stream = connect_app(app, caller, settings).await?;
             Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
@@ -193,6 +193,7 @@ impl Connection {
             }
             sent => sent,
         };
+        record.upstream_answered(Instant::now().into_std());
         match sent {
             Ok((response, lease)) => {
                 let asked = Asked {
@@ -208,7 +209,6 @@ impl Connection {
                 forward::deliver(response, lease, exchange, record, asked, revoked)
             }
             Err(failure) => {
-                record.upstream_answered();
                 record.add_received(exchange.received());
                 forward::refuse(&failure.error, record, grpc)
             }

@@ -44,9 +44,9 @@ async fn decide_and_carry(
     }
     let settings = &worker.shared.settings;
     record.set_upstream(caller.destination, None);
-    record.upstream_started();
+    record.upstream_started(std::time::Instant::now());
     let app = connect_app(caller.destination, caller.downstream.ip(), settings).await;
-    record.upstream_answered();
+    record.upstream_answered(std::time::Instant::now());
     let mut app = app?;
     let revoked = worker.revoked(|policy| {
         caller.objection(&policy.snapshot).or_else(|| {

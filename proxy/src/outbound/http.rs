@@ -133,7 +133,6 @@ impl Connection {
             Ok(request) => request,
             Err(error) => return Ok(forward::refuse(&error, record, grpc)),
         };
-        record.upstream_started();
         match self.send(&destination, request, http2, &exchange, &mut record).await {
             Ok((response, lease)) => {
                 let half_closed = self.worker.shared.settings.limits.half_closed;
@@ -157,7 +156,7 @@ impl Connection {
                 Ok(forward::deliver(response, lease, exchange, record, asked, ended))
             }
             Err(error) => {
-                record.upstream_answered();
+                record.upstream_answered(Instant::now().into_std());
                 record.add_received(exchange.received());
                 Ok(forward::refuse(&error, record, grpc))
             }
@@ -167,7 +166,7 @@ impl Connection {
     /// Where a request goes; an error when it can go nowhere.
     async fn destination(&self, authority: &str) -> Result<Arc<Destination>, ProxyError> {
         let destination = match &self.names {
-            Some(names) => names.destination(&self.worker, authority, &self.route).await?,
+            Some(names) => Box::pin(names.destination(&self.worker, authority, &self.route)).await?,
             None => self.route.handle.current(),
         };
         Route::endpoints(&destination, self.route.original)?;
@@ -209,9 +208,9 @@ impl Connection {
         worker.pool.budget.deposit();
         let call = Call { upstream: &upstream, traffic, sni, http2, exchange };
         let began = Instant::now();
-        let (mut tried, mut tries, mut again) = (Vec::new(), 0, None);
+        let (mut tried, mut tries, mut again, mut now) = (Vec::new(), 0, None, began);
+        record.upstream_started(began.into_std());
         loop {
-            let now = Instant::now();
             let Some((endpoint, state)) =
                 balance::pick(&upstream, endpoints, &tried, traffic, now, balance::random)
             else {
@@ -219,14 +218,15 @@ impl Connection {
             };
             note_endpoint(record, endpoint);
             let load = state.enter();
-            let attempt = self.attempt(&call, endpoint, request, record).await;
+            let attempt = self.attempt(&call, endpoint, request, now, record).await;
             drop(again.take());
-            let now = Instant::now();
+            now = Instant::now();
             let failure = match attempt {
                 Ok(Attempt { response, mut lease, turn, sent }) => {
                     let outcome = Outcome::Answered(response.status().as_u16(), now - sent);
                     upstream.learn(endpoint.dial, &state, outcome, endpoints.len(), traffic, now);
                     lease.count(([Some(under_way), Some(load)], turn));
+                    record.upstream_answered(now.into_std());
                     return Ok((response, lease));
                 }
                 Err(failure) => failure,
@@ -261,6 +261,7 @@ impl Connection {
         call: &Call<'_>,
         endpoint: &Endpoint,
         request: Request<Upload>,
+        now: Instant,
         record: &mut Record,
     ) -> Result<Attempt, Failure> {
         let (worker, traffic) = (&self.worker, call.traffic);
@@ -288,7 +289,7 @@ impl Connection {
             opening: traffic.connect_timeout,
         };
         let carries = if call.http2 { Carries::Http2 } else { Carries::Http1 };
-        let (met, sent) = (RefCell::new(None), Cell::new(Instant::now()));
+        let (met, sent) = (RefCell::new(None), Cell::new(now));
         let dial = || async {
             let opened =
                 reach::open(worker, endpoint, credentials.as_deref(), &call.sni, carries, traffic).await?;

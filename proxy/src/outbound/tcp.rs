@@ -35,9 +35,9 @@ async fn connect_and_carry(
     record: &mut Record,
 ) -> Result<(), ProxyError> {
     let destination = route.handle.current();
-    record.upstream_started();
+    record.upstream_started(std::time::Instant::now());
     let connected = connect(worker, route, &destination, record).await;
-    record.upstream_answered();
+    record.upstream_answered(std::time::Instant::now());
     let (Reached { stream: mut upstream, watch, .. }, _under_way) = connected?;
     let mut counts = Counts::default();
     let (half_closed, idle) = (worker.shared.settings.limits.half_closed, destination.traffic().tcp_idle);

@@ -317,14 +317,13 @@ impl Record {
     }
 
     /// Called when we hand the request to the other side: from here on the time is not ours.
-    pub fn upstream_started(&mut self) {
-        self.clock.wait(Instant::now());
+    pub fn upstream_started(&mut self, now: Instant) {
+        self.clock.wait(now);
     }
 
     /// Called when the other side's answer begins (or, for TCP, when it is connected): the time is ours again. For a
     /// connection this is the end of our share: what follows is copying, as fast as the two ends are.
-    pub fn upstream_answered(&mut self) {
-        let now = Instant::now();
+    pub fn upstream_answered(&mut self, now: Instant) {
         self.clock.resume(now);
         if matches!(self.scope, Scope::Connection { .. }) {
             self.clock.stop(now);

@@ -56,13 +56,13 @@ async fn a_revoked_authority_ends_its_connections_and_no_other() {
         open.enter(other, false, &Arc::default()),
     );
     assert!(open.judge(&trust(&[&root, &other_root]), at(1), Occasion::Revocation).await.is_empty());
-    assert!(watch.takes_more(at(1)));
+    assert!(watch.takes_more(|| at(1)));
     let ended = open.judge(&trust(&[&other_root]), at(1), Occasion::Revocation).await;
     assert_eq!(ended.len(), 2, "{ended:?}");
     watch.ended().await;
     second.ending().await;
-    assert!(!watch.takes_more(at(1)) && watch.refusal().is_some());
-    assert!(twin.takes_more(at(1)) && twin.refusal().is_none());
+    assert!(!watch.takes_more(|| at(1)) && watch.refusal().is_some());
+    assert!(twin.takes_more(|| at(1)) && twin.refusal().is_none());
     assert!(
         open.judge(&trust(&[&other_root]), at(1), Occasion::Revocation).await.is_empty(),
         "an end is told once"
@@ -78,8 +78,8 @@ async fn an_authority_that_is_published_no_more_lets_finish_what_is_under_way() 
     assert_eq!(Occasion::of_change(Some(&both), &after), Occasion::Round);
     assert!(open.judge(&after, at(1), Occasion::Round).await.is_empty());
     watch.ending().await;
-    assert!(!watch.takes_more(at(1)) && watch.refusal().is_none());
-    assert!(twin.takes_more(at(1)));
+    assert!(!watch.takes_more(|| at(1)) && watch.refusal().is_none());
+    assert!(twin.takes_more(|| at(1)));
     tokio::time::advance(NOTICE_OF_ISSUER).await;
     assert_eq!(open.judge(&after, at(1), Occasion::Clock).await.len(), 1);
     assert!(watch.refusal().is_some() && twin.refusal().is_none());
@@ -94,11 +94,11 @@ async fn who_knows_us_by_a_certificate_whose_authority_goes_is_asked_to_come_aga
     let new = open.enter(peer, false, &Arc::from([id(&root)]));
     open.leave(&BTreeSet::from([id(&going)]));
     old.left().await;
-    assert!(!old.takes_more(at(1)) && old.refusal().is_none() && new.takes_more(at(1)));
+    assert!(!old.takes_more(|| at(1)) && old.refusal().is_none() && new.takes_more(|| at(1)));
     // Whatever takes long may take its time.
     tokio::time::advance(NOTICE * 2).await;
     assert!(open.judge(&trust(&[&root]), at(1), Occasion::Round).await.is_empty());
-    assert!(old.refusal().is_none() && new.takes_more(at(1)));
+    assert!(old.refusal().is_none() && new.takes_more(|| at(1)));
     // Its notice begins when its own time has come.
     assert!(open.judge(&trust(&[&going]), at(1), Occasion::Round).await.is_empty());
     assert!(old.refusal().is_none());
@@ -129,8 +129,8 @@ async fn an_ended_certificate_takes_nothing_new_and_gets_less_than_a_minute() {
     let watch = open.enter(peer, true, &Arc::default());
     let trust = trust(&[&root]);
     assert!(open.judge(&trust, at(LIFE), Occasion::Clock).await.is_empty());
-    assert!(watch.takes_more(at(LIFE)), "the last second is inclusive");
-    assert!(!watch.takes_more(at(LIFE + 1)), "known without a judge");
+    assert!(watch.takes_more(|| at(LIFE)), "the last second is inclusive");
+    assert!(!watch.takes_more(|| at(LIFE + 1)), "known without a judge");
     assert!(open.judge(&trust, at(LIFE + 1), Occasion::Clock).await.is_empty());
     watch.ending().await;
     assert!(watch.refusal().is_none(), "what is under way goes on");

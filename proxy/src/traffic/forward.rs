@@ -71,7 +71,7 @@ pub struct Asked {
     pub headroom: Rc<Headroom>,
 }
 
-/// The upstream's answer, cleaned, with a body that carries the record to its end. `revoked` watches over a tunnel.
+/// The upstream's answer, cleaned, with a body that carries the record to its end; the record knows when it came. `revoked` watches over a tunnel.
 pub fn deliver(
     response: Response<Incoming>,
     mut lease: Lease,
@@ -80,7 +80,6 @@ pub fn deliver(
     asked: Asked,
     revoked: impl Future<Output = ProxyError> + 'static,
 ) -> Response<Body> {
-    record.upstream_answered();
     let (mut parts, incoming) = response.into_parts();
     let http2 = parts.version == Version::HTTP_2;
     let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();

@@ -167,18 +167,22 @@ fn severity(entry: &Entry) -> &'static str {
 
 /// Name and version of what the app speaks.
 fn protocol(entry: &Entry) -> (Option<&'static str>, Option<&'static str>) {
-    match entry.protocol.map(|protocol| protocol.split_once('/').ok_or(protocol)) {
+    match entry.protocol {
+        Some("http/1.1") => (Some("http"), Some("1.1")),
+        Some(other) => match other.split_once('/') {
+            Some((name, version)) => (Some(name), Some(version)),
+            None => (Some(other), None),
+        },
         None => (None, None),
-        Some(Ok((name, version))) => (Some(name), Some(version)),
-        Some(Err(name)) => (Some(name), None),
     }
 }
 
 /// The host as it was named, in brackets if it was, and the port if one was.
 fn host_and_port(authority: &str) -> (&str, Option<u16>) {
-    match authority.rsplit_once(':').map(|(host, port)| (host, port.parse())) {
-        Some((host, Ok(port))) => (host, Some(port)),
-        _ => (authority, None),
+    let colon = memchr::memrchr(b':', authority.as_bytes());
+    match colon.and_then(|at| Some((authority.get(..at)?, authority.get(at + 1..)?.parse().ok()?))) {
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
     }
 }
 
