@@ -29,7 +29,7 @@ pub(crate) use decode::{
 };
 pub use destination_rule::DestinationRule;
 pub use federation::FederatedTrustDomain;
-pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount};
+pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount, service_host};
 pub use mesh_config::MeshConfig;
 pub use peer_authentication::PeerAuthentication;
 pub use places::Places;
