@@ -30,6 +30,7 @@ pub mod standalone;
 pub mod tree;
 pub mod up;
 pub mod visitor;
+pub mod watched;
 pub mod workload_api;
 
 pub use apps::{App, Received};
