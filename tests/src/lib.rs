@@ -8,6 +8,7 @@ pub mod calls;
 pub mod certificates;
 pub mod client;
 pub mod envoy;
+pub mod envoy_callers;
 pub mod envoy_grid;
 pub mod envoy_rbac;
 pub mod faulty;
