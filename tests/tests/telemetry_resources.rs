@@ -103,6 +103,22 @@ async fn a_filter_of_one_side_keeps_failures_and_denials() {
     assert!(config.contains("response.code >= 400"), "{config}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_a_declared_provider_holds_for_the_sidecars_log() {
+    let mesh_config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+        extensionProviders: [{name: lines, envoyFileAccessLog: {path: /dev/stdout}}]\n";
+    let failures =
+        "accessLogging: [{providers: [{name: lines}], filter: {expression: 'response.code >= 400'}}]";
+    let mesh = Mesh::start(&scene(&[mesh_config.to_owned(), telemetry("payments", failures)])).await;
+    calls(&mesh, &[("/fine", 200), ("/status/404", 404)]).await;
+    let mut paths = lines(&mesh, "payments-api", "/denied").await;
+    paths.sort();
+    assert_eq!(paths, ["/denied", "/status/404"]);
+    // The twin: the namespace of the caller has said nothing.
+    let paths = lines(&mesh, "checkout-api", "/denied").await;
+    assert!(paths.iter().any(|path| path == "/fine"), "{paths:?}");
+}
+
 async fn scraped(mesh: &Mesh, workload: &str) -> String {
     let metrics = mesh.workload(workload).metrics();
     let page = Request::new(metrics, metrics.to_string()).path("/metrics").send().await.unwrap();

@@ -16,6 +16,7 @@ use std::{fs, path::Path};
 
 mod mesh;
 mod mistakes;
+mod providers;
 mod telemetry;
 
 fn file(name: &str, text: &str) -> SourceFile {

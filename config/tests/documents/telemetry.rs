@@ -93,7 +93,7 @@ fn what_cannot_be_enforced_has_its_code_place_and_remedy() {
             log("providers: [{name: otel}]"),
             "PST0322",
             6,
-            "no provider `otel` of accessLogging",
+            "no provider `otel` of accessLogging: there is `envoy`",
             "write `envoy`",
         ),
         (log("disabled: {value: true}"), "PST0103", 6, "true or false", "true"),
@@ -115,7 +115,7 @@ fn what_cannot_be_enforced_has_its_code_place_and_remedy() {
             trace("providers: [{name: jaeger}]"),
             "PST0322",
             6,
-            "not to `jaeger`",
+            "no provider `jaeger` of tracing: none is declared",
             "OTEL_EXPORTER_OTLP_ENDPOINT",
         ),
         (
