@@ -8,11 +8,13 @@ use std::{
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Nothing that a test waits for takes longer.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How long the browser may be silent; longer, as it may be asked to wait for something.
+const ANSWER: Duration = Duration::from_secs(40);
 
 /// A browser, and what its page complained of. Dropping it ends it.
 pub struct Browser {
@@ -107,15 +109,25 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// Waits until an expression is true; fails with what the page shows.
+    /// Waits until an expression is true, which the page looks at whenever it has changed; fails with what the page shows.
     pub fn until(&mut self, expression: &str) {
-        let began = Instant::now();
-        while self.value(expression) != true {
-            if began.elapsed() > DEADLINE {
-                let shown = self.value("document.body.innerText");
-                panic!("never became true: {expression}\n{}", shown.as_str().unwrap_or_default());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        let milliseconds = DEADLINE.as_millis();
+        let promise = format!(
+            "new Promise((answer) => {{
+                const changes = new MutationObserver(() => look());
+                const late = setTimeout(() => end('never'), {milliseconds});
+                const end = (how) => {{ changes.disconnect(); clearTimeout(late); answer(how); }};
+                const look = () => {{
+                    try {{ if (({expression}) === true) end('true'); }} catch (error) {{ end(String(error)); }}
+                }};
+                changes.observe(document, {{subtree: true, childList: true, attributes: true, characterData: true}});
+                look();
+            }})"
+        );
+        let how = self.value(&promise);
+        if how != "true" {
+            let shown = self.value("document.body.innerText");
+            panic!("{how}: {expression}\n{}", shown.as_str().unwrap_or_default());
         }
     }
 
@@ -164,7 +176,7 @@ impl Browser {
         loop {
             let message = self
                 .messages
-                .recv_timeout(DEADLINE)
+                .recv_timeout(ANSWER)
                 .unwrap_or_else(|_| panic!("the browser does not answer {method}"));
             if message["id"] == self.next {
                 assert!(message.get("error").is_none(), "{method}: {message}");

@@ -23,6 +23,11 @@ pub fn program() -> Option<PathBuf> {
     foreign::by_script("envoy.sh", "POSTERN_ENVOY_REQUIRED", "nothing was compared with Envoy")
 }
 
+/// An address, as a table writes it.
+pub fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
 /// A running Envoy. Dropping it ends it.
 pub struct Envoy {
     child: Child,

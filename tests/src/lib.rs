@@ -8,6 +8,7 @@ pub mod calls;
 pub mod certificates;
 pub mod client;
 pub mod envoy;
+pub mod envoy_callers;
 pub mod envoy_grid;
 pub mod envoy_rbac;
 pub mod faulty;
@@ -30,6 +31,7 @@ pub mod standalone;
 pub mod tree;
 pub mod up;
 pub mod visitor;
+pub mod watched;
 pub mod workload_api;
 
 pub use apps::{App, Received};

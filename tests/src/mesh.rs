@@ -14,7 +14,7 @@ use crate::{
 };
 use postern_config::{
     Documents, Severity,
-    documents::{Located, Pod, SourceFile, kubernetes::injected},
+    documents::{Located, Pod, SourceFile, kubernetes::injected, service_host},
 };
 use postern_control_plane::{ControlPlane, Options, SessionStatus};
 use postern_proxy::{
@@ -226,7 +226,7 @@ impl Mesh {
             Some(port) => target.inbound[&port],
             None => *target.inbound.values().next().unwrap(),
         };
-        (inbound, format!("{name}.{}.svc.cluster.local", target.namespace))
+        (inbound, service_host(name, &target.namespace))
     }
 
     /// A request from the app of one workload to a service.
@@ -303,8 +303,7 @@ impl Mesh {
             let vip = *cluster_ips(n).iter().find(|ip| ip.is_ipv6() == ipv6).unwrap();
             for port in &service.value.ports {
                 outbound.push((any, SocketAddr::new(vip, port.port)));
-                names
-                    .push((format!("{}.{}.svc.cluster.local", metadata.name, metadata.namespace), port.port));
+                names.push((service_host(&metadata.name, &metadata.namespace), port.port));
             }
         }
         for (name, address) in &settings.outside {

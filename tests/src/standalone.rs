@@ -64,6 +64,8 @@ pub struct Settings {
     pub clocks: bool,
     /// Open files that the sidecar of `server` may have, by `prlimit`.
     pub descriptors: Option<u32>,
+    /// Further documents, such as telemetry; they begin with `---`.
+    pub documents: String,
 }
 
 /// The program under test.
@@ -131,7 +133,7 @@ impl Standalone {
                 .insert(name.into(), Sidecar { child: None, flags, clock, admin, probes, outbound, inbound });
         }
         fs::create_dir(mesh.path("mesh")).unwrap();
-        fs::write(mesh.path("mesh/mesh.yaml"), mesh.yaml()).unwrap();
+        fs::write(mesh.path("mesh/mesh.yaml"), mesh.yaml() + &settings.documents).unwrap();
         mesh.start_control_plane().await;
         for name in ["server", "client", "intruder"] {
             mesh.start_sidecar(name).await;

@@ -3,77 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_api::v1::{self, sidecar_message};
+use postern_config::documents::{self, SourceFile, authorization_policy::Condition};
 use postern_tests::{
-    Mesh, Request,
-    mesh::{Settings, within},
+    Request,
+    mesh::within,
+    ports,
     scenario::{mode, payments, policy},
     stand_in::{join, message},
-    standalone::program,
+    watched::Watched,
 };
 use serde_json::Value;
-use std::{path::Path, process::Output, time::Duration};
-
-/// A mesh whose sidecars report often, and the socket of its control plane.
-struct Watched {
-    mesh: Mesh,
-    folder: tempfile::TempDir,
-}
-
-impl Watched {
-    async fn start(yaml: &str) -> Self {
-        let settings = Settings { report_interval: Duration::from_millis(50), ..Settings::default() };
-        let mesh = Mesh::start_with(yaml, settings).await;
-        let folder = tempfile::tempdir().unwrap();
-        mesh.control.open_admin_socket(folder.path().join("control.sock")).unwrap();
-        Self { mesh, folder }
-    }
-
-    fn socket(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// What a command of the program says; it asks the socket as a person's would.
-    async fn says(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments).await;
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(
-            output.status.code(),
-            Some(0),
-            "{arguments:?}: {told}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        told
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Output {
-        let socket = self.socket().join("control.sock");
-        let mut command = tokio::process::Command::new(program());
-        command.args(arguments).arg("--socket").arg(socket).kill_on_drop(true);
-        within("the command ends", command.output()).await.unwrap()
-    }
-
-    async fn page(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.says(&[arguments, &["-o", "json"]].concat()).await).unwrap()
-    }
-
-    /// Asks until the page is as wanted: reports come when they come.
-    async fn page_becomes(&self, arguments: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        let asking = async {
-            loop {
-                last = self.page(arguments).await;
-                if wanted(&last) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        if tokio::time::timeout(Duration::from_secs(20), asking).await.is_err() {
-            panic!("{arguments:?} never became as wanted: {last:#}");
-        }
-        last
-    }
-}
+use std::time::Duration;
 
 fn flow<'v>(page: &'v Value, workload: &str, direction: &str, peer: Option<&str>) -> Option<&'v Value> {
     page["flows"].as_array().unwrap().iter().find(|flow| {
@@ -175,13 +115,15 @@ async fn plaintext_that_a_strict_port_resets_is_a_denial_by_its_reason() {
     assert!(watched.says(&["denials"]).await.contains("a connection"));
 }
 
+/// Pod and state of each row of `postern status`.
+fn states(page: &Value) -> Vec<(String, String)> {
+    let rows = page["workloads"].as_array().unwrap().iter();
+    rows.map(|row| (row["pod"].as_str().unwrap().into(), row["state"].as_str().unwrap().into())).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_sidecar_has_its_row_and_a_refused_or_missing_one_shows() {
+async fn each_sidecar_has_its_row_and_a_missing_one_shows() {
     let mut watched = Watched::start(&payments("")).await;
-    let states = |page: &Value| -> Vec<(String, String)> {
-        let rows = page["workloads"].as_array().unwrap().iter();
-        rows.map(|row| (row["pod"].as_str().unwrap().into(), row["state"].as_str().unwrap().into())).collect()
-    };
     let all = |state: &str| ["checkout-api", "reports", "payments-api"].map(|pod| (pod.into(), state.into()));
     let page = watched.page_becomes(&["status"], |page| states(page) == all("synced")).await;
     let row = &page["workloads"][2];
@@ -197,6 +139,52 @@ async fn each_sidecar_has_its_row_and_a_refused_or_missing_one_shows() {
         .page_becomes(&["status"], |page| states(page).contains(&("reports".into(), "not-connected".into())))
         .await;
     assert!(watched.says(&["status"]).await.contains("not connected"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_refuses_its_policy_shows_as_refused_with_its_reason_and_others_as_synced() {
+    let refuses_all = payments(&policy("callers", "action: ALLOW"));
+    let allows_all = payments(&policy("callers", "action: ALLOW, rules: [{}]"));
+    let mut watched = Watched::start(&refuses_all).await;
+    let others = ["checkout-api", "reports"].map(|pod| (pod.to_owned(), "synced".to_owned()));
+    let with_payments = |state: &str| [&others[..], &[("payments-api".into(), state.into())]].concat();
+    let page = watched.page_becomes(&["status"], |page| states(page) == with_payments("synced")).await;
+    assert!(page["workloads"][2]["refusal"].is_null(), "{page:#}");
+    let good = page["workloads"][2]["policy_in_force"].clone();
+
+    // A control plane applies no documents with an error; here it is newer than its sidecars, and knows a key that they do not.
+    let file = SourceFile { name: "newer.yaml".into(), text: ports::substitute(&allows_all) };
+    let (mut newer, _) = documents::read(&[file]);
+    newer.authorization_policies[0].value.rules[0].when.push(Condition {
+        key: "no.such.key".into(),
+        values: vec!["x".into()],
+        not_values: vec![],
+    });
+    watched.mesh.apply_read(newer);
+    let page = watched.page_becomes(&["status"], |page| states(page) == with_payments("refused")).await;
+    let row = &page["workloads"][2];
+    assert!(row["refusal"].as_str().unwrap().contains("no.such.key"), "{row:#}");
+    assert_eq!((&row["policy_in_force"], &row["unanswered"]), (&good, &0.into()), "{row:#}");
+    assert_ne!(row["policy_wanted"], good, "{row:#}");
+    let table = watched.says(&["status"]).await;
+    let line = |pod: &str| table.lines().find(|line| line.contains(pod)).unwrap().to_owned();
+    assert!(line("payments/payments-api").contains("refused"), "{table}");
+    assert!(
+        line("checkout/reports").contains("synced") && !line("checkout/reports").contains("refused"),
+        "{table}"
+    );
+    assert!(table.contains("no.such.key"), "{table}");
+    // What it says holds: the last good policy is in force.
+    assert_eq!(watched.mesh.call("reports", "payments-api", "GET", "/").await.unwrap().status, 403);
+    assert_eq!(watched.mesh.app("payments-api").connections(), 0);
+
+    // The twin: the same policy without that key is acknowledged.
+    watched.mesh.apply(&allows_all).await;
+    let page = watched.page_becomes(&["status"], |page| states(page) == with_payments("synced")).await;
+    let row = &page["workloads"][2];
+    assert!(row["refusal"].is_null() && row["policy_in_force"] == row["policy_wanted"], "{row:#}");
+    assert!(!watched.says(&["status"]).await.contains("refused"));
+    assert_eq!(watched.mesh.call("reports", "payments-api", "GET", "/").await.unwrap().status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

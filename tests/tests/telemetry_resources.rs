@@ -14,6 +14,7 @@ use postern_tests::{
     otlp::Receiver,
     ports,
     scenario::{mode, payments, policy},
+    standalone::{self, Standalone, until},
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -100,6 +101,22 @@ async fn a_filter_of_one_side_keeps_failures_and_denials() {
     let config = Request::new(admin, admin.to_string()).path("/config").send().await.unwrap();
     let config = String::from_utf8_lossy(&config.body).into_owned();
     assert!(config.contains("response.code >= 400"), "{config}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_a_declared_provider_holds_for_the_sidecars_log() {
+    let mesh_config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+        extensionProviders: [{name: lines, envoyFileAccessLog: {path: /dev/stdout}}]\n";
+    let failures =
+        "accessLogging: [{providers: [{name: lines}], filter: {expression: 'response.code >= 400'}}]";
+    let mesh = Mesh::start(&scene(&[mesh_config.to_owned(), telemetry("payments", failures)])).await;
+    calls(&mesh, &[("/fine", 200), ("/status/404", 404)]).await;
+    let mut paths = lines(&mesh, "payments-api", "/denied").await;
+    paths.sort();
+    assert_eq!(paths, ["/denied", "/status/404"]);
+    // The twin: the namespace of the caller has said nothing.
+    let paths = lines(&mesh, "checkout-api", "/denied").await;
+    assert!(paths.iter().any(|path| path == "/fine"), "{paths:?}");
 }
 
 async fn scraped(mesh: &Mesh, workload: &str) -> String {
@@ -275,4 +292,50 @@ async fn a_metric_that_is_switched_off_is_in_no_scrape_of_its_namespace() {
     }
     mesh.apply(&scene(&[])).await;
     assert!(scraped(&mesh, "payments-api").await.contains("istio_request_bytes_count{"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_restarts_while_the_control_plane_is_away_does_as_the_telemetry_says_that_it_kept() {
+    let off = telemetry("shop", "accessLogging: [{disabled: true}]");
+    // The twin: without the resource the call is logged.
+    for (documents, logged) in [(off, ["POST"].as_slice()), (String::new(), &["GET", "POST"])] {
+        let settings = standalone::Settings { documents, ..standalone::Settings::default() };
+        let mut mesh = Standalone::start(settings).await;
+        // The last one is denied, and a denial is logged in any case: what comes before it has come.
+        let calls = async |mesh: &Standalone| {
+            for (method, status) in [("GET", 200), ("POST", 403)] {
+                let call = Request::new(mesh.entry("client"), "server.shop").method(method).path("/ok");
+                assert_eq!(call.send().await.unwrap().status, status, "{method}");
+            }
+        };
+        calls(&mesh).await;
+        let log = mesh.path("server.log");
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        until("the denial is logged", || text().contains(r#""POST""#)).await;
+        let keeps = |name: &str, file: &str| {
+            std::fs::read(mesh.sidecar_state(name).join(file)).is_ok_and(|bytes| !bytes.is_empty())
+        };
+        until("what has to survive is written down", || {
+            keeps("server", "policy.json") && keeps("client", "destinations.bin")
+        })
+        .await;
+        mesh.kill_control_plane();
+        for name in ["server", "client"] {
+            mesh.kill_sidecar(name);
+        }
+        let before = text().len();
+        for name in ["server", "client"] {
+            mesh.start_sidecar(name).await;
+        }
+        calls(&mesh).await;
+        until("the denial is logged", || text()[before..].contains(r#""POST""#)).await;
+        let lines =
+            text()[before..].lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>();
+        let methods: Vec<&str> =
+            lines.iter().filter_map(|line| line["http.request.method"].as_str()).collect();
+        assert_eq!(methods, logged, "{lines:#?}");
+        let received = mesh.app.received();
+        let received: Vec<_> = received.iter().map(|one| one.method.as_str()).collect();
+        assert_eq!(received, ["GET", "GET"], "the app has nothing of what is denied");
+    }
 }

@@ -2,7 +2,9 @@
 use super::mesh::{Mesh, Workload};
 use crate::{failure::Failure, up::plan::Key};
 use postern_config::{
-    Claims, Facts, HttpFacts, Snapshot, documents::peer_authentication::MtlsMode, path::normalize,
+    Claims, Facts, HttpFacts, Snapshot,
+    documents::{peer_authentication::MtlsMode, service_host},
+    path::normalize,
     snapshot::Protocol,
 };
 use postern_identity::SpiffeId;
@@ -198,7 +200,7 @@ fn host(question: &Question, resolved: &Resolved<'_>, workload: &Workload) -> St
         Some(_) => {
             let short = question.to.rsplit('/').next().unwrap_or(&question.to);
             let short = short.split('.').next().unwrap_or(short);
-            format!("{short}.{}.svc.cluster.local", workload.key.namespace)
+            service_host(short, &workload.key.namespace)
         }
         None => workload.addresses.first().map(ToString::to_string).unwrap_or_default(),
     };

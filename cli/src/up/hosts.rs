@@ -1,5 +1,6 @@
 //! Names inside a pod: the `/etc/hosts` that answers as Kubernetes' search rules would. Pure.
 use super::plan::{Key, Plan, Pod};
+use postern_config::documents::service_host;
 use std::{fmt::Write, net::IpAddr};
 
 /// RFC 6724, section 2.1, ranks unique local IPv6 addresses (`fc00::/7`, which pods and services have) below IPv4; the table that
@@ -25,12 +26,7 @@ pub fn hosts(plan: &Plan, pod: &Pod) -> String {
     let (v4, v6) = pod.addresses();
     let _ = writeln!(text, "{v4}\t{name}\n{v6}\t{name}", name = pod.key.name);
     for service in plan.services.values() {
-        let (name, namespace) = (&service.key.name, &service.key.namespace);
-        let mut names =
-            format!("{name}.{namespace}.svc.cluster.local {name}.{namespace}.svc {name}.{namespace}");
-        if *namespace == pod.key.namespace {
-            let _ = write!(names, " {name}");
-        }
+        let names = names(&service.key, &pod.key.namespace).join(" ");
         let addresses = if service.addresses.is_empty() {
             pod_addresses(plan, service)
         } else {
@@ -46,8 +42,7 @@ pub fn hosts(plan: &Plan, pod: &Pod) -> String {
 /// All names of a service that resolve in a pod of `namespace`.
 pub fn names(service: &Key, namespace: &str) -> Vec<String> {
     let Key { namespace: of, name } = service;
-    let mut names =
-        vec![format!("{name}.{of}.svc.cluster.local"), format!("{name}.{of}.svc"), format!("{name}.{of}")];
+    let mut names = vec![service_host(name, of), format!("{name}.{of}.svc"), format!("{name}.{of}")];
     if of == namespace {
         names.push(name.clone());
     }

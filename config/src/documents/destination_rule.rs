@@ -1,5 +1,5 @@
 //! `DestinationRule` (networking.istio.io/v1, v1beta1, v1alpha3): how a caller's sidecar treats a destination.
-use super::{Metadata, service_entry::exported};
+use super::{Metadata, kubernetes::service_host, service_entry::exported};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -38,11 +38,7 @@ impl DestinationRule {
     /// The full name that `host` of a rule in `namespace` stands for: one without dots is a service of that namespace.
     pub fn full_host(host: &str, namespace: &str) -> String {
         let host = host.to_ascii_lowercase();
-        if host.contains('.') || host.contains('*') {
-            host
-        } else {
-            format!("{host}.{namespace}.svc.cluster.local")
-        }
+        if host.contains('.') || host.contains('*') { host } else { service_host(&host, namespace) }
     }
 }
 

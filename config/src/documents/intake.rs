@@ -278,7 +278,12 @@ impl Intake<'_, '_> {
                 let rule = decode::networking::destination_rule(node);
                 push(&mut self.documents.destination_rules, origin, rule);
             }
-            "Telemetry" => push(&mut self.documents.telemetries, origin, decode::telemetry::telemetry(node)),
+            "Telemetry" => {
+                for (provider, _) in decode::telemetry::named_providers(node) {
+                    push(&mut self.documents.named_providers, origin.clone(), provider);
+                }
+                push(&mut self.documents.telemetries, origin, decode::telemetry::telemetry(node));
+            }
             "PolicyTest" => {
                 let test = decode::policy_test::policy_test(node, &origin.file);
                 push(&mut self.documents.policy_tests, origin, test);
@@ -322,6 +327,7 @@ impl Intake<'_, '_> {
         for trouble in troubles {
             self.report.error(trouble.code, trouble.place, trouble.reason, trouble.hint);
         }
+        let providers = tree.as_deref().map(decode::mesh_config::extension_providers).unwrap_or_default();
         if let Some(tree) = tree {
             if matches!(tree.value, Value::Map(_)) || tree.is_null() {
                 schema::check(&mut self.report, &tree, &schema::istio::MESH_CONFIG);
@@ -337,6 +343,7 @@ impl Intake<'_, '_> {
             return;
         }
         self.documents.mesh = config;
+        self.documents.extension_providers = providers;
         self.documents.mesh_origin = Some(origin);
     }
 }

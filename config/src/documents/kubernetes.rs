@@ -62,6 +62,11 @@ pub struct ServicePort {
     pub udp: bool,
 }
 
+/// The whole host of a service: under it callers ask for it, rules of traffic name it, and sidecars report it.
+pub fn service_host(name: &str, namespace: &str) -> String {
+    format!("{name}.{namespace}.svc.cluster.local")
+}
+
 /// `targetPort`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {

@@ -1,4 +1,5 @@
 //! Istio's MeshConfig, the keys that Postern enforces; any other key is refused.
+use super::telemetry::Signal;
 use serde::{Deserialize, Serialize};
 
 /// Mesh-wide settings, with Istio's defaults.
@@ -36,6 +37,42 @@ pub enum AccessLogEncoding {
     Json,
     /// Words in a fixed order.
     Text,
+}
+
+/// One of `extensionProviders`: where telemetry goes, by a name that a `Telemetry` may say. It is no part of [`MeshConfig`], since
+/// sidecars are not told: their own settings say where telemetry goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtensionProvider {
+    /// `envoyFileAccessLog`: the lines of the access log.
+    EnvoyFileAccessLog,
+    /// `envoyOtelAls`: its records by OTLP.
+    EnvoyOtelAls,
+    /// `opentelemetry`: spans by OTLP.
+    OpenTelemetry,
+    /// `prometheus`: metrics that are scraped.
+    Prometheus,
+}
+
+impl ExtensionProvider {
+    /// All kinds, by their fields of a provider.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("envoyFileAccessLog", Self::EnvoyFileAccessLog),
+        ("envoyOtelAls", Self::EnvoyOtelAls),
+        ("opentelemetry", Self::OpenTelemetry),
+        ("prometheus", Self::Prometheus),
+    ];
+    /// Those that Istio has without a declaration, by their names.
+    pub const BUILT_IN: [(&'static str, Self); 2] =
+        [("envoy", Self::EnvoyFileAccessLog), ("prometheus", Self::Prometheus)];
+
+    /// What it is for.
+    pub fn signal(self) -> Signal {
+        match self {
+            Self::EnvoyFileAccessLog | Self::EnvoyOtelAls => Signal::AccessLogging,
+            Self::OpenTelemetry => Signal::Tracing,
+            Self::Prometheus => Signal::Metrics,
+        }
+    }
 }
 
 impl Default for MeshConfig {

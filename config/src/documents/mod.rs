@@ -3,6 +3,7 @@
 //! [`read`] takes a file through five rooms: `parse` (text to trees), `intake` (which kind is it), `schema` (are these
 //! its fields), [`crate::validate`] (do the values make sense) and `decode` (trees to the types of this module).
 use crate::{problem::Problem, validate};
+use std::collections::BTreeMap;
 
 pub mod authorization_policy;
 mod decode;
@@ -25,17 +26,17 @@ pub use authorization_policy::AuthorizationPolicy;
 pub(crate) use decode::{
     istio::{DRY_RUN, authorization_policy as decode_policy, go_bool},
     kubernetes::pod_field,
-    telemetry::custom_tag as decode_custom_tag,
+    telemetry::{custom_tag as decode_custom_tag, named_providers},
 };
 pub use destination_rule::DestinationRule;
 pub use federation::FederatedTrustDomain;
-pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount};
-pub use mesh_config::MeshConfig;
+pub use kubernetes::{Deployment, Metadata, Namespace, Pod, PodSpec, Service, ServiceAccount, service_host};
+pub use mesh_config::{ExtensionProvider, MeshConfig};
 pub use peer_authentication::PeerAuthentication;
 pub use places::Places;
 pub use policy_test::PolicyTest;
 pub use service_entry::ServiceEntry;
-pub use telemetry::Telemetry;
+pub use telemetry::{NamedProvider, Telemetry};
 
 /// Where a document was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,12 +79,16 @@ pub struct Documents {
     pub destination_rules: Vec<Located<DestinationRule>>,
     /// `Telemetry`
     pub telemetries: Vec<Located<Telemetry>>,
+    /// The providers that Telemetries name.
+    pub named_providers: Vec<Located<NamedProvider>>,
     /// `PolicyTest`: for `postern test`, of no effect on anything that runs.
     pub policy_tests: Vec<Located<PolicyTest>>,
     /// `ClusterFederatedTrustDomain`
     pub federated_trust_domains: Vec<Located<FederatedTrustDomain>>,
     /// From the ConfigMap `istio` in the root namespace, key `mesh`; defaults when absent.
     pub mesh: MeshConfig,
+    /// `extensionProviders` of the mesh configuration, by their names.
+    pub extension_providers: BTreeMap<String, ExtensionProvider>,
     /// Where the mesh configuration was written.
     pub mesh_origin: Option<Origin>,
     /// Where single fields were written, for findings that need several documents.

@@ -1,7 +1,7 @@
 //! Where single fields were written, and which warnings their documents do not want: for findings that are made
 //! between documents, after the trees are gone.
 use super::{
-    Origin,
+    Origin, named_providers,
     parse::{Node, Place},
 };
 use crate::problem::{Problem, Severity};
@@ -100,6 +100,9 @@ pub fn of_interest(node: &Node, limit: usize) -> Vec<(String, Place)> {
             let shown = item.get("targetPort").or(item.get("name")).unwrap_or(item);
             found.add(|| format!("{path}[{i}]"), shown.place);
         }
+    }
+    for (provider, place) in named_providers(node) {
+        found.add(|| provider.path, place);
     }
     for (port, _) in node.at("spec.portLevelMtls").map(Node::entries).unwrap_or_default() {
         found.add(|| format!("spec.portLevelMtls.{}", super::parse::shorten(&port.text)), port.place);

@@ -21,6 +21,35 @@ pub struct Telemetry {
     pub metrics: Vec<MetricOverride>,
 }
 
+/// What a Telemetry speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signal {
+    /// `accessLogging`
+    AccessLogging,
+    /// `tracing`
+    Tracing,
+    /// `metrics`
+    Metrics,
+}
+
+impl Signal {
+    /// All of them, by their fields of `spec`.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("accessLogging", Self::AccessLogging), ("tracing", Self::Tracing), ("metrics", Self::Metrics)];
+}
+
+/// One of `providers` of an entry. It stands beside the Telemetry, since sidecars are not told: their own settings say where
+/// telemetry goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedProvider {
+    /// What the entry is about.
+    pub signal: Signal,
+    /// `name`.
+    pub name: String,
+    /// Where in the document, such as `spec.tracing[0].providers[0]`.
+    pub path: String,
+}
+
 /// `match.mode`: which side of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

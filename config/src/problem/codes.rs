@@ -193,8 +193,8 @@ codes! {
         "An entry of `customTags` has a name and exactly one of `literal` and `header`. Names that begin with `postern.` are the sidecar's own; headers that may hold secrets stand in no span. `environment` would read the sidecar's own environment for everybody who may write a Telemetry in a namespace, and `formatter` is Envoy's own language: both are refused."
         "Write `literal: {value: ...}` or `header: {name: ...}`; what is fixed for a sidecar goes into its OTEL_RESOURCE_ATTRIBUTES.";
     TELEMETRY_PROVIDER "PST0322" Both "provider that Postern does not have"
-        "Providers of Istio say where telemetry goes. In Postern the sidecar's own settings say that (`--access-log`, the OTEL_* variables, its port for Prometheus): `envoy` is its access log, `prometheus` its metrics, and spans have no provider. For traces another name is a warning, since there is one place where spans go; for the log and metrics it is an error, since the entry would be for something else."
-        "Write `envoy` for the access log and `prometheus` for metrics, or leave `providers` out.";
+        "Providers of Istio say where telemetry goes. In Postern the sidecar's own settings say that (`--access-log`, the OTEL_* variables, its port for Prometheus). A Telemetry may name `envoy` for the access log, `prometheus` for metrics, and what `extensionProviders` of the mesh configuration declares for the same signal; any other name is an error, since the entry would be for something else. A provider that names a collector is a warning, since nothing is sent there by it."
+        "Declare the provider, write `envoy` for the access log and `prometheus` for metrics, or leave `providers` out; set OTEL_EXPORTER_OTLP_ENDPOINT of the sidecars and suppress the warning where that is done.";
     DUPLICATE_OBJECT "PST0401" Error "two objects with one name"
         "Two documents have the same kind, namespace and name."
         "Rename one of the two, or remove it.";

@@ -3,7 +3,7 @@ use super::{objects, relations::Relations, service_entries, values};
 use crate::{
     documents::{
         destination_rule::{DestinationRule, TlsMode, duration},
-        kubernetes::{TargetPort, injected},
+        kubernetes::{TargetPort, injected, service_host},
         parse::{Node, shorten},
         peer_authentication::MtlsMode,
         report::Report,
@@ -246,7 +246,7 @@ fn strict_behind(found: &mut Relations<'_>, rule: &DestinationRule) -> Option<(S
     let documents = found.documents;
     for service in documents.services.iter().map(|service| &service.value) {
         let metadata = &service.metadata;
-        let host = format!("{}.{}.svc.cluster.local", metadata.name, metadata.namespace);
+        let host = service_host(&metadata.name, &metadata.namespace);
         if !covers(&rule.host, &host) || service.selector.is_empty() {
             continue;
         }

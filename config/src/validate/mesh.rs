@@ -1,5 +1,5 @@
 //! MeshConfig: keys that are real and not enforced are refused, values of the others are checked.
-use super::values;
+use super::{providers, values};
 use crate::{
     documents::{
         parse::{Key, Node, shorten},
@@ -8,6 +8,9 @@ use crate::{
     },
     problem,
 };
+
+/// What says it instead of a path.
+pub(super) const WHERE_LINES_GO: &str = "say where lines go with `--access-log` of each sidecar";
 
 /// The mesh configuration.
 pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
@@ -23,6 +26,7 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
     if let (Some(mesh_mtls), Some(shape)) = (node.get("meshMTLS"), field(istio::MESH_CONFIG, "meshMTLS")) {
         refuse_others(report, mesh_mtls, shape, &["minProtocolVersion"], "meshMTLS.");
     }
+    providers::declared(report, node);
     for domain in node.get("trustDomain").into_iter().chain(node.list("trustDomainAliases")) {
         let text = domain.text().unwrap_or_default();
         if let Some(why) = values::trust_domain(text) {
@@ -40,8 +44,7 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
                 "accessLogFile `{}`: of it only whether it is empty counts, which switches the access log off",
                 shorten(text)
             );
-            let hint = "say where lines go with `--access-log` of each sidecar";
-            report.warning(problem::NO_EFFECT, file.place, reason, hint);
+            report.warning(problem::NO_EFFECT, file.place, reason, WHERE_LINES_GO);
         }
     }
     if let Some(sampling) = node.at("defaultConfig.tracing.sampling")
@@ -53,7 +56,13 @@ pub fn mesh_config(report: &mut Report<'_>, node: &Node) {
 }
 
 /// Keys that Istio has and that would be ignored are errors; keys that Istio does not have are the schema's business.
-fn refuse_others(report: &mut Report<'_>, node: &Node, shape: Shape, enforced: &[&str], path: &str) {
+pub(super) fn refuse_others(
+    report: &mut Report<'_>,
+    node: &Node,
+    shape: Shape,
+    enforced: &[&str],
+    path: &str,
+) {
     let refused = |key: &Key| !enforced.contains(&key.text.as_str()) && field(shape, &key.text).is_some();
     for (key, _) in node.entries().iter().filter(|(key, _)| refused(key)) {
         let reason = format!(
@@ -65,7 +74,7 @@ fn refuse_others(report: &mut Report<'_>, node: &Node, shape: Shape, enforced: &
     }
 }
 
-fn field(shape: Shape, name: &str) -> Option<Shape> {
+pub(super) fn field(shape: Shape, name: &str) -> Option<Shape> {
     let Shape::Object(object) = shape else { return None };
     object.fields.iter().find(|(field, _)| *field == name).map(|(_, shape)| *shape)
 }

@@ -24,6 +24,7 @@ mod pods;
 mod policies;
 mod policy_tests;
 mod ports;
+mod providers;
 mod references;
 mod relations;
 mod service_entries;

@@ -1,5 +1,5 @@
 //! What is wrong between documents: names used twice, references that lead nowhere, scopes that overlap.
-use super::{destination_rules, federation, ports, references, telemetries};
+use super::{destination_rules, federation, ports, providers, references, telemetries};
 use crate::{
     documents::{
         AuthorizationPolicy, Documents, Located, Metadata, Origin, Pod,
@@ -38,6 +38,7 @@ pub fn relations(documents: &Documents) -> Vec<Problem> {
     federation::relations(&mut found);
     destination_rules::relations(&mut found);
     telemetries::relations(&mut found);
+    providers::relations(&mut found);
     ports::check(&mut found);
     found.finish()
 }

@@ -7,11 +7,9 @@ use crate::{
         parse::{Key, Node, Place, Value, shorten},
         report::Report,
         schema::boolean,
+        telemetry::Signal,
     },
-    problem::{
-        self, BAD_LOG_FILTER, BAD_TRACE_TAG, FIELD_NOT_ENFORCED, NO_EFFECT, TELEMETRY_CONFLICT,
-        TELEMETRY_PROVIDER,
-    },
+    problem::{self, BAD_LOG_FILTER, BAD_TRACE_TAG, FIELD_NOT_ENFORCED, NO_EFFECT, TELEMETRY_CONFLICT},
     select::by_age,
     telemetry::{TAGS, wrong_tag},
 };
@@ -19,7 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 
 /// `Telemetry`.
 pub fn telemetry(report: &mut Report<'_>, node: &Node) {
-    let signals = ["accessLogging", "tracing", "metrics"];
+    let signals = Signal::ALL.map(|(field, _)| field);
     let spec =
         node.get("spec").filter(|spec| signals.iter().any(|signal| spec.list(signal).next().is_some()));
     let Some(spec) = spec else {
@@ -35,7 +33,6 @@ pub fn telemetry(report: &mut Report<'_>, node: &Node) {
         }
     }
     for logging in spec.list("accessLogging") {
-        providers(report, logging, "accessLogging", Some("envoy"));
         if let Some(expression) = logging.at("filter.expression") {
             filter(report, expression);
         }
@@ -47,11 +44,9 @@ pub fn telemetry(report: &mut Report<'_>, node: &Node) {
     }
     overridden(report, spec);
     for tracing in spec.list("tracing") {
-        providers(report, tracing, "tracing", None);
         traces(report, tracing);
     }
     for metrics in spec.list("metrics") {
-        providers(report, metrics, "metrics", Some("prometheus"));
         not_enforced(
             report,
             metrics,
@@ -88,36 +83,6 @@ fn filter(report: &mut Report<'_>, expression: &Node) {
         };
         let reason = format!("filter of the access log: {}; {place}", mistake.reason);
         report.error(BAD_LOG_FILTER, expression.place, reason, mistake.hint);
-    }
-}
-
-/// Where telemetry goes is not the document's to say; a name that means what is done anyway is fine.
-fn providers(report: &mut Report<'_>, entry: &Node, signal: &str, ours: Option<&str>) {
-    for provider in entry.list("providers") {
-        let Some(name) = provider.get("name") else { continue };
-        let text = name.text().unwrap_or_default();
-        match ours {
-            Some(ours) if ours.eq_ignore_ascii_case(text) => {}
-            Some(ours) => {
-                let reason = format!("no provider `{}` of {signal}", shorten(text));
-                let hint = format!(
-                    "write `{ours}`, or leave `providers` out; the sidecars' own settings say where it goes"
-                );
-                report.error(TELEMETRY_PROVIDER, name.place, reason, hint);
-            }
-            None => {
-                let reason = format!(
-                    "spans go where the OTEL_* variables of the sidecars say, not to `{}`",
-                    shorten(text)
-                );
-                report.warning(
-                    TELEMETRY_PROVIDER,
-                    name.place,
-                    reason,
-                    "set OTEL_EXPORTER_OTLP_ENDPOINT; suppress the warning where that is done",
-                );
-            }
-        }
     }
 }
 

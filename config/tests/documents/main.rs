@@ -16,6 +16,7 @@ use std::{fs, path::Path};
 
 mod mesh;
 mod mistakes;
+mod providers;
 mod telemetry;
 
 fn file(name: &str, text: &str) -> SourceFile {
@@ -41,6 +42,17 @@ fn clean(text: &str) -> Documents {
 
 fn show(problems: &[Problem]) -> String {
     problems.iter().map(|p| format!("{p}\n\n")).collect()
+}
+
+/// The first problem with this code has to be in this line, and to name this reason and this remedy.
+fn told(text: &str, code: &str, line: usize, reason: &str, hint: &str) {
+    let (_, problems) = read(text);
+    let found = problems.iter().find(|p| p.code == code);
+    let found = found.unwrap_or_else(|| panic!("no {code} in\n{text}\nbut\n{}", show(&problems)));
+    assert!(found.reason.contains(reason), "{reason}: {found}\n{text}");
+    assert!(found.hint.contains(hint), "{hint}: {found}\n{text}");
+    assert_eq!(found.line, line, "{found}\n{text}");
+    assert!(found.column > 0, "{found}\n{text}");
 }
 
 #[test]

@@ -126,12 +126,7 @@ fn federation_is_read_whole_or_refused_with_code_place_and_remedy() {
             "names of their own",
         ),
     ] {
-        let (_, problems) = read(&text);
-        let found = problems.iter().find(|p| p.code == code && p.reason.contains(reason));
-        let found =
-            found.unwrap_or_else(|| panic!("no {code} `{reason}` for\n{text}\nbut {}", show(&problems)));
-        assert_eq!(found.line, line, "{found}");
-        assert!(found.hint.contains(hint), "{found}");
+        told(&text, code, line, reason, hint);
     }
 }
 

@@ -8,9 +8,17 @@ use postern_config::{
 use std::collections::BTreeMap;
 
 fn telemetry(spec: &str) -> String {
-    format!(
-        "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: t, namespace: a}}\nspec:\n  {spec}\n"
-    )
+    document("name: t, namespace: a", &format!("\n  {spec}"))
+}
+
+/// `spec` with what stands before it on the line of `spec:`.
+fn document(metadata: &str, spec: &str) -> String {
+    format!("apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{{metadata}}}\nspec:{spec}\n")
+}
+
+/// One that says for whom it is and little else, with the line before the next.
+fn for_pods(metadata: &str, labels: &str) -> String {
+    document(metadata, &format!(" {{selector: {{matchLabels: {{{labels}}}}}, tracing: [{{}}]}}")) + "---\n"
 }
 
 #[test]
@@ -85,7 +93,7 @@ fn what_cannot_be_enforced_has_its_code_place_and_remedy() {
             log("providers: [{name: otel}]"),
             "PST0322",
             6,
-            "no provider `otel` of accessLogging",
+            "no provider `otel` of accessLogging: there is `envoy`",
             "write `envoy`",
         ),
         (log("disabled: {value: true}"), "PST0103", 6, "true or false", "true"),
@@ -107,7 +115,7 @@ fn what_cannot_be_enforced_has_its_code_place_and_remedy() {
             trace("providers: [{name: jaeger}]"),
             "PST0322",
             6,
-            "not to `jaeger`",
+            "no provider `jaeger` of tracing: none is declared",
             "OTEL_EXPORTER_OTLP_ENDPOINT",
         ),
         (
@@ -175,12 +183,7 @@ fn what_cannot_be_enforced_has_its_code_place_and_remedy() {
             "rename",
         ),
     ] {
-        let (_, problems) = read(&text);
-        let found = problems.iter().find(|p| p.code == code);
-        let found = found.unwrap_or_else(|| panic!("no {code} in\n{text}\nbut\n{}", show(&problems)));
-        assert!(found.reason.contains(reason), "{reason}: {found}");
-        assert!(found.hint.contains(hint), "{hint}: {found}");
-        assert_eq!(found.line, line, "{found}\n{text}");
+        told(&text, code, line, reason, hint);
     }
     // Twins: other scopes are no conflict, and joined filters are one entry.
     let other = telemetry("tracing: [{}]").replace("namespace: a", "namespace: b");
@@ -192,18 +195,16 @@ fn what_cannot_be_enforced_has_its_code_place_and_remedy() {
 fn two_that_select_one_pod_are_a_conflict_and_the_oldest_counts() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, labels: {app: x, tier: z}}\nspec: {containers: [{name: c}]}\n---\n";
     let one = |name: &str, label: &str, created: &str| {
-        format!(
-            "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: a, creationTimestamp: \"{created}\"}}\nspec: {{selector: {{matchLabels: {label}}}, tracing: [{{}}]}}\n---\n"
-        )
+        for_pods(&format!("name: {name}, namespace: a, creationTimestamp: \"{created}\""), label)
     };
-    let younger = one("m", "{app: x}", "2026-02-01T00:00:00Z");
-    let older = one("z", "{tier: z}", "2026-01-01T00:00:00Z");
+    let younger = one("m", "app: x", "2026-02-01T00:00:00Z");
+    let older = one("z", "tier: z", "2026-01-01T00:00:00Z");
     let (documents, problems) = read(&format!("{pod}{younger}{older}"));
     let [found] = &problems[..] else { panic!("{}", show(&problems)) };
     assert_eq!((found.code, found.line), ("PST0521", 9), "{found}");
     assert!(found.reason.contains("Telemetry a/m does not count for `p`: `z`"), "{found}");
     assert_eq!(chosen(&documents, "a", &[("app", "x"), ("tier", "z")]), ["a/z"]);
-    let (_, problems) = read(&format!("{pod}{younger}{}", one("z", "{tier: other}", "2026-01-01T00:00:00Z")));
+    let (_, problems) = read(&format!("{pod}{younger}{}", one("z", "tier: other", "2026-01-01T00:00:00Z")));
     assert_eq!(problems.iter().map(|p| p.code).collect::<Vec<_>>(), ["PST0407"], "{}", show(&problems));
 }
 
@@ -228,10 +229,8 @@ fn chosen(documents: &Documents, namespace: &str, labels: &[(&str, &str)]) -> Ve
 
 #[test]
 fn mesh_namespace_and_workload_are_merged_in_this_order() {
-    let one = |name: &str, namespace: &str, selector: &str| {
-        format!(
-            "apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{selector: {{matchLabels: {{{selector}}}}}, tracing: [{{}}]}}\n---\n"
-        )
+    let one = |name: &str, namespace: &str, labels: &str| {
+        for_pods(&format!("name: {name}, namespace: {namespace}"), labels)
     };
     let text = [
         one("own", "a", "app: x"),

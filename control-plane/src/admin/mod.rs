@@ -2,7 +2,7 @@
 //!
 //! [`pages`] is what is said on the wire, `server` carries it, `answers` makes it, `metrics` writes numbers for Prometheus,
 //! `live` is what the mesh does now, `policies` who enforces what, `topology` who calls whom, `events` what is decided as
-//! sidecars tell it, `tap` shows calls as they pass, and `page` shows it in a browser.
+//! sidecars tell it, `tap` shows calls as they pass, `page` shows it in a browser, and `patient` lets go of readers that stopped.
 
 mod answers;
 mod events;
@@ -10,6 +10,7 @@ mod live;
 mod metrics;
 pub mod page;
 pub mod pages;
+mod patient;
 mod policies;
 mod server;
 mod tap;

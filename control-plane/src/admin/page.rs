@@ -3,17 +3,14 @@
 //! Whoever may connect may read it, so it is on loopback only. A web site that a person has open may not: a name that is made to
 //! resolve to us is refused by `Host`, and another origin by `Origin` and by what browsers say of where a request comes from.
 
-use super::server::{Answer, Flow, accept, converse, text, typed, whole};
+use super::server::{Answer, Flow, Long, accept, converse, text, typed, whole};
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -74,15 +71,16 @@ impl PagePort {
         let policy = policy();
         let next = || async { self.listener.accept().await.map(|(stream, _)| stream) };
         accept(&stop, next, |stream, place| {
-            let (source, policy, is_long) =
-                (source.clone(), policy.clone(), Arc::new(AtomicBool::new(false)));
-            let told = Arc::clone(&is_long);
+            let (source, policy, long) = (source.clone(), policy.clone(), Arc::new(OnceLock::new()));
+            let told = Arc::clone(&long);
             let service = move |request: Request<Incoming>| {
-                let (source, policy, is_long) = (source.clone(), policy.clone(), Arc::clone(&told));
+                let (source, policy, long) = (source.clone(), policy.clone(), Arc::clone(&told));
                 async move {
                     let answer = match asked(port, &request) {
                         Ok(data) => {
-                            is_long.fetch_or(data == "/events", Ordering::Relaxed);
+                            if data == "/events" {
+                                long.get_or_init(|| Long::Events);
+                            }
                             source(data).await
                         }
                         Err(answer) => whole(*answer),
@@ -90,7 +88,7 @@ impl PagePort {
                     guarded(answer, policy)
                 }
             };
-            tokio::spawn(converse(stream, service, is_long, stop.clone(), place));
+            tokio::spawn(converse(stream, service, long, stop.clone(), place));
         })
         .await;
     }

@@ -1,6 +1,6 @@
 //! HTTP/1.1 on a unix socket of its owner's, and `/metrics` on a port: bounded in connections, bytes and time.
 
-use super::{answers, events, live, metrics, policies, tap};
+use super::{answers, events, live, metrics, patient::Patient, policies, tap};
 use crate::traffic::tap::LONGEST;
 use crate::upkeep::Upkeep;
 use anyhow::Context as _;
@@ -15,10 +15,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -42,6 +39,15 @@ pub type Answer = Response<Full<Bytes>>;
 
 /// An answer that may go on, like a tap.
 pub type Flow = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// An answer that goes on lasts longer than one that is whole; a connection that has been asked for one is known by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Long {
+    /// What sidecars tell, as it comes.
+    Events,
+    /// Calls, as they pass.
+    Tap,
+}
 
 /// A whole answer where one that goes on could be.
 pub(super) fn whole(answer: Answer) -> Flow {
@@ -87,22 +93,22 @@ impl Socket {
             if !is_owner(&stream) {
                 return tracing::warn!("somebody else's user knocked at the admin socket and was sent away");
             }
-            let (upkeep, is_long) = (Arc::clone(&upkeep), Arc::new(AtomicBool::new(false)));
-            let told = Arc::clone(&is_long);
+            let (upkeep, long) = (Arc::clone(&upkeep), Arc::new(OnceLock::new()));
+            let told = Arc::clone(&long);
             let service = move |request: Request<Incoming>| {
-                let (upkeep, is_long) = (Arc::clone(&upkeep), Arc::clone(&told));
+                let (upkeep, long) = (Arc::clone(&upkeep), Arc::clone(&told));
                 async move {
                     match (request.method(), request.uri().path()) {
-                        (&Method::POST, "/tap") => tapped(upkeep, request, &is_long).await,
+                        (&Method::POST, "/tap") => tapped(upkeep, request, &long).await,
                         (&Method::GET, "/events") => {
-                            is_long.store(true, Ordering::Relaxed);
+                            long.get_or_init(|| Long::Events);
                             events::follow(&upkeep)
                         }
                         _ => whole(answer(upkeep, request).await),
                     }
                 }
             };
-            tokio::spawn(converse(stream, service, is_long, stop.clone(), place));
+            tokio::spawn(converse(stream, service, long, stop.clone(), place));
         })
         .await;
     }
@@ -180,11 +186,11 @@ pub(super) async fn accept<S, F: Future<Output = io::Result<S>>>(
     }
 }
 
-/// One connection, which ends in time. An answer that goes on may last longer than a question: whoever makes one says so in `is_long`.
+/// One connection, which ends in time. An answer that goes on may last longer than a question: whoever makes one says so in `long`.
 pub(super) async fn converse<S, F, R>(
     stream: S,
     service: F,
-    is_long: Arc<AtomicBool>,
+    long: Arc<OnceLock<Long>>,
     stop: CancellationToken,
     _place: OwnedSemaphorePermit,
 ) where
@@ -200,10 +206,10 @@ pub(super) async fn converse<S, F, R>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Patient::new(stream, Arc::clone(&long))), service);
     let deadline = async {
         tokio::time::sleep(CONNECTION_DEADLINE).await;
-        if is_long.load(Ordering::Relaxed) {
+        if long.get().is_some() {
             tokio::time::sleep(LONGEST).await;
         }
     };
@@ -216,10 +222,10 @@ pub(super) async fn converse<S, F, R>(
     }
 }
 
-async fn tapped(upkeep: Arc<Upkeep>, request: Request<Incoming>, is_long: &AtomicBool) -> Flow {
+async fn tapped(upkeep: Arc<Upkeep>, request: Request<Incoming>, long: &OnceLock<Long>) -> Flow {
     match tokio::time::timeout(HEAD_DEADLINE, Limited::new(request.into_body(), BODY_BYTES).collect()).await {
         Ok(Ok(body)) => {
-            is_long.store(true, Ordering::Relaxed);
+            long.get_or_init(|| Long::Tap);
             tap::open(&upkeep, &body.to_bytes())
         }
         _ => whole(unreadable()),
@@ -291,7 +297,7 @@ pub(super) fn typed(status: StatusCode, kind: &'static str, body: impl Into<Byte
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::mpsc;
 
     #[tokio::test]

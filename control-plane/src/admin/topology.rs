@@ -7,12 +7,13 @@ use super::{
     server::Answer,
 };
 use crate::{
-    registry::{Index, service_host},
+    registry::Index,
     rotation::written,
     traffic::{End, sums::Sums},
     upkeep::Upkeep,
 };
 use http::StatusCode;
+use postern_config::documents::service_host;
 use postern_identity::{SpiffeId, TrustDomain};
 use std::{
     cmp::Reverse,

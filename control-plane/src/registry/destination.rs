@@ -1,12 +1,9 @@
 //! Where a call to one address goes: a service, one workload, or outside the mesh.
 
-use super::{
-    index::{Backed, Expected, Index, Member, declared, version},
-    named::service_host,
-};
+use super::index::{Backed, Expected, Index, Member, declared, version};
 use postern_api::v1;
 use postern_config::{
-    documents::{kubernetes::ServicePort, peer_authentication::MtlsMode},
+    documents::{kubernetes::ServicePort, peer_authentication::MtlsMode, service_host},
     select,
     snapshot::Protocol,
 };

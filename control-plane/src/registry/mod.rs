@@ -13,7 +13,6 @@ mod rules;
 mod selected;
 
 pub use index::{Index, Policy};
-pub(crate) use named::service_host;
 
 #[cfg(test)]
 mod outside_tests;

@@ -1,12 +1,8 @@
 //! Who is meant by the name of a service or a workload, as people write it.
 
 use super::Index;
+use postern_config::documents::service_host;
 use std::collections::BTreeSet;
-
-/// The whole host of a service, under which sidecars know it and report it.
-pub(crate) fn service_host(name: &str, namespace: &str) -> String {
-    format!("{name}.{namespace}.svc.cluster.local")
-}
 
 /// The pods and the hosts that a name means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

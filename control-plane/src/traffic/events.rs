@@ -45,6 +45,12 @@ impl Events {
         Some(Watcher { events: self.sender.subscribe(), _place: place })
     }
 
+    /// How many events the slowest has not been told yet.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.sender.len()
+    }
+
     /// Tells what is left of a report.
     pub(super) fn tell(&self, namespace: &str, pod: &str, identity: &str, taken: &Taken, now: SystemTime) {
         if self.sender.receiver_count() == 0 {
@@ -105,7 +111,7 @@ fn event(workload: String, identity: &str, taken: &Taken, now: SystemTime) -> pa
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
     use crate::traffic::intake::{
@@ -124,6 +130,14 @@ mod tests {
             &intake::read(report, now()),
             now(),
         );
+    }
+
+    /// Tells of eight denials at paths below this one, in some 5 KiB.
+    pub(crate) fn tell_denials(events: &Events, path: &str) {
+        let closest = "x".repeat(500);
+        let denials = (0..DENIALS)
+            .map(|n| v1::Denial { closest: closest.clone(), ..denial_of(&format!("{path}/{n}"), "0a") });
+        tell(events, v1::Report { denials: denials.collect(), ..Default::default() });
     }
 
     #[tokio::test]

@@ -2,13 +2,14 @@
 use super::{number, optional, strings};
 use crate::{
     documents::{
-        mesh_config::{AccessLogEncoding, MeshConfig},
+        mesh_config::{AccessLogEncoding, ExtensionProvider, MeshConfig},
         parse::Node,
         schema,
     },
     path::Normalization,
 };
 use postern_identity::tls::Versions;
+use std::collections::BTreeMap;
 
 pub fn mesh_config(node: &Node) -> MeshConfig {
     let default = MeshConfig::default();
@@ -38,4 +39,14 @@ pub fn mesh_config(node: &Node) -> MeshConfig {
             _ => Versions::Tls13,
         },
     }
+}
+
+/// `extensionProviders`, by their names.
+pub fn extension_providers(node: &Node) -> BTreeMap<String, ExtensionProvider> {
+    let kind = |provider: &Node| {
+        let is = |word: &str| provider.get(word).is_some_and(|kind| !kind.is_null());
+        ExtensionProvider::ALL.iter().find(|(word, _)| is(word)).map(|(_, kind)| *kind)
+    };
+    let all = node.list("extensionProviders");
+    all.filter_map(|provider| Some((provider.string("name"), kind(provider)?))).collect()
 }

@@ -1,9 +1,11 @@
 //! Trees to Telemetry.
 use super::{flag, kubernetes::metadata, number, optional, string_map};
 use crate::documents::{
-    parse::Node,
+    parse::{Node, Place},
     schema::boolean,
-    telemetry::{AccessLogging, CustomTag, Metric, MetricOverride, Mode, Telemetry, Tracing},
+    telemetry::{
+        AccessLogging, CustomTag, Metric, MetricOverride, Mode, NamedProvider, Signal, Telemetry, Tracing,
+    },
 };
 
 pub fn telemetry(node: &Node) -> Telemetry {
@@ -21,6 +23,21 @@ pub fn telemetry(node: &Node) -> Telemetry {
             .filter_map(metric_override)
             .collect(),
     }
+}
+
+/// All `providers[]` of all entries that have a name, and the places of these.
+pub fn named_providers(node: &Node) -> impl Iterator<Item = (NamedProvider, Place)> {
+    let signals = Signal::ALL.into_iter().flat_map(move |(field, signal)| {
+        let entries = node.get("spec").into_iter().flat_map(move |spec| spec.list(field)).enumerate();
+        entries.map(move |(number, entry)| (format!("spec.{field}[{number}]"), signal, entry))
+    });
+    signals.flat_map(|(path, signal, entry)| {
+        entry.list("providers").enumerate().filter_map(move |(number, provider)| {
+            let name = provider.get("name")?;
+            let path = format!("{path}.providers[{number}]");
+            Some((NamedProvider { signal, name: name.text()?.to_owned(), path }, name.place))
+        })
+    })
 }
 
 fn mode(node: &Node) -> Mode {

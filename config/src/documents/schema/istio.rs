@@ -1,6 +1,6 @@
 //! Tables of the fields of Istio's objects: PeerAuthentication, AuthorizationPolicy, MeshConfig.
 use super::{Object, Shape, kubernetes::OBJECT_META};
-use Shape::{Any, Boolean, IntOrText, List, MapOf, Number, Text, Word};
+use Shape::{Any, Boolean, IntOrText, Integer, List, MapOf, Number, Text, Word};
 
 const TEXTS: Shape = List(&Text);
 const fn object(object: &'static Object) -> Shape {
@@ -99,6 +99,7 @@ pub const MESH_CONFIG: Shape = object(&Object::open(&[
     ("defaultConfig", object(&PROXY_CONFIG)),
     ("outboundTrafficPolicy", object(&Object::open(&[("mode", Word(&["ALLOW_ANY", "REGISTRY_ONLY"]))]))),
     ("meshMTLS", object(&MESH_MTLS)),
+    ("extensionProviders", List(&object(&EXTENSION_PROVIDER))),
     ("accessLogFormat", Any),
     ("caCertificates", Any),
     ("certificates", Any),
@@ -115,7 +116,6 @@ pub const MESH_CONFIG: Shape = object(&Object::open(&[
     ("enableAutoMtls", Any),
     ("enableEnvoyAccessLogService", Any),
     ("enablePrometheusMerge", Any),
-    ("extensionProviders", Any),
     ("h2UpgradePolicy", Any),
     ("hboneIdleTimeout", Any),
     ("inboundClusterStatName", Any),
@@ -150,7 +150,61 @@ pub const ENFORCED_MESH_KEYS: &[&str] = &[
     "defaultConfig",
     "outboundTrafficPolicy",
     "meshMTLS",
+    "extensionProviders",
 ];
+/// Of the kinds of providers those of telemetry are known; see `validate::providers`.
+pub const EXTENSION_PROVIDER: Object = Object {
+    fields: &[
+        ("name", Text),
+        ("envoyFileAccessLog", object(&FILE_ACCESS_LOG)),
+        ("envoyOtelAls", object(&OTEL_ALS)),
+        ("opentelemetry", object(&OPENTELEMETRY)),
+        ("prometheus", object(&Object::open(&[]))),
+        ("datadog", Any),
+        ("envoyExtAuthzGrpc", Any),
+        ("envoyExtAuthzHttp", Any),
+        ("envoyHttpAls", Any),
+        ("envoyTcpAls", Any),
+        ("lightstep", Any),
+        ("opencensus", Any),
+        ("sds", Any),
+        ("skywalking", Any),
+        ("stackdriver", Any),
+        ("zipkin", Any),
+    ],
+    required: &["name"],
+    nullable: false,
+};
+const FILE_ACCESS_LOG: Object = Object::open(&[
+    ("path", Text),
+    ("filterStateObjectsToLog", Any),
+    ("logFormat", Any),
+    ("omitEmptyValues", Any),
+]);
+const OTEL_ALS: Object = Object {
+    fields: &[
+        ("service", Text),
+        ("port", Integer),
+        ("filterStateObjectsToLog", Any),
+        ("logFormat", Any),
+        ("logName", Any),
+    ],
+    required: &["service", "port"],
+    nullable: false,
+};
+const OPENTELEMETRY: Object = Object {
+    fields: &[
+        ("service", Text),
+        ("port", Integer),
+        ("http", object(&Object::open(&[("path", Text), ("timeout", Text), ("headers", Any)]))),
+        ("dynatraceSampler", Any),
+        ("grpc", Any),
+        ("maxTagLength", Any),
+        ("resourceDetectors", Any),
+    ],
+    required: &["service", "port"],
+    nullable: false,
+};
 /// Only `minProtocolVersion` is acted on.
 const MESH_MTLS: Object = Object::open(&[
     ("minProtocolVersion", Word(&["TLS_AUTO", "TLSV1_2", "TLSV1_3"])),
