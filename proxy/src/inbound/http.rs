@@ -176,7 +176,7 @@ impl Connection {
         let key = Key { address: app, source, identity: None, sni: None, http2 };
         record.set_upstream(app, None);
         record.upstream_started();
-        let dial = || async {
+        let dial = async |_| {
             let stream = connect_app(app, caller, settings).await?;
             Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
         };

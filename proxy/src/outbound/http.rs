@@ -289,9 +289,10 @@ impl Connection {
         };
         let carries = if call.http2 { Carries::Http2 } else { Carries::Http1 };
         let (met, sent) = (RefCell::new(None), Cell::new(Instant::now()));
-        let dial = || async {
+        let dial = async |waited| {
+            let credentials = credentials.as_deref();
             let opened =
-                reach::open(worker, endpoint, credentials.as_deref(), &call.sni, carries, traffic).await?;
+                reach::open(worker, endpoint, credentials, &call.sni, carries, traffic, waited).await?;
             *met.borrow_mut() = opened.met;
             // The time that the handshake takes is no latency of the service.
             sent.set(Instant::now());
