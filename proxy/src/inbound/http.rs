@@ -164,7 +164,7 @@ impl Connection {
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let watched = (wish == Wish::WebSocket).then(|| (parts.clone(), target.clone()));
         let watch = record.watch().clone();
-        let (upload, exchange) = Upload::new(incoming, self.http2);
+        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
             Ok(request) => request,
             Err(error) => return forward::refuse(&error, record, grpc),

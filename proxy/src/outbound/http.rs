@@ -126,7 +126,7 @@ impl Connection {
         record.pass_trace_on(&mut parts.headers);
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let (upload, exchange) = Upload::new(incoming, self.http2);
+        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
         // A WebSocket needs HTTP/1.1.
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
