@@ -1,6 +1,10 @@
 //! Bodies that count, and that hold what must not end before them: the record, and the lease of the connection.
 
-use super::{headers, pool::Lease};
+use super::{
+    headers,
+    headroom::{Gate, Headroom},
+    pool::Lease,
+};
 use crate::{error::ProxyError, telemetry::Record};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
@@ -90,6 +94,7 @@ pub struct Upload {
     incoming: Option<Incoming>,
     exchange: Rc<Exchange>,
     http2: bool,
+    gate: Gate,
 }
 
 /// hyper takes a stream that is reset with NO_ERROR for one that has ended (RFC 9113 section 8.1 has it so for the rest of a
@@ -104,17 +109,17 @@ struct CutOff;
 
 impl Upload {
     /// The body of a request, which came by HTTP/2 or not, and the exchange it reports to.
-    pub fn new(incoming: Incoming, http2: bool) -> (Self, Rc<Exchange>) {
+    pub fn new(incoming: Incoming, http2: bool, headroom: Rc<Headroom>) -> (Self, Rc<Exchange>) {
         let exchange = Rc::new(Exchange::default());
         exchange.uploaded.set(incoming.is_end_stream());
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
-        (Self { incoming, exchange: exchange.clone(), http2 }, exchange)
+        (Self { incoming, exchange: exchange.clone(), http2, gate: Gate::new(headroom) }, exchange)
     }
 
     /// No body.
     #[cfg(test)]
     pub fn empty() -> Self {
-        Self { incoming: None, http2: false, exchange: Rc::default() }
+        Self { incoming: None, http2: false, exchange: Rc::default(), gate: Gate::default() }
     }
 
     /// Another empty body for the same exchange; `None` when this one is not empty.
@@ -122,7 +127,8 @@ impl Upload {
         if self.incoming.is_some() {
             None
         } else {
-            Some(Self { incoming: None, exchange: self.exchange.clone(), http2: self.http2 })
+            let (exchange, http2) = (self.exchange.clone(), self.http2);
+            Some(Self { incoming: None, exchange, http2, gate: Gate::default() })
         }
     }
 }
@@ -143,6 +149,9 @@ impl HttpBody for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let http2 = self.http2;
         self.exchange.begun.set(true);
+        if self.incoming.is_some() {
+            ready!(self.gate.poll(cx));
+        }
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         let ended = incoming.is_end_stream();
@@ -216,22 +225,6 @@ impl Body {
     }
 }
 
-/// Whether there is memory for more of the answers that are on their way. One for each worker, so a cell is enough.
-#[derive(Debug, Default)]
-pub struct Headroom {
-    is_full: Cell<bool>,
-}
-
-impl Headroom {
-    /// While it is full nothing more is read from upstreams: what their clients do not take then waits where it comes from.
-    pub fn set_full(&self, is_full: bool) {
-        self.is_full.set(is_full);
-    }
-}
-
-/// Between two looks whether an answer may go on that waits for memory.
-const MEMORY_PAUSE: Duration = Duration::from_millis(10);
-
 /// An upstream's answer on its way down. The record is written when this is dropped, so it tells the whole story.
 pub struct Download {
     incoming: Incoming,
@@ -247,9 +240,7 @@ pub struct Download {
     // Where it is noted whether the client takes what it is offered, and whether it is the client's turn.
     progress: Option<Rc<Progress>>,
     offered: bool,
-    headroom: Rc<Headroom>,
-    // While there is none.
-    pause: Option<Pin<Box<Sleep>>>,
+    gate: Gate,
 }
 
 /// Whether the client of one HTTP/2 connection takes what it is offered. Without a window hyper asks no body for more, so
@@ -294,8 +285,7 @@ impl Download {
             deadline: None,
             progress: None,
             offered: false,
-            headroom,
-            pause: None,
+            gate: Gate::new(headroom),
         }
     }
 }
@@ -359,7 +349,7 @@ impl Download {
         if self.is_cut() {
             return Poll::Ready(None);
         }
-        if self.poll_headroom(cx).is_pending() {
+        if self.gate.poll(cx).is_pending() {
             return self.poll_deadline(cx);
         }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
@@ -401,15 +391,6 @@ impl Download {
 }
 
 impl Download {
-    fn poll_headroom(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.headroom.is_full.get() {
-            let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(MEMORY_PAUSE)));
-            ready!(pause.as_mut().poll(cx));
-            self.pause = None;
-        }
-        Poll::Ready(())
-    }
-
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.sleep.as_mut().poll(cx));

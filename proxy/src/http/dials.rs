@@ -9,6 +9,12 @@ use tokio::sync::Notify;
 /// After so long whoever waits makes a connection all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long somebody who has `waited` for the connection of others may take for its own, when `patience` is for both. A tenth is
+/// left at least: others' may have failed for a reason that is gone.
+pub fn time_left(patience: Duration, waited: Duration) -> Duration {
+    patience.saturating_sub(waited).max(patience / 10)
+}
+
 /// One worker's for one place.
 #[derive(Debug)]
 pub struct Dials {

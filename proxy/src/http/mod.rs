@@ -10,6 +10,7 @@ pub mod framing;
 pub mod gather;
 pub mod handshake;
 pub mod headers;
+pub mod headroom;
 pub mod interim;
 pub mod opening;
 pub mod pool;

@@ -101,6 +101,13 @@ pub struct Terms {
     pub opening: Option<Duration>,
 }
 
+impl Terms {
+    /// Whether a connection that has carried so many requests carries another one.
+    fn has_more(&self, carried: u32) -> bool {
+        self.requests.is_none_or(|most| carried < most)
+    }
+}
+
 /// The pool of one worker.
 pub struct Pool {
     idle: Idle,
@@ -213,7 +220,8 @@ impl Pool {
         Rc::new(Self { idle, slots: RefCell::default(), budget: Budget::default() })
     }
 
-    /// Sends a request on a kept connection or a new one that `dial` opens. A request that a kept connection lost unseen goes
+    /// Sends a request on a kept connection or a new one that `dial` opens, who is told how long the request has waited for others'
+    /// connections. A request that a kept connection lost unseen goes
     /// once more on a new one; so does, within the budget, an idempotent one without a body when the connection closed without
     /// any answer, since a server may close an idle connection in the very moment of its reuse.
     pub async fn send<D, F>(
@@ -226,7 +234,7 @@ impl Pool {
         dial: D,
     ) -> Result<(Response<Incoming>, Lease), Failure>
     where
-        D: Fn() -> F,
+        D: Fn(Duration) -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
         let mut reuse = true;
@@ -252,7 +260,7 @@ impl Pool {
                         watch: watch.clone(),
                         carried: carried + 1,
                     };
-                    let home = terms.requests.is_none_or(|most| carried + 1 < most).then_some(home);
+                    let home = terms.has_more(carried + 1).then_some(home);
                     (sent, Lease { watch, home, ..Lease::default() })
                 }
                 Connection::Http2(mut sender, stream, watch, seen) => {
@@ -303,19 +311,27 @@ impl Pool {
         dial: &D,
     ) -> Result<(Connection, bool), ProxyError>
     where
-        D: Fn() -> F,
+        D: Fn(Duration) -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
         let kept = || if reuse { self.kept(key, terms, credentials) } else { None };
-        let dials = self.slots.borrow_mut().entry(key.clone()).or_insert_with(|| Slot::of(key)).dials.clone();
-        let _turn = match dials.turn() {
-            Some(turn) => turn,
-            None => match dials.wait(kept).await {
-                Ok(kept) => return Ok((kept, true)),
-                Err(turn) => turn,
-            },
+        let dials = {
+            let mut slots = self.slots.borrow_mut();
+            let slot = slots.entry(key.clone()).or_insert_with(|| Slot::of(key));
+            slot.terms = terms;
+            slot.dials.clone()
         };
-        let made = self.made(key, credentials, dial).await;
+        let (_turn, waited) = match dials.turn() {
+            Some(turn) => (turn, Duration::ZERO),
+            None => {
+                let came = Instant::now();
+                match dials.wait(kept).await {
+                    Ok(kept) => return Ok((kept, true)),
+                    Err(turn) => (turn, came.elapsed()),
+                }
+            }
+        };
+        let made = self.made(key, credentials, || dial(waited)).await;
         Ok((made.inspect_err(|_| dials.failed())?, false))
     }
 
@@ -323,10 +339,10 @@ impl Pool {
         &self,
         key: &Key,
         credentials: Option<&Arc<Credentials>>,
-        dial: &D,
+        dial: D,
     ) -> Result<Connection, ProxyError>
     where
-        D: Fn() -> F,
+        D: FnOnce() -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
     {
         let (stream, watch) = dial().await?;
@@ -362,7 +378,7 @@ impl Pool {
                     && shared.streams.get()
                         < shared.seen.most_streams().map_or(MOST_STREAMS, |most| most.min(MOST_STREAMS))
                     && shared.watch.takes_more(SystemTime::now)
-                    && terms.requests.is_none_or(|most| shared.carried < most)
+                    && terms.has_more(shared.carried)
             })?;
             shared.since = now;
             shared.carried = shared.carried.saturating_add(1);
@@ -409,13 +425,15 @@ impl Pool {
         self.slots.borrow_mut().retain(|key, slot| {
             let patience = slot.terms.idle.unwrap_or(self.idle.of(key.identity.is_some()));
             let current = if key.identity.is_some() { current } else { None };
+            let terms = slot.terms;
             slot.http1.retain(|idle| {
                 now - idle.since < patience && !idle.sender.is_closed() && same(&idle.made_with, current)
             });
             slot.http2.retain(|shared| {
                 let is_busy = shared.streams.get() > 0;
                 let is_fresh = now - shared.since < patience && same(&shared.made_with, current);
-                !shared.sender.is_closed() && (is_busy || is_fresh)
+                // What has carried its last request ends with it.
+                !shared.sender.is_closed() && (is_busy || is_fresh) && terms.has_more(shared.carried)
             });
             !slot.http1.is_empty() || !slot.http2.is_empty() || slot.is_dialled()
         });

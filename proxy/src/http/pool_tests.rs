@@ -1,6 +1,7 @@
 //! Connections to peers that are gone without a word, and bursts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
+use crate::http::dials::time_left;
 use crate::net::Prefixed;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -99,7 +100,7 @@ async fn server(http2: bool) -> (SocketAddr, Rc<Cell<usize>>) {
 }
 
 /// Sends `count` requests at once; connections come of `dial`. How many were answered.
-async fn burst<F>(pool: &Rc<Pool>, key: &Key, count: usize, dial: impl Fn() -> F) -> usize
+async fn burst<F>(pool: &Rc<Pool>, key: &Key, count: usize, dial: impl Fn(Duration) -> F) -> usize
 where
     F: Future<Output = Result<(Stream, Watch), ProxyError>>,
 {
@@ -135,7 +136,7 @@ async fn check_burst(http2: bool, at_a_time: usize, connections: usize) {
         let key = Key { address, identity: None, sni: None, http2, source: None };
         let pool = Pool::new(Idle { plain: Duration::from_secs(60), mesh: Duration::from_secs(60) });
         let (at_once, most) = (Rc::new(Cell::new(0)), Cell::new(0));
-        let dial = || {
+        let dial = |_| {
             let (_one, address) = (InFlight::enter(&at_once), address);
             most.set(most.get().max(at_once.get()));
             async move {
@@ -152,20 +153,44 @@ async fn check_burst(http2: bool, at_a_time: usize, connections: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_in_a_burst_waits_for_those_who_cannot_be_reached() {
+async fn nobody_in_a_burst_waits_longer_for_those_who_cannot_be_reached_than_one_who_is_alone() {
     let local = LocalSet::new();
     let story = async {
         let address = "127.0.0.1:9".parse().unwrap();
         let pool = Pool::new(Idle { plain: Duration::from_secs(60), mesh: Duration::from_secs(60) });
-        let dial = || async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+        let patience = Duration::from_secs(5);
+        let dial = async |waited| {
+            tokio::time::sleep(time_left(patience, waited)).await;
             Err(ProxyError::Connect { address, cause: std::io::ErrorKind::TimedOut.into() })
         };
         for http2 in [false, true] {
             let key = Key { address, identity: None, sni: None, http2, source: None };
             let began = Instant::now();
             assert_eq!(burst(&pool, &key, 1000, dial).await, 0);
-            assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
+            assert!(began.elapsed() <= patience + patience / 10, "{:?}", began.elapsed());
+        }
+    };
+    local.run_until(story).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_has_carried_its_last_request_is_not_kept() {
+    let local = LocalSet::new();
+    let story = async {
+        for (requests, kept) in [(None, 1), (Some(2), 1), (Some(1), 0)] {
+            let (address, _) = server(true).await;
+            let key = Key { address, identity: None, sni: None, http2: true, source: None };
+            let pool = Pool::new(Idle { plain: Duration::from_secs(60), mesh: Duration::from_secs(60) });
+            let dial = async |_| {
+                let stream = TcpStream::connect(address).await.unwrap();
+                Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
+            };
+            let terms = Terms { requests, ..Terms::default() };
+            let sent = pool.send(&key, terms, None, request(), &Exchange::default(), dial).await;
+            assert!(sent.is_ok());
+            pool.sweep(None);
+            let slots = pool.slots.borrow();
+            assert_eq!(slots.get(&key).map_or(0, |slot| slot.http2.len()), kept, "{requests:?}");
         }
     };
     local.run_until(story).await;

@@ -164,7 +164,7 @@ impl Connection {
         let upgrade = parts.extensions.remove::<OnUpgrade>();
         let watched = (wish == Wish::WebSocket).then(|| (parts.clone(), target.clone()));
         let watch = record.watch().clone();
-        let (upload, exchange) = Upload::new(incoming, self.http2);
+        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
             Ok(request) => request,
             Err(error) => return forward::refuse(&error, record, grpc),
@@ -176,7 +176,7 @@ impl Connection {
         let key = Key { address: app, source, identity: None, sni: None, http2 };
         record.set_upstream(app, None);
         record.upstream_started(Instant::now().into_std());
-        let dial = || async {
+        let dial = async |_| {
             let stream = connect_app(app, caller, settings).await?;
             Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
         };

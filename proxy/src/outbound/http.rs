@@ -126,7 +126,7 @@ impl Connection {
         record.pass_trace_on(&mut parts.headers);
 
         let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let (upload, exchange) = Upload::new(incoming, self.http2);
+        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
         // A WebSocket needs HTTP/1.1.
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
         let request = match forward::upstream_request(parts, target, upload, http2, wish) {
@@ -290,9 +290,10 @@ impl Connection {
         };
         let carries = if call.http2 { Carries::Http2 } else { Carries::Http1 };
         let (met, sent) = (RefCell::new(None), Cell::new(now));
-        let dial = || async {
+        let dial = async |waited| {
+            let credentials = credentials.as_deref();
             let opened =
-                reach::open(worker, endpoint, credentials.as_deref(), &call.sni, carries, traffic).await?;
+                reach::open(worker, endpoint, credentials, &call.sni, carries, traffic, waited).await?;
             *met.borrow_mut() = opened.met;
             // The time that the handshake takes is no latency of the service.
             sent.set(Instant::now());

@@ -2,7 +2,7 @@
 
 use crate::{
     error::ProxyError,
-    http::pool::InFlight,
+    http::{dials::time_left, pool::InFlight},
     net::{Prefixed, dial, set_keepalive},
     state::{Credentials, Destination, DestinationHandle, Endpoint},
     telemetry::{Record, Repeat},
@@ -98,7 +98,8 @@ impl Reached {
     }
 }
 
-/// Connects to an endpoint: mutual TLS to exactly its identity, or plain when it has none.
+/// Connects to an endpoint: mutual TLS to exactly its identity, or plain when it has none. Of the time to connect the caller has `waited`
+/// some.
 pub async fn open(
     worker: &Worker,
     endpoint: &Endpoint,
@@ -106,9 +107,10 @@ pub async fn open(
     sni: &str,
     carries: Carries,
     traffic: &Traffic,
+    waited: Duration,
 ) -> Result<Reached, ProxyError> {
     let address = endpoint.dial;
-    let stream = plain(worker, address, traffic).await?;
+    let stream = plain(worker, address, traffic, waited).await?;
     let Some(expected) = &endpoint.identity else {
         return Ok(Reached::plain(stream));
     };
@@ -129,14 +131,15 @@ pub async fn open(
     Ok(Reached { stream, met: Some((peer, facts)), watch })
 }
 
-/// Connects to an address, as it is.
+/// Connects to an address, as it is. Of the time for that the caller has `waited` some.
 pub async fn plain(
     worker: &Worker,
     address: SocketAddr,
     traffic: &Traffic,
+    waited: Duration,
 ) -> Result<tokio::net::TcpStream, ProxyError> {
     let settings = &worker.shared.settings;
-    let patience = traffic.connect_timeout.unwrap_or(settings.limits.connect);
+    let patience = time_left(traffic.connect_timeout.unwrap_or(settings.limits.connect), waited);
     let failed = |cause| ProxyError::Connect { address, cause };
     let stream = dial::connect(address, settings.mark, None, patience).await.map_err(failed)?;
     if let Some(keepalive) = &traffic.keepalive {

@@ -16,7 +16,7 @@ use crate::{
     tls::{Carries, Stream},
     traffic::{Worker, balance, breaker::Share, upstream::Outcome},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Carries one connection.
@@ -69,7 +69,7 @@ async fn connect(
     let traffic = destination.traffic();
     if matches!(**destination, Destination::Outside { blocked: false, .. }) {
         record.set_upstream(route.original, None);
-        let stream = reach::plain(worker, route.original, traffic).await?;
+        let stream = reach::plain(worker, route.original, traffic, Duration::ZERO).await?;
         return Ok((Reached::plain(stream), (None, None)));
     }
     let (endpoints, name) = Route::endpoints(destination, route.original)?;
@@ -92,7 +92,16 @@ async fn connect(
         note_endpoint(record, endpoint);
         let credentials = reach::credentials_for(worker, endpoint)?;
         let load = state.enter();
-        let opened = reach::open(worker, endpoint, credentials.as_deref(), &sni, Carries::Tcp, traffic).await;
+        let opened = reach::open(
+            worker,
+            endpoint,
+            credentials.as_deref(),
+            &sni,
+            Carries::Tcp,
+            traffic,
+            Duration::ZERO,
+        )
+        .await;
         drop(again.take());
         let error = match opened {
             Ok(reached) => {

@@ -5,9 +5,10 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
-        body::{Download, Exchange, Headroom, Upload},
+        body::{Download, Exchange, Upload},
         canonical::Target,
         headers::{self, Wish},
+        headroom::Headroom,
         pool::Lease,
         reply, upgrade,
     },

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     drain::Side,
     error::ProxyError,
-    http::{body::Headroom, pool::Pool},
+    http::{headroom::Headroom, pool::Pool},
     net::{Accepted, Listener},
     state::{Credentials, Inbound, Store},
     telemetry::{Direction, Telemetry},
@@ -43,7 +43,7 @@ pub struct Worker {
     pub sources: Rc<Sources>,
     /// Tunnels, which outlive the HTTP connection that they began as.
     pub tunnels: TaskTracker,
-    /// Whether there is memory for more of the answers that are on their way.
+    /// Whether there is memory for more of the bodies that are on their way.
     pub headroom: Rc<Headroom>,
 }
 
@@ -88,7 +88,7 @@ async fn keep_judged(open: Weak<Open>, store: Arc<Store>, telemetry: Telemetry) 
     }
 }
 
-/// Connections that nobody uses go when memory gets short, and answers wait while it is full.
+/// Connections that nobody uses go when memory gets short, and bodies wait while it is full.
 async fn keep_slim(pool: Weak<Pool>, headroom: Rc<Headroom>, mut levels: watch::Receiver<Level>) {
     while levels.changed().await.is_ok() {
         let Some(pool) = pool.upgrade() else { return };
