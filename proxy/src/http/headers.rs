@@ -188,11 +188,12 @@ pub fn ensure_request_id(headers: &mut HeaderMap) -> Option<HeaderValue> {
     }
     let random = (rand::random::<u128>() & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
     let mut text = Vec::with_capacity(36);
-    for (place, pair) in random.to_be_bytes().chunks(2).enumerate() {
-        if matches!(place, 2..=5) {
+    let [a, b, c, d, e, f, g, h, i, j, node @ ..] = random.to_be_bytes();
+    for group in [&[a, b, c, d][..], &[e, f], &[g, h], &[i, j], &node] {
+        if !text.is_empty() {
             text.push(b'-');
         }
-        hex(pair, &mut text);
+        hex(group, &mut text);
     }
     let made = HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()?;
     headers.insert(&REQUEST_ID, made.clone());

@@ -44,12 +44,12 @@ impl Sender {
     }
 
     /// Sends; see [`SendRequest::try_send_request`].
-    pub async fn try_send_request(
+    pub fn try_send_request(
         &mut self,
         request: Request<Upload>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> + use<> {
         self.turn.store(true, Ordering::Relaxed);
-        self.requests.try_send_request(request).await
+        self.requests.try_send_request(request)
     }
 
     /// Whether the connection has ended.

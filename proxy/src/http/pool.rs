@@ -229,7 +229,7 @@ impl Pool {
         key: &Key,
         terms: Terms,
         credentials: Option<&Arc<Credentials>>,
-        mut request: Request<Upload>,
+        mut request: Box<Request<Upload>>,
         exchange: &Exchange,
         dial: D,
     ) -> Result<(Response<Incoming>, Lease), Failure>
@@ -245,13 +245,13 @@ impl Pool {
                 // Apart, or every request would be as large as those few that open a connection.
                 None => match Box::pin(self.connection(key, terms, credentials, reuse, &dial)).await {
                     Ok(connection) => connection,
-                    Err(error) => return Err(Failure { error, again: Some(Box::new(request)) }),
+                    Err(error) => return Err(Failure { error, again: Some(request) }),
                 },
             };
             let spare = repeat::copy_of(&request);
             let (sent, lease) = match connection {
                 Connection::Http1(mut sender, watch, carried) => {
-                    let sent = sender.try_send_request(request).await;
+                    let sent = sender.try_send_request(*request).await;
                     let home = Home {
                         pool: Rc::downgrade(self),
                         key: key.clone(),
@@ -266,12 +266,12 @@ impl Pool {
                 Connection::Http2(mut sender, stream, watch, seen) => {
                     exchange.handed_over();
                     let patience = terms.opening.unwrap_or(opening::PATIENCE);
-                    let answer = sender.try_send_request(request);
+                    let answer = sender.try_send_request(*request);
                     let Some(sent) = opening::in_time(answer, exchange, (&seen, &stream), patience).await
                     else {
                         self.leave(key, &seen);
                         let error = opening::none_free(key.address, patience);
-                        return Err(Failure { error, again: repeat::harmless(spare).map(Box::new) });
+                        return Err(Failure { error, again: repeat::harmless(spare) });
                     };
                     (sent, Lease { watch, _stream: Some(stream), ..Lease::default() })
                 }
@@ -294,7 +294,7 @@ impl Pool {
                         Some(refusal) => ProxyError::UpstreamDistrusted(refusal),
                         None => repeat::blame(&error, exchange),
                     };
-                    return Err(Failure { error, again: again.map(|again| Box::new(again.request())) });
+                    return Err(Failure { error, again: again.map(repeat::Again::request) });
                 }
             }
             reuse = false;

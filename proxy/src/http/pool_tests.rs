@@ -110,7 +110,8 @@ where
         } else {
             Request::get("/").header("host", "app").body(Upload::empty()).unwrap()
         };
-        let sent = pool.send(key, Terms::default(), None, request, &Exchange::default(), &dial).await;
+        let sent =
+            pool.send(key, Terms::default(), None, Box::new(request), &Exchange::default(), &dial).await;
         let answered = sent.is_ok();
         if let Ok((_, lease)) = sent {
             // As the body does, a moment after the head.
@@ -186,7 +187,7 @@ async fn a_connection_that_has_carried_its_last_request_is_not_kept() {
                 Ok((Stream::Plain(Prefixed::new(stream)), Watch::default()))
             };
             let terms = Terms { requests, ..Terms::default() };
-            let sent = pool.send(&key, terms, None, request(), &Exchange::default(), dial).await;
+            let sent = pool.send(&key, terms, None, Box::new(request()), &Exchange::default(), dial).await;
             assert!(sent.is_ok());
             pool.sweep(None);
             let slots = pool.slots.borrow();

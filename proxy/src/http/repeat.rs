@@ -16,14 +16,14 @@ use std::error::Error;
 /// A request that may be sent again.
 pub enum Again {
     /// Nobody has processed it.
-    Unsent(Request<Upload>),
+    Unsent(Box<Request<Upload>>),
     /// It may have been processed, and is idempotent; or it was refused unprocessed after it was sent.
-    Repeat(Request<Upload>),
+    Repeat(Box<Request<Upload>>),
 }
 
 impl Again {
     /// The request.
-    pub fn request(self) -> Request<Upload> {
+    pub fn request(self) -> Box<Request<Upload>> {
         match self {
             Self::Unsent(request) | Self::Repeat(request) => request,
         }
@@ -31,7 +31,7 @@ impl Again {
 }
 
 /// A copy in case the request is lost; `None` when it could never be used.
-pub fn copy_of(request: &Request<Upload>) -> Option<Request<Upload>> {
+pub fn copy_of(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
     let is_http2 = request.version() == http::Version::HTTP_2;
     if !(is_http2 || is_idempotent(request.method())) || request.headers().contains_key(UPGRADE) {
         return None;
@@ -41,17 +41,17 @@ pub fn copy_of(request: &Request<Upload>) -> Option<Request<Upload>> {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+    Some(Box::new(copy))
 }
 
 /// What may be sent again after `error`: the request that came back, or its copy.
 pub fn again(
     error: &hyper::Error,
     unsent: Option<Request<Upload>>,
-    spare: Option<Request<Upload>>,
+    spare: Option<Box<Request<Upload>>>,
 ) -> Option<Again> {
     if let Some(unsent) = unsent {
-        return Some(Again::Unsent(unsent));
+        return Some(Again::Unsent(Box::new(unsent)));
     }
     let spare = spare?;
     let may = refused_unprocessed(error) || (is_idempotent(spare.method()) && closed_without_answer(error));
@@ -59,7 +59,7 @@ pub fn again(
 }
 
 /// A copy that may be sent although the first may be sent, too, some time.
-pub fn harmless(spare: Option<Request<Upload>>) -> Option<Request<Upload>> {
+pub fn harmless(spare: Option<Box<Request<Upload>>>) -> Option<Box<Request<Upload>>> {
     spare.filter(|spare| is_idempotent(spare.method()))
 }
 

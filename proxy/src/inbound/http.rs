@@ -5,7 +5,7 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
-        body::Upload,
+        body::{Exchange, Upload},
         canonical::{Target, canonical},
         headers::{self, Wish},
         is_grpc,
@@ -24,6 +24,7 @@ use crate::{
     },
 };
 use ::http::{HeaderValue, Request, Response, request::Parts};
+use futures_util::future::{FutureExt, LocalBoxFuture, TryFutureExt};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{
     HttpFacts, Verdict,
@@ -31,7 +32,7 @@ use postern_config::{
     path::Normalization,
     snapshot::{Protocol, Snapshot},
 };
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, future::ready, rc::Rc, sync::Arc};
 use tokio::time::Instant;
 
 /// One connection and all its requests.
@@ -41,6 +42,21 @@ struct Connection {
     http2: bool,
     /// What the app is told of the caller, and the credentials of ours that it names.
     told: RefCell<Option<(Arc<Credentials>, HeaderValue)>>,
+}
+
+/// What becomes of a request.
+type Answer = LocalBoxFuture<'static, Result<Response<Body>, Close>>;
+
+/// A request that was allowed.
+struct Asking {
+    request: Box<Request<Upload>>,
+    exchange: Rc<Exchange>,
+    key: Key,
+    upgrade: Option<OnUpgrade>,
+    // What a tunnel is judged by again when policy changes.
+    watched: Option<Box<(Parts, Target)>>,
+    wish: Wish,
+    grpc: bool,
 }
 
 /// Serves one connection.
@@ -58,41 +74,44 @@ pub async fn serve(
 }
 
 impl Connection {
-    async fn request(
-        self: Rc<Self>,
-        request: Request<Incoming>,
-        mut record: Record,
-    ) -> Result<Response<Body>, Close> {
+    /// All that needs nobody else is done at once; what waits is apart, and only as large as it is.
+    fn request(self: Rc<Self>, request: Request<Incoming>, mut record: Record) -> Answer {
         let (mut parts, incoming) = request.into_parts();
         let grpc = is_grpc(&parts.headers);
         record.set_protocol(protocol_name(&parts, grpc));
 
         let wish = headers::clean_request(&mut parts.headers);
         let Some(policy) = self.worker.shared.store.inbound() else {
-            return Ok(self.refuse(&ProxyError::NoSnapshot, &parts, incoming, record, grpc).await);
+            return Box::pin(self.refuse(ProxyError::NoSnapshot, parts, incoming, record, grpc));
         };
         if let Some(objection) = self.caller.objection(&policy.snapshot) {
             note_raw(&mut record, &parts);
             record.set_error(&objection);
-            return Err(Close);
+            return Box::pin(ready(Err(Close)));
         }
         let mode = policy.snapshot.spec().mesh.path_normalization;
         let target = match self.target(&mut parts, mode) {
             Ok(target) => target,
             Err(error) => {
                 note_raw(&mut record, &parts);
-                let mut response = self.refuse(&error, &parts, incoming, record, grpc).await;
-                forward::close_after(&mut response, self.http2);
-                return Ok(response);
+                let http2 = self.http2;
+                let refused = self.refuse(error, parts, incoming, record, grpc);
+                return Box::pin(refused.map_ok(move |mut response| {
+                    forward::close_after(&mut response, http2);
+                    response
+                }));
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
 
         if self.judge(&policy, &parts, &target, Some(&mut record)) == Verdict::Deny {
-            return Ok(self.refuse(&ProxyError::Denied, &parts, incoming, record, grpc).await);
+            return Box::pin(self.refuse(ProxyError::Denied, parts, incoming, record, grpc));
         }
         self.tell_app(&mut parts, &mut record);
-        Ok(self.forward(&policy.snapshot, parts, target, incoming, wish, grpc, record).await)
+        match self.asking(&policy.snapshot, parts, target, incoming, wish, grpc) {
+            Ok(asking) => Box::pin(self.forward(asking, record)),
+            Err(error) => Box::pin(ready(Ok(forward::refuse(&error, record, grpc)))),
+        }
     }
 
     fn target(&self, parts: &mut Parts, mode: Normalization) -> Result<Target, ProxyError> {
@@ -146,34 +165,34 @@ impl Connection {
         record.pass_trace_on(&mut parts.headers);
     }
 
-    #[allow(clippy::too_many_arguments)]
-    async fn forward(
-        self: &Rc<Self>,
+    /// What was allowed, as the app gets it.
+    fn asking(
+        &self,
         snapshot: &Snapshot,
         mut parts: Parts,
         target: Target,
         incoming: Incoming,
         wish: Wish,
         grpc: bool,
-        mut record: Record,
-    ) -> Response<Body> {
+    ) -> Result<Asking, ProxyError> {
         let app = self.caller.destination;
         let declared_http2 = snapshot.protocol(app.port()) == Protocol::Http2;
         // gRPC needs HTTP/2 to the end; a WebSocket needs HTTP/1.1.
         let http2 = wish == Wish::Answer && (declared_http2 || (self.http2 && grpc));
-        let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let watched = (wish == Wish::WebSocket).then(|| (parts.clone(), target.clone()));
-        let watch = record.watch().clone();
-        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
-        let request = match forward::upstream_request(parts, target, upload, http2, wish) {
-            Ok(request) => request,
-            Err(error) => return forward::refuse(&error, record, grpc),
-        };
-        let settings = &self.worker.shared.settings;
-        let caller = self.caller.downstream.ip();
         // A connection that shows its caller's address carries nobody else's requests.
-        let source = settings.app_source.on_behalf_of(caller);
+        let source = self.worker.shared.settings.app_source.on_behalf_of(self.caller.downstream.ip());
         let key = Key { address: app, source, identity: None, sni: None, http2 };
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        let watched = (wish == Wish::WebSocket).then(|| Box::new((parts.clone(), target.clone())));
+        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
+        let request = forward::upstream_request(parts, target, upload, http2, wish)?;
+        Ok(Asking { request, exchange, key, upgrade, watched, wish, grpc })
+    }
+
+    async fn forward(self: Rc<Self>, asking: Asking, mut record: Record) -> Result<Response<Body>, Close> {
+        let Asking { request, exchange, key, upgrade, watched, wish, grpc } = asking;
+        let (app, caller) = (self.caller.destination, self.caller.downstream.ip());
+        let settings = &self.worker.shared.settings;
         record.set_upstream(app, None);
         record.upstream_started(Instant::now().into_std());
         let dial = async |_| {
@@ -189,12 +208,12 @@ impl Connection {
                 if pool.budget.withdraw() =>
             {
                 exchange.repeated();
-                pool.send(&key, terms, None, *again, &exchange, &dial).await
+                pool.send(&key, terms, None, again, &exchange, &dial).await
             }
             sent => sent,
         };
         record.upstream_answered(Instant::now().into_std());
-        match sent {
+        Ok(match sent {
             Ok((response, lease)) => {
                 let asked = Asked {
                     wish,
@@ -205,19 +224,20 @@ impl Connection {
                     place: (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter()),
                     headroom: self.worker.headroom.clone(),
                 };
-                let revoked = self.clone().revoked(watched, watch);
+                let watch = record.watch().clone();
+                let revoked = watched.map(|watched| self.clone().revoked(watched, watch).boxed_local());
                 forward::deliver(response, lease, exchange, record, asked, revoked)
             }
             Err(failure) => {
                 record.add_received(exchange.received());
                 forward::refuse(&failure.error, record, grpc)
             }
-        }
+        })
     }
 
     /// Resolves when policy would not allow this tunnel any more, its caller is not trusted any more, or the drain is over.
-    async fn revoked(self: Rc<Self>, watched: Option<(Parts, Target)>, watch: Watch) -> ProxyError {
-        let Some((parts, target)) = watched else { return std::future::pending().await };
+    async fn revoked(self: Rc<Self>, watched: Box<(Parts, Target)>, watch: Watch) -> ProxyError {
+        let (parts, target) = *watched;
         let judge = |policy: &Inbound| {
             self.caller.objection(&policy.snapshot).or_else(|| {
                 (self.judge(policy, &parts, &target, None) == Verdict::Deny).then_some(ProxyError::Denied)
@@ -232,19 +252,19 @@ impl Connection {
 
     /// Our own answer; the body of the refused request is read, up to a limit, or the connection closes.
     async fn refuse(
-        &self,
-        error: &ProxyError,
-        parts: &Parts,
+        self: Rc<Self>,
+        error: ProxyError,
+        parts: Parts,
         incoming: Incoming,
         record: Record,
         grpc: bool,
-    ) -> Response<Body> {
-        let is_drained = self.http2 || forward::drain(parts, incoming).await;
-        let mut response = forward::refuse(error, record, grpc);
+    ) -> Result<Response<Body>, Close> {
+        let is_drained = self.http2 || forward::drain(&parts, incoming).await;
+        let mut response = forward::refuse(&error, record, grpc);
         if !is_drained {
             forward::close_after(&mut response, self.http2);
         }
-        response
+        Ok(response)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     http::{
         Body,
         body::{Exchange, Upload},
-        canonical::canonical,
+        canonical::{Target, canonical},
         headers::{self, Wish},
         is_grpc,
         pool::{Failure, Key, Lease, Terms},
@@ -30,10 +30,12 @@ use crate::{
     },
 };
 use ::http::{Request, Response, request::Parts};
+use futures_util::future::{FutureExt, LocalBoxFuture, TryFutureExt};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{documents::destination_rule::Traffic, path::Normalization};
 use std::{
     cell::{Cell, RefCell},
+    future::ready,
     rc::Rc,
     sync::Arc,
 };
@@ -67,6 +69,29 @@ struct Call<'c> {
     exchange: &'c Exchange,
 }
 
+/// What becomes of a request.
+type Answer = LocalBoxFuture<'static, Result<Response<Body>, Close>>;
+
+/// A request in its one reading.
+struct Heard {
+    parts: Parts,
+    target: Target,
+    incoming: Incoming,
+    wish: Wish,
+    grpc: bool,
+}
+
+/// A request as it goes on.
+struct Asking {
+    destination: Arc<Destination>,
+    request: Box<Request<Upload>>,
+    exchange: Rc<Exchange>,
+    upgrade: Option<OnUpgrade>,
+    http2: bool,
+    wish: Wish,
+    grpc: bool,
+}
+
 /// Serves one connection of the app; `by_name`: its requests say whom they are for, and the address does not.
 pub async fn serve(
     worker: Rc<Worker>,
@@ -93,11 +118,8 @@ struct Attempt {
 }
 
 impl Connection {
-    async fn request(
-        self: Rc<Self>,
-        request: Request<Incoming>,
-        mut record: Record,
-    ) -> Result<Response<Body>, Close> {
+    /// All that needs nobody else is done at once; what waits is apart, and only as large as it is.
+    fn request(self: Rc<Self>, request: Request<Incoming>, mut record: Record) -> Answer {
         let (mut parts, incoming) = request.into_parts();
         let grpc = is_grpc(&parts.headers);
         record.set_protocol(protocol_name(&parts, grpc));
@@ -109,18 +131,37 @@ impl Connection {
             Ok(target) => target,
             Err(error) => {
                 record.set_request(&parts.method, "", parts.uri.path(), &parts.headers);
-                let mut response = self.refuse(&error, &parts, incoming, record, grpc).await;
-                forward::close_after(&mut response, self.http2);
-                return Ok(response);
+                let http2 = self.http2;
+                let refused = self.refuse(error, parts, incoming, record, grpc);
+                return Box::pin(refused.map_ok(move |mut response| {
+                    forward::close_after(&mut response, http2);
+                    response
+                }));
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
-        let destination = match self.destination(target.host()).await {
-            Ok(destination) => destination,
-            Err(error) => return Ok(self.refuse(&error, &parts, incoming, record, grpc).await),
-        };
-        if self.names.is_some() {
-            note_service(&mut record, &destination);
+        let heard = Heard { parts, target, incoming, wish, grpc };
+        if self.names.is_none() {
+            let destination = self.route.handle.current();
+            return self.pass_on(destination, heard, record);
+        }
+        Box::pin(async move {
+            let Some(names) = &self.names else { return Err(Close) };
+            match names.destination(&self.worker, heard.target.host(), &self.route).await {
+                Ok(destination) => {
+                    note_service(&mut record, &destination);
+                    self.clone().pass_on(destination, heard, record).await
+                }
+                Err(error) => self.clone().refuse(error, heard.parts, heard.incoming, record, grpc).await,
+            }
+        })
+    }
+
+    /// The request as it goes on.
+    fn pass_on(self: Rc<Self>, destination: Arc<Destination>, heard: Heard, mut record: Record) -> Answer {
+        let Heard { mut parts, target, incoming, wish, grpc } = heard;
+        if let Err(error) = Route::endpoints(&destination, self.route.original) {
+            return Box::pin(self.refuse(error, parts, incoming, record, grpc));
         }
         record.set_request_id(headers::ensure_request_id(&mut parts.headers));
         record.pass_trace_on(&mut parts.headers);
@@ -129,48 +170,45 @@ impl Connection {
         let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
         // A WebSocket needs HTTP/1.1.
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
-        let request = match forward::upstream_request(parts, target, upload, http2, wish) {
-            Ok(request) => request,
-            Err(error) => return Ok(forward::refuse(&error, record, grpc)),
-        };
-        match self.send(&destination, request, http2, &exchange, &mut record).await {
+        match forward::upstream_request(parts, target, upload, http2, wish) {
+            Ok(request) => {
+                let asking = Asking { destination, request, exchange, upgrade, http2, wish, grpc };
+                Box::pin(self.forward(asking, record))
+            }
+            Err(error) => Box::pin(ready(Ok(forward::refuse(&error, record, grpc)))),
+        }
+    }
+
+    async fn forward(self: Rc<Self>, asking: Asking, mut record: Record) -> Result<Response<Body>, Close> {
+        let Asking { destination, request, exchange, upgrade, http2, wish, grpc } = asking;
+        Ok(match self.send(&destination, request, http2, &exchange, &mut record).await {
             Ok((response, lease)) => {
+                let is_tunnel = wish == Wish::WebSocket;
                 let half_closed = self.worker.shared.settings.limits.half_closed;
                 let tunnels = self.worker.tunnels.clone();
-                let place = (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter());
+                let place = is_tunnel.then(|| self.worker.shared.governor.enter());
                 let headroom = self.worker.headroom.clone();
                 let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place, headroom };
-                let drain = self.worker.shared.drain.clone();
-                let watched = wish == Wish::WebSocket;
                 let watch = lease.watch().clone();
                 record.set_watch(watch.clone());
-                let ended = async move {
-                    if !watched {
-                        return std::future::pending().await;
-                    }
-                    tokio::select! {
-                        refusal = watch.ended() => ProxyError::UpstreamDistrusted(refusal),
-                        () = drain.over() => ProxyError::Draining,
-                    }
-                };
-                Ok(forward::deliver(response, lease, exchange, record, asked, ended))
+                let revoked = is_tunnel.then(|| {
+                    let drain = self.worker.shared.drain.clone();
+                    let revoked = async move {
+                        tokio::select! {
+                            refusal = watch.ended() => ProxyError::UpstreamDistrusted(refusal),
+                            () = drain.over() => ProxyError::Draining,
+                        }
+                    };
+                    revoked.boxed_local()
+                });
+                forward::deliver(response, lease, exchange, record, asked, revoked)
             }
             Err(error) => {
                 record.upstream_answered(Instant::now().into_std());
                 record.add_received(exchange.received());
-                Ok(forward::refuse(&error, record, grpc))
+                forward::refuse(&error, record, grpc)
             }
-        }
-    }
-
-    /// Where a request goes; an error when it can go nowhere.
-    async fn destination(&self, authority: &str) -> Result<Arc<Destination>, ProxyError> {
-        let destination = match &self.names {
-            Some(names) => Box::pin(names.destination(&self.worker, authority, &self.route)).await?,
-            None => self.route.handle.current(),
-        };
-        Route::endpoints(&destination, self.route.original)?;
-        Ok(destination)
+        })
     }
 
     /// What is known of the service, and the server name that the handshake says.
@@ -192,7 +230,7 @@ impl Connection {
     async fn send(
         &self,
         destination: &Arc<Destination>,
-        mut request: Request<Upload>,
+        mut request: Box<Request<Upload>>,
         http2: bool,
         exchange: &Exchange,
         record: &mut Record,
@@ -240,7 +278,7 @@ impl Connection {
                 }
             }
             let Some(unprocessed) = failure.again else { return Err(failure.error) };
-            (tries, request) = (tries + 1, *unprocessed);
+            (tries, request) = (tries + 1, unprocessed);
             tried.push(endpoint.dial);
             if endpoints.iter().all(|endpoint| tried.contains(&endpoint.dial)) {
                 // Who could not be reached a moment ago cannot be reached now; who lost a connection may take another.
@@ -260,7 +298,7 @@ impl Connection {
         &self,
         call: &Call<'_>,
         endpoint: &Endpoint,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         now: Instant,
         record: &mut Record,
     ) -> Result<Attempt, Failure> {
@@ -311,18 +349,18 @@ impl Connection {
     }
 
     async fn refuse(
-        &self,
-        error: &ProxyError,
-        parts: &Parts,
+        self: Rc<Self>,
+        error: ProxyError,
+        parts: Parts,
         incoming: Incoming,
         record: Record,
         grpc: bool,
-    ) -> Response<Body> {
-        let is_drained = self.http2 || forward::drain(parts, incoming).await;
-        let mut response = forward::refuse(error, record, grpc);
+    ) -> Result<Response<Body>, Close> {
+        let is_drained = self.http2 || forward::drain(&parts, incoming).await;
+        let mut response = forward::refuse(&error, record, grpc);
         if !is_drained {
             forward::close_after(&mut response, self.http2);
         }
-        response
+        Ok(response)
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     },
     telemetry::Record,
 };
+use futures_util::future::LocalBoxFuture;
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE},
@@ -34,7 +35,7 @@ pub fn upstream_request(
     upload: Upload,
     http2: bool,
     wish: Wish,
-) -> Result<Request<Upload>, ProxyError> {
+) -> Result<Box<Request<Upload>>, ProxyError> {
     const BAD: ProxyError = ProxyError::BadRequest("the target cannot be sent on");
     let mut uri = http::uri::Parts::default();
     uri.path_and_query = Some(target.path_and_query);
@@ -51,7 +52,7 @@ pub fn upstream_request(
     parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     // Nothing of the downstream connection travels on.
     parts.extensions.clear();
-    Ok(Request::from_parts(parts, upload))
+    Ok(Box::new(Request::from_parts(parts, upload)))
 }
 
 /// What the answer needs to know about its request.
@@ -72,14 +73,15 @@ pub struct Asked {
     pub headroom: Rc<Headroom>,
 }
 
-/// The upstream's answer, cleaned, with a body that carries the record to its end; the record knows when it came. `revoked` watches over a tunnel.
+/// The upstream's answer, cleaned, with a body that carries the record to its end; the record knows when it came. `revoked` watches
+/// over a tunnel, where one was asked for.
 pub fn deliver(
     response: Response<Incoming>,
     mut lease: Lease,
     exchange: Rc<Exchange>,
     mut record: Record,
     asked: Asked,
-    revoked: impl Future<Output = ProxyError> + 'static,
+    revoked: Option<LocalBoxFuture<'static, ProxyError>>,
 ) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     let http2 = parts.version == Version::HTTP_2;
@@ -97,7 +99,8 @@ pub fn deliver(
             .headers
             .get(UPGRADE)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let (true, Wish::WebSocket, true, Some(downstream)) = (is_tunnel, asked.wish, spoken, asked.upgrade)
+        let (true, Wish::WebSocket, true, Some(downstream), Some(revoked)) =
+            (is_tunnel, asked.wish, spoken, asked.upgrade, revoked)
         else {
             let error = ProxyError::UpstreamProtocol(format!(
                 "status {} that nobody asked for",

@@ -124,8 +124,7 @@ where
         if let Some(patience) = patience {
             record.set_deadline(patience);
         }
-        // On the heap at once, since it would be moved around on its way to hyper's: the story of a request is long.
-        Either::Right(in_time(Box::pin((self.respond)(request, record)), patience, self.grace))
+        Either::Right(in_time((self.respond)(request, record), patience, self.grace))
     }
 
     /// Waits until the access log takes lines again. No record is open meanwhile: who comes and goes leaves no line, or the lines of a

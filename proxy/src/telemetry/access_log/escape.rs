@@ -91,11 +91,17 @@ pub fn address(value: SocketAddr, text: &mut Vec<u8>) {
 pub fn ip(value: IpAddr, text: &mut Vec<u8>) {
     match value {
         IpAddr::V4(address) => {
-            let [first, rest @ ..] = address.octets();
-            decimal(u64::from(first), text);
-            for octet in rest {
-                text.push(b'.');
-                decimal(u64::from(octet), text);
+            for (place, octet) in address.octets().into_iter().enumerate() {
+                if place > 0 {
+                    text.push(b'.');
+                }
+                if octet >= 100 {
+                    text.push(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    text.push(b'0' + octet / 10 % 10);
+                }
+                text.push(b'0' + octet % 10);
             }
         }
         IpAddr::V6(address) => text.extend_from_slice(address.to_string().as_bytes()),
