@@ -140,7 +140,8 @@ impl Connection {
                 let tunnels = self.worker.tunnels.clone();
                 let place = (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter());
                 let headroom = self.worker.headroom.clone();
-                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place, headroom };
+                let asked =
+                    Asked { wish, upgrade, grpc, http2: self.http2, half_closed, tunnels, place, headroom };
                 let drain = self.worker.shared.drain.clone();
                 let watched = wish == Wish::WebSocket;
                 let watch = lease.watch().clone();
