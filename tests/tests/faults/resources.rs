@@ -1,9 +1,9 @@
-//! System calls that fail, and a log that nobody reads. C25 (memory) is not here: see "What falls short" in docs/traffic.md.
+//! System calls that fail, and a log that nobody reads.
 
 use crate::signal;
 use nix::sys::signal::Signal;
 use postern_tests::{
-    calls::{Calls, Lane, ask},
+    calls::{Calls, LANES, Lane, ask},
     ground::{Ground, SERVERS},
     pods::{PodNetwork, parent, sidecar},
     up::{Run, SOON, find, skipped, until},
@@ -13,44 +13,55 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// C28. Who reads the logs of `postern up` is its own process, in which the control plane is too; both stand still. The table wants
-/// the p99 within 10 %: on a machine that runs other tests that is less than chance, so it is the median here, within a factor.
+/// C28. Who reads the logs of `postern up` is its own process, in which the control plane is too; both stand still. The p99 of a time in
+/// which nobody reads is compared with that of the time before it, thrice: a machine that runs other tests makes either the longer,
+/// a log that holds calls back makes all three.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
     let Some(ground) = Ground::start(1, "").await else { return };
-    let calls = Calls::start(&ground.places);
+    let calls = Calls::with(&ground.places, &LANES.repeat(2));
     calls.pass(10).await;
     let reader = parent(sidecar(&ground.mesh, SERVERS[0]));
-    let calm = Instant::now();
-    calls.go_on(Duration::from_secs(2)).await;
-    let from = ground.mesh.run.here();
-    signal(reader, Signal::SIGSTOP);
-    let stopped = Instant::now();
-    calls.go_on(Duration::from_secs(4)).await;
-    let went_on = Instant::now();
-    signal(reader, Signal::SIGCONT);
-    calls.pass(2).await;
+    let mut windows = Vec::new();
+    for _ in 0..3 {
+        let calm = Instant::now();
+        calls.go_on(Duration::from_secs(1)).await;
+        let from = ground.mesh.run.here();
+        signal(reader, Signal::SIGSTOP);
+        let stopped = Instant::now();
+        calls.go_on(Duration::from_millis(1500)).await;
+        let went_on = Instant::now();
+        signal(reader, Signal::SIGCONT);
+        // The reader has caught up, which is work too, before the next calm time.
+        calls.pass(2).await;
+        windows.push((calm, stopped, went_on, from));
+    }
     let report = calls.stop().await;
     report.assert_whole(&ground.seen());
-    let (before, during) = (report.quantile(500, calm, stopped), report.quantile(500, stopped, went_on));
-    assert!(
-        during < before * 2 + Duration::from_millis(10),
-        "median {before:?} before, {during:?} while nobody reads"
-    );
+    let ratios: Vec<f64> = windows
+        .iter()
+        .map(|(calm, stopped, went_on, _)| {
+            let (before, during) =
+                (report.quantile(990, *calm, *stopped), report.quantile(990, *stopped, *went_on));
+            during.as_secs_f64() / before.as_secs_f64()
+        })
+        .collect();
+    assert!(ratios.iter().any(|ratio| *ratio <= 1.1), "p99 while nobody reads, to that before: {ratios:?}");
     let requests = report.calls.iter().filter(|call| call.lane != Lane::Bytes).count();
     let lines = |from: usize| {
         let lines = ground.mesh.run.since(from).into_iter();
         let of_app = |line: &String| {
             line.starts_with("server-0 proxy | {")
                 && line.contains(r#""http.response.status_code":200"#)
-                && line.contains(r#""url.path":"/ok""#)
+                && [r#""url.path":"/ok""#, r#""url.path":"/shop.Echo/Say""#].iter().any(|p| line.contains(p))
         };
         lines.filter(of_app).collect::<Vec<_>>()
     };
     until("each call has its line", SOON, || lines(0).len() >= requests);
     assert_eq!(lines(0).len(), requests, "exactly one");
-    let held: usize = lines(from).iter().map(String::len).sum();
-    assert!(held > 64 * 1024, "the pipe was full: {held} bytes");
+    let held: Vec<usize> =
+        windows.iter().map(|(.., from)| lines(*from).iter().map(String::len).sum()).collect();
+    assert!(held[2] > 64 * 1024, "the pipe was full: {held:?} bytes");
 }
 
 /// Makes system calls of a process fail for a while.
