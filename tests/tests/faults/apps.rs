@@ -161,10 +161,16 @@ async fn a_get_that_is_reset_is_tried_again_and_a_post_is_refused_and_came_once(
     let calls = Calls::with(&ground.places, &http());
     calls.pass(5).await;
     let server = ground.places.pods[0].to_string();
+    let open = || {
+        let told = ground.places.client.run("ss", &["-Htn", "state", "established", "dst", &server], "");
+        let local = told.lines().map(|line| line.split_whitespace().nth(2).unwrap());
+        local.map(|address| address.rsplit_once(':').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
     for _ in 0..5 {
-        let open = ground.places.client.run("ss", &["-Htn", "state", "established", "dst", &server], "");
-        let local = open.lines().map(|line| line.split_whitespace().nth(2).unwrap());
-        let ports: Vec<&str> = local.map(|address| address.rsplit_once(':').unwrap().1).collect();
+        // Not those that are being made: who cannot connect is refused, whatever the method.
+        let before = open();
+        calls.go_on(Duration::from_millis(250)).await;
+        let ports: Vec<_> = open().into_iter().filter(|port| before.contains(port)).collect();
         assert!(!ports.is_empty(), "connections between the sidecars");
         ground.servers[0].rules(&format!(
             "chain resets {{ type filter hook input priority 0; iifname \"eth0\" tcp sport {{ {} }} reject with tcp reset; }}",

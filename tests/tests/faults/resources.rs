@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// C28. Who reads the logs of `postern up` is its own process, in which the control plane is too; both stand still. The p99 of a time in
-/// which nobody reads is compared with that of the time before it, thrice: a machine that runs other tests makes either the longer,
-/// a log that holds calls back makes all three.
+/// C28. Who reads the logs of `postern up` is its own process, in which the control plane is too; both stand still. Times in which
+/// nobody reads take turns with such in which somebody does: a machine that runs other tests lengthens the p99 of some of either; a log
+/// that holds calls back lengthens that of all in which nobody reads, by more than the table's tenth.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
     let Some(ground) = Ground::start(1, "").await else { return };
@@ -23,13 +23,13 @@ async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
     calls.pass(10).await;
     let reader = parent(sidecar(&ground.mesh, SERVERS[0]));
     let mut windows = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..5 {
         let calm = Instant::now();
-        calls.go_on(Duration::from_secs(1)).await;
+        calls.go_on(Duration::from_millis(800)).await;
         let from = ground.mesh.run.here();
         signal(reader, Signal::SIGSTOP);
         let stopped = Instant::now();
-        calls.go_on(Duration::from_millis(1500)).await;
+        calls.go_on(Duration::from_secs(1)).await;
         let went_on = Instant::now();
         signal(reader, Signal::SIGCONT);
         // The reader has caught up, which is work too, before the next calm time.
@@ -38,15 +38,21 @@ async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
     }
     let report = calls.stop().await;
     report.assert_whole(&ground.seen());
-    let ratios: Vec<f64> = windows
-        .iter()
-        .map(|(calm, stopped, went_on, _)| {
-            let (before, during) =
-                (report.quantile(990, *calm, *stopped), report.quantile(990, *stopped, *went_on));
-            during.as_secs_f64() / before.as_secs_f64()
-        })
-        .collect();
-    assert!(ratios.iter().any(|ratio| *ratio <= 1.1), "p99 while nobody reads, to that before: {ratios:?}");
+    let of = |per_mille: u16| {
+        let quantile = |from: Instant, to: Instant| report.quantile(per_mille.into(), from, to);
+        let calm: Vec<_> = windows.iter().map(|w| quantile(w.0, w.1)).collect();
+        let unread: Vec<_> = windows.iter().map(|w| quantile(w.1, w.2)).collect();
+        (calm, unread)
+    };
+    let (calm, unread) = of(990);
+    let (worst, best) = (*calm.iter().max().unwrap(), *unread.iter().min().unwrap());
+    assert!(best <= worst * 11 / 10, "p99 of times in which nobody reads: {unread:?}, and before: {calm:?}");
+    let (calm, unread) = of(500);
+    let (calm, unread) = (calm.iter().sum::<Duration>() / 5, unread.iter().sum::<Duration>() / 5);
+    assert!(
+        unread < calm * 2 + Duration::from_millis(10),
+        "median {calm:?} before, {unread:?} while nobody reads"
+    );
     let requests = report.calls.iter().filter(|call| call.lane != Lane::Bytes).count();
     let lines = |from: usize| {
         let lines = ground.mesh.run.since(from).into_iter();
@@ -61,7 +67,7 @@ async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
     assert_eq!(lines(0).len(), requests, "exactly one");
     let held: Vec<usize> =
         windows.iter().map(|(.., from)| lines(*from).iter().map(String::len).sum()).collect();
-    assert!(held[2] > 64 * 1024, "the pipe was full: {held:?} bytes");
+    assert!(held[4] > 64 * 1024, "the pipe was full: {held:?} bytes");
 }
 
 /// Makes system calls of a process fail for a while.
