@@ -3,11 +3,13 @@
 //! The oracles of reliability.md 4.2: L (a call is lost), D (a POST is processed twice), U (an app sees a forbidden call),
 //! R (how long until all is well again).
 
+mod held;
+mod wire;
+
+pub use held::{End, Held, Kind};
+pub use wire::{ask, upgraded};
+
 use crate::{faulty::Faulty, pods::PodNetwork};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
     collections::HashSet,
     net::SocketAddr,
@@ -18,8 +20,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::Notify,
     task::JoinSet,
     time::{MissedTickBehavior, interval},
@@ -36,6 +36,7 @@ const FORBIDDEN_PATIENCE: Duration = Duration::from_secs(2);
 const FORBIDDEN: &str = "forbidden-";
 /// So many of each kind must have been refused for the reason that is meant, and not because nobody was there.
 const REFUSALS: u64 = 3;
+const FORBIDDEN_KINDS: usize = 5;
 
 /// Ids of the calls of lanes begin so.
 pub const STEADY: &str = "call-";
@@ -51,12 +52,14 @@ pub enum Lane {
     Fresh(&'static str),
     /// HTTP/2 on a connection that is kept.
     Http2(&'static str),
+    /// A unary call of gRPC on a connection that is kept.
+    Grpc,
     /// Eight bytes to an echo and back, on a connection that is kept.
     Bytes,
 }
 
 /// What is called all the time where a scenario says nothing else.
-pub const LANES: [Lane; 8] = [
+pub const LANES: [Lane; 9] = [
     Lane::Kept("GET"),
     Lane::Kept("POST"),
     Lane::Kept("POST"),
@@ -64,8 +67,20 @@ pub const LANES: [Lane; 8] = [
     Lane::Fresh("POST"),
     Lane::Http2("GET"),
     Lane::Http2("POST"),
+    Lane::Grpc,
     Lane::Bytes,
 ];
+
+impl Lane {
+    /// The method of its requests; none where there are only bytes.
+    pub fn method(self) -> Option<&'static str> {
+        match self {
+            Self::Kept(method) | Self::Fresh(method) | Self::Http2(method) => Some(method),
+            Self::Grpc => Some("POST"),
+            Self::Bytes => None,
+        }
+    }
+}
 
 /// One call that was made.
 #[derive(Clone, Debug)]
@@ -74,7 +89,8 @@ pub struct Call {
     pub id: String,
     pub began: Instant,
     pub ended: Instant,
-    /// The status and the body's code where it is one of ours; or why there is no answer.
+    /// The status and the body's code where it is one of ours (of gRPC the HTTP status that means the same, and the message); or why
+    /// there is no answer.
     pub end: Result<(u16, String), String>,
 }
 
@@ -86,12 +102,24 @@ impl Call {
     pub fn is_good(&self) -> bool {
         matches!(self.end, Ok((200, _)))
     }
+
+    /// Whether it was answered 503 with this code, in the words of its protocol.
+    pub fn is_refused(&self, code: &str) -> bool {
+        let told = match self.lane {
+            Lane::Grpc => {
+                let table = postern_proxy::error::table();
+                table.iter().find(|row| row.code == code).expect("a code of ours").public_text
+            }
+            _ => code,
+        };
+        self.end == Ok((503, told.to_owned()))
+    }
 }
 
 /// Whom the lanes call and from where.
 #[derive(Clone)]
 pub struct Places {
-    /// Allowed to GET and POST `/ok`, and to speak to the echo.
+    /// Allowed to GET and POST `/ok`, to call gRPC's `/shop.Echo/`, and to speak to the echo.
     pub client: PodNetwork,
     /// A good identity that no rule allows.
     pub intruder: PodNetwork,
@@ -117,7 +145,7 @@ pub struct Calls {
 struct Sums {
     calls: Mutex<Vec<Call>>,
     forbidden: AtomicU64,
-    refused: [AtomicU64; 3],
+    refused: [AtomicU64; FORBIDDEN_KINDS],
     breaches: Mutex<Vec<String>>,
     // A call has ended.
     ended: Notify,
@@ -157,7 +185,7 @@ pub struct Report {
     pub calls: Vec<Call>,
     kinds: Vec<Lane>,
     forbidden: u64,
-    refused: [u64; 3],
+    refused: [u64; FORBIDDEN_KINDS],
     breaches: Vec<String>,
 }
 
@@ -175,16 +203,8 @@ impl Calls {
             let (stop, sums) = (calls.stop.clone(), calls.sums.clone());
             calls.lanes.spawn(allowed(*lane, places.clone(), stop, sums));
         }
-        let mut forbidden = vec![
-            (0, "a path that no rule allows", &places.client, places.service, "/forbidden"),
-            (1, "an identity that no rule allows", &places.intruder, places.service, "/ok"),
-        ];
-        forbidden.extend(
-            places.pods.iter().map(|pod| (2, "plaintext to a STRICT port", &places.legacy, *pod, "/ok")),
-        );
-        for (kind, what, from, to, path) in forbidden {
-            let (stop, sums, from) = (calls.stop.clone(), calls.sums.clone(), from.clone());
-            calls.lanes.spawn(refused(kind, what, from, to, path, stop, sums));
+        for forbidden in Forbidden::all(places) {
+            calls.lanes.spawn(refused(forbidden, calls.stop.clone(), calls.sums.clone()));
         }
         calls
     }
@@ -316,45 +336,6 @@ impl Report {
     }
 }
 
-enum Connection {
-    Http1(http1::SendRequest<Full<Bytes>>),
-    Http2(http2::SendRequest<Full<Bytes>>),
-    Bytes(TcpStream),
-}
-
-impl Connection {
-    fn is_closed(&self) -> bool {
-        match self {
-            Self::Http1(sender) => sender.is_closed(),
-            Self::Http2(sender) => sender.is_closed(),
-            Self::Bytes(_) => false,
-        }
-    }
-
-    async fn open(lane: Lane, places: &Places) -> Result<Self, String> {
-        let to = if lane == Lane::Bytes { places.echo } else { places.service };
-        let stream = places.client.connect(to).await.map_err(|e| format!("connect: {e}"))?;
-        match lane {
-            Lane::Bytes => Ok(Self::Bytes(stream)),
-            Lane::Http2(_) => {
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                    .await
-                    .map_err(|e| format!("preface: {e}"))?;
-                tokio::spawn(connection);
-                Ok(Self::Http2(sender))
-            }
-            Lane::Kept(_) | Lane::Fresh(_) => open_http1(stream).await.map(Self::Http1),
-        }
-    }
-}
-
-async fn open_http1(stream: TcpStream) -> Result<http1::SendRequest<Full<Bytes>>, String> {
-    let (sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("handshake: {e}"))?;
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
 async fn allowed(lane: Lane, places: Places, stop: CancellationToken, sums: Arc<Sums>) {
     let mut turns = interval(EVERY);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -362,7 +343,7 @@ async fn allowed(lane: Lane, places: Places, stop: CancellationToken, sums: Arc<
     while stop.run_until_cancelled(turns.tick()).await.is_some() {
         let id = format!("{STEADY}{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let began = Instant::now();
-        let outcome = tokio::time::timeout(PATIENCE, one(lane, &places, &mut kept, &id)).await;
+        let outcome = tokio::time::timeout(PATIENCE, wire::one(lane, &places, &mut kept, &id)).await;
         let end = outcome.unwrap_or_else(|_| Err("no answer in time".into()));
         if end.is_err() || matches!(lane, Lane::Fresh(_)) {
             kept = None;
@@ -372,114 +353,83 @@ async fn allowed(lane: Lane, places: Places, stop: CancellationToken, sums: Arc<
     }
 }
 
-async fn one(
-    lane: Lane,
-    places: &Places,
-    kept: &mut Option<Connection>,
-    id: &str,
-) -> Result<(u16, String), String> {
-    // A connection that was closed in between, as HTTP allows, is opened again.
-    if kept.as_ref().is_none_or(Connection::is_closed) {
-        *kept = Some(Connection::open(lane, places).await?);
-    }
-    let (Lane::Kept(method) | Lane::Fresh(method) | Lane::Http2(method)) = lane else {
-        let Some(Connection::Bytes(stream)) = kept else { unreachable!("a connection of this lane") };
-        let told = |e: std::io::Error| format!("bytes: {e}");
-        stream.write_all(b"12345678").await.map_err(told)?;
-        let mut echoed = [0; 8];
-        stream.read_exact(&mut echoed).await.map_err(told)?;
-        assert_eq!(&echoed, b"12345678");
-        return Ok((200, String::new()));
-    };
-    match kept.as_mut().unwrap() {
-        Connection::Http1(sender) => {
-            sender.ready().await.map_err(|e| format!("connection: {e}"))?;
-            answer(sender.send_request(request(method, "/ok", id)).await).await.map(told)
-        }
-        Connection::Http2(sender) => {
-            let mut request = request(method, "http://server.shop/ok", id);
-            request.headers_mut().remove("host");
-            sender.ready().await.map_err(|e| format!("connection: {e}"))?;
-            match sender.send_request(request.clone()).await {
-                // Sent while the other end said that it takes no more: by RFC 9113 section 6.8 nobody has seen it, and any client may
-                // send it again.
-                Err(left) if format!("{left:?}").contains("NO_ERROR, Remote") => {
-                    let opened = Connection::open(lane, places).await?;
-                    let Connection::Http2(sender) = kept.insert(opened) else {
-                        unreachable!("a connection of this lane")
-                    };
-                    answer(sender.send_request(request).await).await.map(told)
-                }
-                first => answer(first).await.map(told),
-            }
-        }
-        Connection::Bytes(_) => unreachable!("a connection of this lane"),
-    }
-}
-
-fn request(method: &str, target: &str, id: &str) -> http::Request<Full<Bytes>> {
-    // Every other POST has no body: that is the kind that could be sent twice by mistake.
-    let body = if method == "POST" && !id.ends_with(['0', '2', '4', '6', '8']) {
-        Bytes::from_static(b"body")
-    } else {
-        Bytes::new()
-    };
-    let request = http::Request::builder().method(method).uri(format!("{target}?id={id}"));
-    request.header("host", "server.shop").header("x-id", id).body(Full::new(body)).unwrap()
-}
-
-async fn answer(
-    answer: Result<http::Response<hyper::body::Incoming>, hyper::Error>,
-) -> Result<(u16, Bytes), String> {
-    let answer = answer.map_err(|e| format!("request: {e:?}"))?;
-    let status = answer.status().as_u16();
-    let body = answer.into_body().collect().await.map_err(|e| format!("body: {e:?}"))?.to_bytes();
-    Ok((status, body))
-}
-
-/// With the code that an answer of ours has.
-fn told((status, body): (u16, Bytes)) -> (u16, String) {
-    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-    (status, problem["code"].as_str().unwrap_or_default().to_owned())
-}
-
-/// One call on a connection of its own: status and body, or why there is no whole answer.
-pub async fn ask(
-    from: &PodNetwork,
-    to: SocketAddr,
-    method: &str,
-    path: &str,
-    id: &str,
-) -> Result<(u16, Bytes), String> {
-    let mut sender = open_http1(from.connect(to).await.map_err(|e| format!("connect: {e}"))?).await?;
-    answer(sender.send_request(request(method, path, id)).await).await
-}
-
-async fn refused(
-    kind: usize,
+/// A call that must never be answered, nor seen by an app.
+struct Forbidden {
     what: &'static str,
     from: PodNetwork,
     to: SocketAddr,
-    path: &'static str,
-    stop: CancellationToken,
-    sums: Arc<Sums>,
-) {
+    asks: Asks,
+}
+
+/// How it is made, and so what is meant to refuse it.
+#[derive(Clone, Copy)]
+enum Asks {
+    Path,
+    Identity,
+    Plaintext,
+    Grpc,
+    WebSocket,
+}
+
+impl Forbidden {
+    fn all(places: &Places) -> Vec<Self> {
+        let new = |what, from: &PodNetwork, to, asks| Self { what, from: from.clone(), to, asks };
+        let Places { client, intruder, legacy, service, pods, .. } = places;
+        let mut all = vec![
+            new("a path that no rule allows", client, *service, Asks::Path),
+            new("an identity that no rule allows", intruder, *service, Asks::Identity),
+            new("a method of gRPC that no rule allows", client, *service, Asks::Grpc),
+            new("a WebSocket at a path that no rule allows", client, *service, Asks::WebSocket),
+        ];
+        let plain = pods.iter().map(|pod| new("plaintext to a STRICT port", legacy, *pod, Asks::Plaintext));
+        all.extend(plain);
+        all
+    }
+
+    async fn ask(&self, id: &str) -> Result<(u16, String), String> {
+        let (from, to) = (&self.from, self.to);
+        match self.asks {
+            Asks::Path => ask(from, to, "GET", "/forbidden", id).await.map(wire::told),
+            Asks::Identity | Asks::Plaintext => ask(from, to, "GET", "/ok", id).await.map(wire::told),
+            Asks::Grpc => wire::ask_grpc(from, to, "/shop.Echo/Forbidden", id).await,
+            Asks::WebSocket => match upgraded(from, to, "/forbidden", id).await? {
+                Ok(_) => Ok((101, String::new())),
+                Err(refused) => Ok(wire::told(refused)),
+            },
+        }
+    }
+
+    /// Whether it ended as is meant, and not because nobody was there.
+    fn is_meant(&self, end: &Result<(u16, String), String>) -> bool {
+        match (self.asks, end) {
+            (Asks::Plaintext, Err(broken)) => {
+                broken.starts_with("request: ") && broken.contains("ConnectionReset")
+            }
+            (Asks::Grpc, Ok((status, message))) => {
+                *status == 403 && message.starts_with("RBAC: access denied")
+            }
+            (Asks::Path | Asks::Identity | Asks::WebSocket, Ok((status, code))) => {
+                *status == 403 && code == "policy-denied"
+            }
+            _ => false,
+        }
+    }
+}
+
+async fn refused(forbidden: Forbidden, stop: CancellationToken, sums: Arc<Sums>) {
     let mut turns = interval(EVERY);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let kind = forbidden.asks as usize;
     while stop.run_until_cancelled(turns.tick()).await.is_some() {
         let number = sums.forbidden.fetch_add(1, Ordering::Relaxed);
         let id = format!("{FORBIDDEN}{kind}-{number}");
-        let asking = async { ask(&from, to, "GET", path, &id).await.map(told) };
         // Who does not answer refuses nothing.
-        let Ok(end) = tokio::time::timeout(FORBIDDEN_PATIENCE, asking).await else { continue };
-        let is_meant = match &end {
-            Ok((status, _)) if *status < 400 => {
-                sums.breaches.lock().unwrap().push(format!("{what}: {id} {status}"));
-                false
-            }
-            Ok((status, code)) => kind < 2 && *status == 403 && code == "policy-denied",
-            Err(broken) => kind == 2 && broken.starts_with("request: ") && broken.contains("ConnectionReset"),
-        };
-        sums.refused[kind].fetch_add(is_meant.into(), Ordering::Relaxed);
+        let Ok(end) = tokio::time::timeout(FORBIDDEN_PATIENCE, forbidden.ask(&id)).await else { continue };
+        if let Ok((status, _)) = &end
+            && *status < 400
+        {
+            sums.breaches.lock().unwrap().push(format!("{}: {id} {status}", forbidden.what));
+        }
+        sums.refused[kind].fetch_add(forbidden.is_meant(&end).into(), Ordering::Relaxed);
     }
 }

@@ -1,7 +1,11 @@
-//! An app that fails on command and counts what it saw, HTTP/1.1 and HTTP/2, down to single frames.
+//! An app that fails on command and counts what it saw, HTTP/1.1 and HTTP/2, down to single frames. gRPC is answered with the
+//! messages that it sends, a WebSocket with its own bytes.
 //!
 //! It reads requests itself: no server library can be told to break a connection at an exact point.
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
 use std::{
     io,
     net::SocketAddr,
@@ -41,6 +45,8 @@ pub enum Fault {
     Large(usize),
     /// Answers after a while.
     Slow(Duration),
+    /// Reads no body but those of steady calls, and does not answer (HTTP/1.1), until it is told to.
+    Unread,
     /// Answers when it is told to.
     Hold,
     /// HTTP/2: RST_STREAM with REFUSED_STREAM.
@@ -229,6 +235,12 @@ impl Faulty {
                 head.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).unwrap_or_default()
             };
             let length: usize = field("content-length").parse().unwrap_or(0);
+            let released = self.state.released.notified();
+            let is_unread = *self.state.fault.lock().unwrap() == Fault::Unread;
+            if is_unread && !field("x-id").starts_with(crate::calls::STEADY) {
+                released.await;
+                return Ok(());
+            }
             while read.len() < end + length {
                 if stream.read_buf(&mut read).await? == 0 {
                     return Ok(());
@@ -238,6 +250,13 @@ impl Faulty {
             let id = field("x-id").to_owned();
             self.saw(&method, &id, "HTTP/1.1");
             read.drain(..end + length);
+            if field("upgrade") == "websocket" {
+                stream
+                    .write_all(b"HTTP/1.1 101 Said\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+                    .await?;
+                let (mut from, mut to) = stream.split();
+                return tokio::io::copy(&mut from, &mut to).await.map(|_| ());
+            }
             let Some(status) = self.status(&id).await else {
                 return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             };
@@ -315,9 +334,9 @@ impl Faulty {
     }
 
     async fn http2_whole(&self, stream: TcpStream) -> io::Result<()> {
-        let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let service = hyper::service::service_fn(|request: http::Request<Incoming>| {
             let app = self.clone();
-            async move { app.answer(&request).await }
+            async move { app.answer(request).await }
         });
         let io = hyper_util::rt::TokioIo::new(stream);
         hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
@@ -328,15 +347,36 @@ impl Faulty {
 
     async fn answer(
         &self,
-        request: &http::Request<hyper::body::Incoming>,
-    ) -> io::Result<http::Response<http_body_util::Full<bytes::Bytes>>> {
+        request: http::Request<Incoming>,
+    ) -> io::Result<http::Response<UnsyncBoxBody<Bytes, hyper::Error>>> {
         let id = request.headers().get("x-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
         self.saw(request.method().as_str(), id, &format!("{:?}", request.version()));
         let Some(status) = self.status(id).await else { return Err(io::Error::other("told to fail")) };
-        let mut answer = http::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"ok")));
+        let is_grpc = request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
+        let whole = Full::new(Bytes::from_static(b"ok")).map_err(|never| match never {});
+        let body = if is_grpc { echo(request.into_body()) } else { whole.boxed_unsync() };
+        let mut answer = http::Response::new(body);
         *answer.status_mut() = http::StatusCode::from_u16(status).expect("a status");
+        if is_grpc {
+            answer.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+        }
         Ok(answer)
     }
+}
+
+/// What is sent, as long as something is, and then the status of gRPC that says that all went well.
+fn echo(sent: Incoming) -> UnsyncBoxBody<Bytes, hyper::Error> {
+    let status = http::HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        http::HeaderValue::from(0),
+    )]);
+    let frames = futures_util::stream::unfold((sent, Some(status)), |(mut sent, status)| async move {
+        match sent.frame().await {
+            Some(frame) => Some((frame, (sent, status))),
+            None => status.map(|status| (Ok(Frame::trailers(status)), (sent, None))),
+        }
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// What is made and written at a time, of a large body.

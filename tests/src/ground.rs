@@ -27,7 +27,7 @@ pub const PORT: u16 = 8080;
 const ECHO: u16 = 9000;
 
 /// What runs in the servers' pods where the apps are of this process.
-const NOTHING: &str = "[sleep, infinity]";
+pub const NOTHING: &str = "[sleep, infinity]";
 /// An app that is a process of its own, and tells what it sees in its lines.
 pub const PROCESS: &str = r#"[postern, app, serve, --listen, "8080"], ports: [{containerPort: 8080}]"#;
 
@@ -55,7 +55,8 @@ spec:
   action: ALLOW
   rules:
   - from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]
-    to: [{operation: {paths: ["/ok"], methods: [GET, POST], ports: ["8080"]}}]
+    to:
+    - operation: {paths: [/ok, /shop.Echo/Say, /shop.Echo/Talk], methods: [GET, POST], ports: ["8080"]}
   - from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]
     to: [{operation: {ports: ["9000"]}}]
 ---

@@ -1,8 +1,8 @@
-//! Steady load on a mesh of processes: allowed calls at a fixed rate, on kept and on new connections, and tokens; beside them
-//! forbidden ones that must never be answered.
+//! Steady load on a mesh of processes: allowed calls at a fixed rate, on kept and on new connections, some of gRPC, and tokens;
+//! beside them forbidden ones that must never be answered.
 
 use crate::{
-    Request,
+    Answer, Request,
     standalone::Standalone,
     workload_api::{channel, marked},
 };
@@ -33,20 +33,24 @@ use tokio_util::sync::CancellationToken;
 /// an answer takes longer.
 const KEPT: usize = 6;
 const NEW: usize = 4;
+/// And of unary calls of gRPC, on a new connection each.
+const GRPC: usize = 2;
 const EVERY: Duration = Duration::from_millis(50);
 /// The header that no allowed call carries.
 pub const FORBIDDEN: &str = "x-forbidden";
 /// Failures that are told; the rest is counted.
 const TOLD: usize = 10;
 
+/// Who is called.
+const SERVER: &str = "server.shop.svc.cluster.local";
 /// How long a forbidden call waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Kinds of forbidden calls.
-const FORBIDDEN_KINDS: usize = 3;
+const FORBIDDEN_KINDS: usize = 4;
 /// So many calls of each kind must have been refused for the reason that is meant, and not because nobody was there.
 const REFUSALS: u64 = 5;
 
-/// Load that runs until it is stopped: 200 allowed calls a second, 60 forbidden ones.
+/// Load that runs until it is stopped: 240 allowed calls a second, 80 forbidden ones.
 pub struct Load {
     stop: CancellationToken,
     lanes: JoinSet<()>,
@@ -99,16 +103,20 @@ impl Load {
             let (stop, sums) = (load.stop.clone(), load.sums.clone());
             load.lanes.spawn(allowed(entry, lane < KEPT, stop, sums));
         }
-        let forbidden: [_; FORBIDDEN_KINDS] = [
-            (Refusal::Policy, "a good identity that no rule allows", mesh.entry("intruder"), "/ok"),
-            (Refusal::Policy, "a path that no rule allows", entry, "/forbidden"),
-            (Refusal::Reset, "plaintext to a STRICT port", port, "/ok"),
-        ];
-        for (kind, (by, what, address, path)) in forbidden.into_iter().enumerate() {
+        for _ in 0..GRPC {
             let (stop, sums) = (load.stop.clone(), load.sums.clone());
-            let request =
-                Request::new(address, "server.shop.svc.cluster.local").path(path).header(FORBIDDEN, "1");
-            load.lanes.spawn(refused(kind, by, what, request, stop, sums));
+            load.lanes.spawn(unary(grpc(entry, "/shop.Echo/Say"), stop, sums));
+        }
+        let plain = |address, path: &str| Request::new(address, SERVER).path(path);
+        let forbidden: [_; FORBIDDEN_KINDS] = [
+            (Refusal::Policy, "a good identity that no rule allows", plain(mesh.entry("intruder"), "/ok")),
+            (Refusal::Policy, "a path that no rule allows", plain(entry, "/forbidden")),
+            (Refusal::Reset, "plaintext to a STRICT port", plain(port, "/ok")),
+            (Refusal::Grpc, "a method of gRPC that no rule allows", grpc(entry, "/shop.Echo/Forbidden")),
+        ];
+        for (kind, (by, what, request)) in forbidden.into_iter().enumerate() {
+            let (stop, sums) = (load.stop.clone(), load.sums.clone());
+            load.lanes.spawn(refused(kind, by, what, request.header(FORBIDDEN, "1"), stop, sums));
         }
         load
     }
@@ -262,12 +270,36 @@ async fn call(entry: SocketAddr, kept: &mut Option<SendRequest<Empty<Bytes>>>) -
     }
     let sender = kept.as_mut().unwrap();
     sender.ready().await.map_err(|e| format!("connection: {e}"))?;
-    let request =
-        http::Request::get("/ok").header("host", "server.shop.svc.cluster.local").body(Empty::new()).unwrap();
+    let request = http::Request::get("/ok").header("host", SERVER).body(Empty::new()).unwrap();
     let answer = sender.send_request(request).await.map_err(|e| format!("request: {e}"))?;
     let status = answer.status().as_u16();
     answer.into_body().collect().await.map_err(|e| format!("body: {e}"))?;
     Ok(status)
+}
+
+/// A unary call of gRPC with an empty message.
+fn grpc(entry: SocketAddr, path: &str) -> Request {
+    let request = Request::new(entry, SERVER).http2().method("POST").path(path).body(vec![0; 5]);
+    request.header("content-type", "application/grpc").header("te", "trailers")
+}
+
+/// Its status: in the trailers, or in the head of an answer that is nothing else.
+fn grpc_status(answer: &Answer) -> Option<&str> {
+    let told = answer.trailers.get("grpc-status").or_else(|| answer.headers.get("grpc-status"));
+    told.and_then(|status| status.to_str().ok())
+}
+
+async fn unary(request: Request, stop: CancellationToken, sums: Arc<Sums>) {
+    let mut turns = turns();
+    while stop.run_until_cancelled(turns.tick()).await.is_some() {
+        // Sooner than a [`Request`] breaks the whole test off.
+        let outcome = tokio::time::timeout(Duration::from_secs(9), request.clone().send()).await;
+        sums.allowed.fetch_add(1, Ordering::Relaxed);
+        match outcome {
+            Ok(Ok(answer)) if grpc_status(&answer) == Some("0") => {}
+            other => sums.lose(format!("gRPC: {other:?}")),
+        }
+    }
 }
 
 /// What refuses a call.
@@ -277,6 +309,8 @@ enum Refusal {
     Policy,
     /// The connection, which was accepted.
     Reset,
+    /// An answer, PERMISSION_DENIED.
+    Grpc,
 }
 
 async fn refused(
@@ -293,6 +327,10 @@ async fn refused(
         // A frozen sidecar does not answer, which refuses nothing.
         let Ok(answer) = tokio::time::timeout(PATIENCE, request.clone().send()).await else { continue };
         let is_meant = match (by, &answer) {
+            // gRPC has its denials in answers of 200.
+            (Refusal::Grpc, Ok(answer)) if grpc_status(answer).is_some_and(|status| status != "0") => {
+                grpc_status(answer) == Some("7")
+            }
             (_, Ok(answer)) if answer.status < 400 => {
                 sums.breaches.lock().unwrap().push(format!("{what}: {}", answer.status));
                 false

@@ -185,7 +185,9 @@ impl Standalone {
              ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: server, namespace: shop}}\n\
              spec:\n  selector: {{matchLabels: {{app: server}}}}\n  action: ALLOW\n  rules:\n\
              \x20 - from: [{{source: {{principals: [cluster.local/ns/shop/sa/client]}}}}]\n\
-             \x20   to: [{{operation: {{methods: [GET], paths: [/ok]}}}}]\n",
+             \x20   to:\n\
+             \x20   - operation: {{methods: [GET], paths: [/ok]}}\n\
+             \x20   - operation: {{methods: [POST], paths: [/shop.Echo/Say]}}\n",
             pod("server", "10.77.0.1"),
             pod("client", "10.77.0.2"),
             pod("intruder", "10.77.0.3"),

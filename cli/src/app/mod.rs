@@ -21,7 +21,7 @@ pub struct AppArgs {
 
 #[derive(Debug, Subcommand)]
 enum AppCommand {
-    /// Serve: answer every HTTP request with JSON of what was received, or echo TCP
+    /// Serve: answer HTTP with JSON of what was received and gRPC with an empty message, or echo TCP
     Serve(serve::ServeArgs),
     /// Call a URL (http:// or tcp://) once, or many times with a summary
     Call(call::CallArgs),

@@ -1,13 +1,13 @@
 //! `postern app serve`: a workload that tells what reached it, so that a test can see what the sidecar let through.
 //!
-//! HTTP (1.1, and 2 with prior knowledge) is answered with JSON of what was received; TCP is echoed. Each request, and
-//! each TCP connection, is one line on standard output.
+//! HTTP (1.1, and 2 with prior knowledge) is answered with JSON of what was received, gRPC with an empty message; TCP is echoed.
+//! Each request, and each TCP connection, is one line on standard output.
 
 use super::{Outcome, call::headers_json, complain, say};
 use bytes::Bytes;
 use clap::Args;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::json;
@@ -164,7 +164,7 @@ async fn tell(
     request: Request<Incoming>,
     from: SocketAddr,
     name: Arc<str>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Infallible> {
     let (head, mut body) = request.into_parts();
     let mut received = 0_u64;
     let mut whole = true;
@@ -186,6 +186,9 @@ async fn tell(
         "{name} received {} {path} {:?} from {from} {received} bytes{cut}",
         head.method, head.version
     ));
+    if whole && is_grpc(&head.headers) {
+        return Ok(empty_message());
+    }
     let told = json!({
         "app": &*name,
         "method": head.method.as_str(),
@@ -196,10 +199,24 @@ async fn tell(
         "headers": headers_json(&head.headers),
         "body_bytes": received,
     });
-    let mut response = Response::new(Full::new(Bytes::from(format!("{told}\n"))));
+    let mut response = Response::new(Full::new(Bytes::from(format!("{told}\n"))).boxed_unsync());
     *response.status_mut() = if whole { StatusCode::OK } else { StatusCode::BAD_REQUEST };
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The answer of gRPC to a unary call whose method nobody knows: a message without fields, which every type has, and status OK.
+fn empty_message() -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    let status = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from(0))]);
+    let message = Full::new(Bytes::from_static(&[0; 5]));
+    let mut response =
+        Response::new(message.with_trailers(std::future::ready(Some(Ok(status)))).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
 }
 
 async fn echo(mut stream: TcpStream, from: SocketAddr, name: &str, greeting: Option<&str>) {

@@ -38,8 +38,8 @@ const SLOW: Duration = Duration::from_secs(10);
 /// How long an app may take until it listens; then it counts as ready all the same.
 const APP_START: Duration = Duration::from_secs(5);
 const APP_GRACE: Duration = Duration::from_secs(2);
-/// A sidecar that is told to end lets requests in flight finish.
-const SIDECAR_GRACE: Duration = Duration::from_secs(3);
+/// A sidecar that is told to end lets go on what is open until its `--drain-deadline`, 5 s, and then writes what is left to write.
+const SIDECAR_GRACE: Duration = Duration::from_secs(7);
 /// What programs in pods may have, at most: what containers have, without changing users or the network.
 const APP_CAPABILITIES: [i32; 6] = [
     capability::CHOWN,

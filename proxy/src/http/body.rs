@@ -1,7 +1,7 @@
 //! Bodies that count, and that hold what must not end before them: the record, and the lease of the connection.
 
 use super::{
-    headers,
+    causes, headers,
     headroom::{Gate, Headroom},
     pool::Lease,
 };
@@ -241,6 +241,19 @@ pub struct Download {
     progress: Option<Rc<Progress>>,
     offered: bool,
     gate: Gate,
+    // How its client can be told that it ends too early.
+    telling: Telling,
+    // Ended by us, with a status.
+    cut: bool,
+}
+
+/// How a client is told that an answer which has begun ends too early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// By the broken end itself: the connection, or the stream.
+    Break,
+    /// By a gRPC status in the trailers.
+    Status,
 }
 
 /// Whether the client of one HTTP/2 connection takes what it is offered. Without a window hyper asks no body for more, so
@@ -272,6 +285,7 @@ impl Download {
         record: Record,
         lease: Lease,
         headroom: Rc<Headroom>,
+        telling: Telling,
     ) -> Self {
         Self {
             incoming,
@@ -286,6 +300,8 @@ impl Download {
             progress: None,
             offered: false,
             gate: Gate::new(headroom),
+            telling,
+            cut: false,
         }
     }
 }
@@ -307,7 +323,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Local(text) => text.is_none(),
-            Self::Upstream(download) => download.is_cut() || download.incoming.is_end_stream(),
+            Self::Upstream(download) => download.cut || download.incoming.is_end_stream(),
         }
     }
 
@@ -320,11 +336,6 @@ impl HttpBody for Body {
 }
 
 impl Download {
-    /// Ended by its deadline.
-    fn is_cut(&self) -> bool {
-        self.failed && self.deadline.is_some()
-    }
-
     /// Whether it is the client's turn.
     fn offer(&mut self, offered: bool) {
         if let Some(progress) = &self.progress
@@ -346,7 +357,7 @@ impl Download {
     }
 
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.is_cut() {
+        if self.cut {
             return Poll::Ready(None);
         }
         if self.gate.poll(cx).is_pending() {
@@ -369,17 +380,18 @@ impl Download {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            // Passed on as an error: the client sees an incomplete message, never a clean end.
-            Some(Err(error)) => {
+            // A reset of the stream has a code, which means something to the client.
+            Some(Err(error)) if self.telling == Telling::Break || is_reset(&error) => {
                 self.failed = true;
-                let upstream = || ProxyError::UpstreamReset(error.to_string());
-                self.record.set_error(&self.exchange.broken().unwrap_or_else(upstream));
+                self.record.set_error(&self.blame(error.to_string()));
+                // Passed on as an error: the client sees an incomplete message, never a clean end.
                 Poll::Ready(Some(Err(error.into())))
             }
+            // Of a lost connection gRPC clients would make INTERNAL, and not try again.
+            Some(Err(error)) => self.end_with(&self.blame(error.to_string())),
             None if !has_ended(&self.incoming, self.http2) => {
                 self.failed = true;
-                let upstream = || ProxyError::UpstreamReset(CutOff.to_string());
-                self.record.set_error(&self.exchange.broken().unwrap_or_else(upstream));
+                self.record.set_error(&self.blame(CutOff.to_string()));
                 Poll::Ready(Some(Err(CutOff.into())))
             }
             None => {
@@ -395,11 +407,27 @@ impl Download {
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.sleep.as_mut().poll(cx));
         let error = ProxyError::DeadlineExceeded(deadline.patience);
-        self.failed = true;
-        self.record.set_error(&error);
-        self.record.set_grpc_status(error.grpc_status());
-        Poll::Ready(Some(Ok(Frame::trailers(super::reply::grpc_trailers(&error)))))
+        self.end_with(&error)
     }
+
+    /// Whose fault it is that the upstream's answer broke off.
+    fn blame(&self, cause: String) -> ProxyError {
+        self.exchange.broken().unwrap_or(ProxyError::UpstreamReset(cause))
+    }
+
+    /// Ends a gRPC answer with the status of this error.
+    fn end_with(&mut self, error: &ProxyError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        (self.failed, self.cut) = (true, true);
+        self.record.set_error(error);
+        self.record.set_grpc_status(error.grpc_status());
+        Poll::Ready(Some(Ok(Frame::trailers(super::reply::grpc_trailers(error)))))
+    }
+}
+
+/// Whether the other end has reset this one stream.
+fn is_reset(error: &hyper::Error) -> bool {
+    let cause = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_reset() && cause.is_remote())
 }
 
 impl Drop for Download {

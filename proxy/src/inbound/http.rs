@@ -219,6 +219,7 @@ impl Connection {
                     wish,
                     upgrade,
                     grpc,
+                    http2: self.http2,
                     half_closed: settings.limits.half_closed,
                     tunnels: self.worker.tunnels.clone(),
                     place: (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter()),

@@ -188,7 +188,8 @@ impl Connection {
                 let tunnels = self.worker.tunnels.clone();
                 let place = is_tunnel.then(|| self.worker.shared.governor.enter());
                 let headroom = self.worker.headroom.clone();
-                let asked = Asked { wish, upgrade, grpc, half_closed, tunnels, place, headroom };
+                let asked =
+                    Asked { wish, upgrade, grpc, http2: self.http2, half_closed, tunnels, place, headroom };
                 let watch = lease.watch().clone();
                 record.set_watch(watch.clone());
                 let revoked = is_tunnel.then(|| {

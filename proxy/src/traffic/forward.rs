@@ -5,7 +5,7 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
-        body::{Download, Exchange, Upload},
+        body::{Download, Exchange, Telling, Upload},
         canonical::Target,
         headers::{self, Wish},
         headroom::Headroom,
@@ -63,6 +63,8 @@ pub struct Asked {
     pub upgrade: Option<OnUpgrade>,
     /// `application/grpc*`.
     pub grpc: bool,
+    /// Whether the client speaks HTTP/2: only there it reads trailers for certain.
+    pub http2: bool,
     /// How long a half-closed tunnel may be silent.
     pub half_closed: Duration,
     /// Who waits for tunnels on the way down.
@@ -130,9 +132,9 @@ pub fn deliver(
         record.set_grpc_status(status);
     }
     record.answer_handed_over();
-    let body =
-        Body::Upstream(Box::new(Download::new(incoming, http2, exchange, record, lease, asked.headroom)));
-    Response::from_parts(parts, body)
+    let telling = if asked.grpc && asked.http2 { Telling::Status } else { Telling::Break };
+    let download = Download::new(incoming, http2, exchange, record, lease, asked.headroom, telling);
+    Response::from_parts(parts, Body::Upstream(Box::new(download)))
 }
 
 /// The extensions hold hyper's half of the upgrade; the rest of the head stays with the answer.

@@ -7,7 +7,10 @@ use postern_tests::{
     ground::{Ground, PORT, PROCESS, SERVERS, documents},
     pods::{process, resident, sidecar},
 };
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use crate::signal;
 
@@ -19,40 +22,54 @@ pub fn http() -> Vec<Lane> {
 /// Every lost call is a POST that was answered 503 with this code.
 fn assert_only_posts_are_refused(report: &Report, code: &str) {
     for call in report.lost() {
-        let (Lane::Kept(method) | Lane::Fresh(method) | Lane::Http2(method)) = call.lane else {
-            panic!("bytes are lost: {call:?}")
-        };
-        assert_eq!((method, call.end.as_ref().ok()), ("POST", Some(&(503, code.to_owned()))), "{call:?}");
+        assert!(call.lane.method() == Some("POST") && call.is_refused(code), "{call:?}");
     }
 }
 
-/// C20.
+/// What came twice is a GET, and nothing came more often; some did.
+fn assert_repeated_once(ids: &[String], posts: &[String]) {
+    let mut times: HashMap<&String, usize> = HashMap::new();
+    ids.iter().for_each(|id| *times.entry(id).or_default() += 1);
+    let repeated: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(!repeated.is_empty(), "nothing was tried again");
+    for (id, times) in repeated {
+        assert!(*times == 2 && !posts.contains(id), "{id} came {times} times");
+    }
+}
+
+/// C20. What the table calls `upstream_refused` is `connect-failure` in docs/errors.md; the line of the access log has the cause. All
+/// answers of a quarter of the time come within 100 ms, in the best quarter of four: this machine runs other tests too, which a
+/// sidecar that waits would not be excused by.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_app_that_does_not_listen_is_refused_at_once_with_the_reason_and_served_as_soon_as_it_does() {
+    const QUARTER: Duration = Duration::from_millis(500);
     let Some(ground) = Ground::start(1, "").await else { return };
     let calls = Calls::with(&ground.places, &http());
     calls.pass(5).await;
-    let gone = Instant::now();
     ground.apps[0].set(Fault::Refuse);
-    calls.go_on(Duration::from_secs(2)).await;
+    // What is under way breaks, and the listener closes a moment later.
+    calls.go_on(Duration::from_millis(100)).await;
+    let gone = Instant::now();
+    calls.go_on(QUARTER * 4).await;
     let back = Instant::now();
     ground.apps[0].listen_again(ground.servers[0].listen(PORT));
     calls.pass_from(back + Duration::from_secs(1), 5).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     report.assert_recovered(back, Duration::from_secs(1));
-    let margin = Duration::from_millis(200);
-    let meanwhile: Vec<_> =
-        report.calls.iter().filter(|c| c.began > gone + margin && c.ended < back).collect();
-    assert!(meanwhile.len() >= 50, "{}", meanwhile.len());
-    for call in &meanwhile {
-        assert_eq!(call.end, Ok((503, "connect-failure".into())), "{call:?}");
+    let mut longest = [Duration::ZERO; 4];
+    for (quarter, longest) in (0..).zip(&mut longest) {
+        let (from, to) = (gone + QUARTER * quarter, gone + QUARTER * (quarter + 1));
+        let meanwhile: Vec<_> = report.calls.iter().filter(|c| c.began >= from && c.ended < to).collect();
+        assert!(meanwhile.len() >= 10, "{}", meanwhile.len());
+        for call in meanwhile {
+            assert!(call.is_refused("connect-failure"), "{call:?}");
+            *longest = call.took().max(*longest);
+        }
     }
-    // 100 ms in the table: here of nine in ten, and a second for those whom this machine keeps waiting.
-    let mut times: Vec<Duration> = meanwhile.iter().map(|call| call.took()).collect();
-    times.sort_unstable();
-    let (most, longest) = (times[times.len() * 9 / 10], times[times.len() - 1]);
-    assert!(most < Duration::from_millis(100) && longest < Duration::from_secs(1), "{most:?} {longest:?}");
+    let best = longest.iter().min().unwrap();
+    assert!(*best <= Duration::from_millis(100), "the slowest answer of each quarter: {longest:?}");
+    report.assert_no_hang(Duration::from_secs(1));
 }
 
 /// C21.
@@ -103,7 +120,7 @@ async fn an_app_that_stands_still_keeps_as_many_waiting_as_the_rule_says_and_ans
     let report = calls.stop().await;
     report.assert_recovered(went_on, Duration::from_secs(1));
     for call in report.lost() {
-        assert_eq!(call.end, Ok((503, "circuit-open".into())), "{call:?}");
+        assert!(call.is_refused("circuit-open"), "{call:?}");
     }
     assert!(
         report.calls.iter().filter(|c| c.lane == Lane::Bytes).all(|c| c.is_good()),
@@ -135,6 +152,7 @@ async fn a_get_that_is_reset_is_tried_again_and_a_post_is_refused_and_came_once(
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     assert_only_posts_are_refused(&report, "upstream-reset");
+    assert_repeated_once(&ground.apps[0].ids(), &ground.apps[0].posts());
     assert!(report.lost().len() >= 5, "there were resets: {}", report.lost().len());
     report.assert_recovered(over, Duration::from_millis(200));
     report.assert_no_hang(Duration::from_secs(2));
@@ -142,21 +160,33 @@ async fn a_get_that_is_reset_is_tried_again_and_a_post_is_refused_and_came_once(
     // The network resets what is open between the sidecars, once in a while.
     let calls = Calls::with(&ground.places, &http());
     calls.pass(5).await;
+    let server = ground.places.pods[0].to_string();
+    let open = || {
+        let told = ground.places.client.run("ss", &["-Htn", "state", "established", "dst", &server], "");
+        let local = told.lines().map(|line| line.split_whitespace().nth(2).unwrap());
+        local.map(|address| address.rsplit_once(':').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
     for _ in 0..5 {
-        ground.servers[0].rules(
-            "chain resets { type filter hook input priority 0; iifname \"eth0\" tcp dport 15006 ct state established reject with tcp reset; }",
-        );
-        calls.go_on(Duration::from_millis(200)).await;
-        ground.servers[0].heal();
+        // Not those that are being made: who cannot connect is refused, whatever the method.
+        let before = open();
+        calls.go_on(Duration::from_millis(250)).await;
+        let ports: Vec<_> = open().into_iter().filter(|port| before.contains(port)).collect();
+        assert!(!ports.is_empty(), "connections between the sidecars");
+        ground.servers[0].rules(&format!(
+            "chain resets {{ type filter hook input priority 0; iifname \"eth0\" tcp sport {{ {} }} reject with tcp reset; }}",
+            ports.join(", ")
+        ));
         calls.go_on(Duration::from_millis(400)).await;
     }
+    ground.servers[0].heal();
     let over = Instant::now();
-    calls.pass_from(over + Duration::from_millis(500), 2).await;
+    calls.pass_from(over, 2).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
-    report.assert_recovered(over, Duration::from_millis(500));
-    report.assert_no_hang(Duration::from_secs(2));
+    assert_only_posts_are_refused(&report, "upstream-reset");
     assert!(!report.lost().is_empty(), "there were resets");
+    report.assert_recovered(over, Duration::ZERO);
+    report.assert_no_hang(Duration::from_secs(2));
 }
 
 /// C22, with 2,000 GETs.

@@ -3,10 +3,10 @@
 use crate::{apps::http, signal};
 use nix::sys::signal::Signal;
 use postern_tests::{
-    calls::Calls,
-    ground::{Ground, PORT, PROCESS, SERVERS, documents},
+    calls::{Calls, Held, Kind},
+    ground::{Ground, NOTHING, PORT, PROCESS, SERVERS, documents},
     pods::{resident, sidecar},
-    up::{Process, until},
+    up::{Process, SOON, until},
 };
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ async fn a_sidecar_that_is_told_to_end_before_its_app_serves_the_apps_calls_unti
     until("the sidecar has ended", Duration::from_secs(2), || !process.is_alive());
 }
 
-/// C09, as a Deployment does it: a new pod comes, then an old one goes.
+/// C09, as a Deployment does it: a new pod comes, then an old one goes. HTTP/1.1, HTTP/2 and unary gRPC lose nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_are_replaced_one_after_the_other_lose_no_request() {
     let Some(ground) = Ground::start_processes(&documents(&SERVERS, PROCESS, ""), 2).await else { return };
@@ -99,4 +99,41 @@ async fn servers_that_are_replaced_one_after_the_other_lose_no_request() {
     // Whoever calls a pod that is not there yet waits a second for its connection, and then calls another.
     report.assert_no_hang(Duration::from_millis(800));
     report.assert_safe(&ground.seen());
+}
+
+/// C09: what lasts. The app goes on, so that it is the sidecar's deadline, 5 s, that ends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lasts_goes_on_until_the_deadline_of_the_sidecar_that_goes_and_a_stream_is_told_so() {
+    const DEADLINE: Duration = Duration::from_secs(5);
+    const KINDS: [Kind; 3] = [Kind::WebSocket, Kind::Stream, Kind::Bytes];
+    let Some(ground) = Ground::start(2, "").await else { return };
+    let calls = Calls::with(&ground.places, &http());
+    calls.pass(2).await;
+    let held = Held::open(&ground.places, 4).await;
+    ground.mesh.place.write("mesh.yaml", &documents(&SERVERS[..1], NOTHING, ""));
+    let is_ready = || {
+        let ask = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:15021/healthz/ready"];
+        ground.servers[1].run("curl", &ask, "") == "200"
+    };
+    tokio::task::block_in_place(|| until("the sidecar is told to end", SOON, || !is_ready()));
+    let going = Instant::now();
+    calls.go_on(DEADLINE - Duration::from_millis(500)).await;
+    assert!(held.ended().is_empty(), "before the deadline: {:?}", held.ended());
+    let all_kinds = || KINDS.iter().all(|kind| held.ended().iter().any(|end| end.kind == *kind));
+    tokio::task::block_in_place(|| until("what it carried has ended", Duration::from_secs(2), all_kinds));
+    calls.pass(3).await;
+    let left = held.left();
+    calls.pass(3).await;
+    assert!(left > 0 && held.left() == left, "the other server's go on: {left} {:?}", held.ended());
+    for end in held.ended() {
+        assert!(end.last >= going + DEADLINE - Duration::from_millis(500), "{:?}", going.elapsed());
+        match end.kind {
+            Kind::Stream => {
+                assert_eq!(end.how, Ok((503, "upstream connection terminated".into())), "UNAVAILABLE");
+            }
+            Kind::WebSocket | Kind::Bytes => assert!(end.how.is_err(), "{end:?}"),
+        }
+    }
+    held.stop().await;
+    calls.stop().await.assert_whole(&ground.seen());
 }

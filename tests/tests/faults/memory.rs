@@ -1,9 +1,9 @@
-//! C25: a sidecar with little memory, and more readers than it can hold answers for.
+//! C25: a sidecar with little memory, more readers than it can hold answers for, and more writers than it can hold requests for.
 
 use crate::{apps::http, signal};
 use nix::sys::signal::Signal;
 use postern_tests::{
-    calls::Calls,
+    calls::{Calls, Report},
     faulty::Fault,
     ground::{Ground, SERVERS},
     pods::{parent, sidecar},
@@ -12,6 +12,7 @@ use postern_tests::{
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +27,9 @@ impl Limited {
             skipped("there is no memory controller of version 1 here");
             return None;
         }
-        let folder = root.join(format!("postern-fault-{}", std::process::id()));
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = root.join(format!("postern-fault-{}-{number}", std::process::id()));
         if let Err(why) = fs::create_dir(&folder) {
             skipped(&format!("no control group may be made here: {why}"));
             return None;
@@ -62,26 +65,59 @@ impl Drop for Limited {
     }
 }
 
+/// The server's sidecar, started again in a group with little memory.
+struct Starved {
+    limited: Limited,
+    pid: i32,
+}
+
+impl Starved {
+    fn start(ground: &Ground) -> Option<Self> {
+        let limited = Limited::new(64 << 20)?;
+        // What starts it is in the group for a moment, and so the sidecar's next life is.
+        let before = sidecar(&ground.mesh, SERVERS[0]);
+        let starter = parent(before);
+        let home = Limited::of(starter);
+        Limited::take(&limited.0, starter);
+        signal(before, Signal::SIGKILL);
+        let after = || Self::now(ground).filter(|now| *now != before);
+        until("the sidecar has started again", SOON, || after().is_some());
+        Limited::take(&home, starter);
+        let pid = after().unwrap();
+        assert_eq!(Limited::of(pid), limited.0);
+        Some(Self { limited, pid })
+    }
+
+    fn now(ground: &Ground) -> Option<i32> {
+        let all = ground.mesh.processes();
+        all.iter().find(|p| p.command.contains(" proxy --instance=server-0 ")).map(|p| p.pid)
+    }
+
+    /// It is the same process, and had something to hold.
+    fn assert_alive(&self, ground: &Ground) {
+        let most = self.limited.number("memory.max_usage_in_bytes");
+        assert_eq!(Self::now(ground), Some(self.pid), "the sidecar lives; most of its memory: {most}");
+        assert!(most > 32 << 20, "there was something to hold: {most}");
+    }
+}
+
+/// All is well `within` after the load is over, and whoever called meanwhile was refused and not left waiting.
+fn assert_refused_cleanly(report: &Report, over: Instant, within: Duration) {
+    report.assert_recovered(over, within);
+    for call in report.lost().iter().filter(|call| call.began < over) {
+        let is_clean = match &call.end {
+            Ok((status, _)) => *status == 503,
+            Err(why) => !why.contains("no answer in time"),
+        };
+        assert!(is_clean || call.took() < Duration::from_secs(5), "refused, not left waiting: {call:?}");
+    }
+}
+
 /// C25.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_with_64_mib_refuses_before_it_is_killed_for_memory() {
     let Some(ground) = Ground::start(1, "").await else { return };
-    let Some(limited) = Limited::new(64 << 20) else { return };
-    // What starts it is in the group for a moment, and so the sidecar's next life is.
-    let before = sidecar(&ground.mesh, SERVERS[0]);
-    let starter = parent(before);
-    let home = Limited::of(starter);
-    Limited::take(&limited.0, starter);
-    signal(before, Signal::SIGKILL);
-    let now = || {
-        let all = ground.mesh.processes();
-        let found = all.iter().find(|p| p.command.contains(" proxy --instance=server-0 ") && p.pid != before);
-        found.map(|p| p.pid)
-    };
-    until("the sidecar has started again", SOON, || now().is_some());
-    Limited::take(&home, starter);
-    let pid = now().unwrap();
-    assert_eq!(Limited::of(pid), limited.0);
+    let Some(starved) = Starved::start(&ground) else { return };
     let calls = Calls::with(&ground.places, &http());
     calls.go_on(Duration::from_secs(1)).await;
     calls.pass(3).await;
@@ -125,15 +161,48 @@ async fn a_sidecar_with_64_mib_refuses_before_it_is_killed_for_memory() {
     calls.pass(3).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
-    assert_eq!(now(), Some(pid), "the sidecar lives");
-    let most = limited.number("memory.max_usage_in_bytes");
-    assert!(most > 32 << 20, "there was something to hold: {most}");
-    report.assert_recovered(over, Duration::from_secs(3));
-    for call in report.lost().iter().filter(|call| call.began < over) {
-        let is_clean = match &call.end {
-            Ok((status, _)) => *status == 503,
-            Err(why) => !why.contains("no answer in time"),
-        };
-        assert!(is_clean || call.took() < Duration::from_secs(5), "refused, not left waiting: {call:?}");
+    starved.assert_alive(&ground);
+    assert_refused_cleanly(&report, over, Duration::from_secs(3));
+}
+
+/// C25, the other way round: the app does not read what is sent to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_to_an_app_that_does_not_read_wait_where_they_come_from_while_memory_is_full() {
+    const LENGTH: usize = 1 << 20;
+    let Some(ground) = Ground::start(1, "").await else { return };
+    let Some(starved) = Starved::start(&ground) else { return };
+    let calls = Calls::with(&ground.places, &http());
+    calls.go_on(Duration::from_secs(1)).await;
+    calls.pass(3).await;
+
+    ground.apps[0].set(Fault::Unread);
+    let mut load = tokio::task::JoinSet::new();
+    for number in 0..500 {
+        let (client, service) = (ground.places.client.clone(), ground.places.service);
+        load.spawn(async move {
+            let Ok(mut stream) = client.connect(service).await else { return };
+            let head = format!(
+                "POST /ok?id=upload-{number} HTTP/1.1\r\nhost: server.shop\r\nx-id: upload-{number}\r\n\
+                 content-length: {LENGTH}\r\n\r\n"
+            );
+            if stream.write_all(head.as_bytes()).await.is_err()
+                || stream.write_all(&[b'x'; LENGTH]).await.is_err()
+            {
+                return;
+            }
+            let _ = stream.read(&mut [0; 1024]).await;
+        });
     }
+    calls.go_on(Duration::from_secs(5)).await;
+    while load.try_join_next().is_some() {}
+    assert!(!load.is_empty(), "no upload waits");
+    load.shutdown().await;
+    ground.apps[0].release();
+    let over = Instant::now();
+    calls.go_on(Duration::from_secs(3)).await;
+    calls.pass(3).await;
+    let report = calls.stop().await;
+    report.assert_safe(&ground.seen());
+    starved.assert_alive(&ground);
+    assert_refused_cleanly(&report, over, Duration::from_secs(3));
 }

@@ -1,7 +1,7 @@
 //! Networks that lose, swallow, slow down and cut.
 
 use postern_tests::{
-    calls::{Calls, LANES, Lane, ask},
+    calls::{Call, Calls, LANES, Lane, ask},
     faulty::{Fault, is_whole},
     ground::{Ground, PORT, SERVERS},
     pods::{PodNetwork, descriptors, parent, resident, sidecar},
@@ -50,20 +50,31 @@ async fn a_server_that_is_swallowed_by_the_network_is_left_for_the_other_one() {
     report.assert_no_hang(Duration::from_millis(6500));
     report.assert_recovered(began, Duration::from_secs(8));
     for call in report.lost() {
-        let may_be_lost = match call.lane {
-            Lane::Kept(method) | Lane::Fresh(method) | Lane::Http2(method) => method == "POST",
-            Lane::Bytes => true,
-        };
-        assert!(may_be_lost, "a GET goes to the other server: {call:?}");
+        assert!(call.lane.method() != Some("GET"), "a GET goes to the other server: {call:?}");
     }
     let lost = report.lost().len();
     assert!(lost <= LANES.len(), "only what was under way: {lost}");
 }
 
-/// C15. At 30 % the table wants no hang beyond the connect timeout. That holds for connecting; what is under way waits for TCP's own
-/// repeats, whose pauses double, so that a few calls take seconds. Nothing of ours comes on top of that, and nothing stays behind.
+/// A connection for each call, which must be there within a second.
+const HURRIED: &str = r#"---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: server, namespace: shop}
+spec: {host: server, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1s}, http: {maxRequestsPerConnection: 1}}}}
+"#;
+
+/// C15. At 30 % the table wants no hang beyond the connect timeout: that is so for connecting, which every call does here. What is under
+/// way has no such bound, and shall have none by default: a connection that is given up after 5 s without an acknowledgement dies
+/// in every short outage, which C19 allows 120 s for the same reason. It waits for TCP's own repeats, whose pauses double: the first that
+/// is not lost comes, after the loss is over, before as much time again has passed. Nothing of ours comes on top of that, and
+/// nothing stays behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_packets_cost_time_and_no_call() {
+    const PHASE: Duration = Duration::from_secs(3);
+    const CONNECT: Duration = Duration::from_secs(1);
+    // For what a machine that runs other tests takes itself.
+    const MARGIN: Duration = Duration::from_millis(800);
     let Some(ground) = Ground::start(1, "").await else { return };
     let calls = Calls::start(&ground.places);
     calls.pass(10).await;
@@ -75,30 +86,48 @@ async fn lost_packets_cost_time_and_no_call() {
             network.rules(&rule);
         }
     };
+    let heal = || {
+        for network in [&ground.places.client, &ground.servers[0]] {
+            network.heal();
+        }
+    };
     let mut phases = Vec::new();
     for percent in [1, 5, 30] {
+        if percent == 30 {
+            heal();
+            let from = ground.mesh.run.here();
+            ground.mesh.place.write("hurried.yaml", HURRIED);
+            ground.mesh.run.line(from, |line| line.contains("the change is in force"));
+            calls.pass(2).await;
+        }
         lossy(percent);
         let began = Instant::now();
-        calls.go_on(Duration::from_secs(3)).await;
+        calls.go_on(PHASE).await;
         phases.push((percent, began, Instant::now()));
     }
-    for network in [&ground.places.client, &ground.servers[0]] {
-        network.heal();
-    }
+    heal();
     let healed = Instant::now();
-    calls.pass_from(healed + Duration::from_secs(4), 2).await;
+    calls.pass_from(healed + PHASE + MARGIN, 2).await;
     let report = calls.stop().await;
     report.assert_safe(&ground.seen());
     for (percent, from, to) in &phases {
         let lost: Vec<_> = report.lost().into_iter().filter(|c| c.began >= *from && c.began < *to).collect();
-        assert!(*percent == 30 || lost.is_empty(), "{percent} %: {lost:#?}");
         if *percent < 30 {
+            assert!(lost.is_empty(), "{percent} %: {lost:#?}");
             let p99 = report.quantile(990, *from, *to);
             assert!(p99 < Duration::from_secs(3), "{percent} %: {p99:?}");
+            continue;
+        }
+        let unconnected: Vec<_> = lost.iter().filter(|call| call.is_refused("connect-failure")).collect();
+        assert!(unconnected.len() >= 3, "connections failed: {lost:#?}");
+        for call in unconnected {
+            assert!(call.took() < CONNECT + MARGIN, "beyond the connect timeout: {call:?}");
         }
     }
-    report.assert_no_hang(postern_tests::calls::PATIENCE);
-    report.assert_recovered(healed, Duration::from_secs(4));
+    let hung = |call: &&Call| call.began < healed && call.ended > healed + PHASE + MARGIN;
+    let hung: Vec<_> = report.calls.iter().filter(hung).collect();
+    assert!(hung.is_empty(), "longer than TCP's own pauses: {hung:#?}");
+    report.assert_recovered(healed, PHASE + MARGIN);
     let leaked = || {
         let now = sidecars.map(descriptors);
         (0..2).any(|n| now[n] > before[n] + 5).then_some((before, now))

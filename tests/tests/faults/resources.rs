@@ -1,9 +1,9 @@
-//! System calls that fail, and a log that nobody reads. C25 (memory) is not here: see "What falls short" in docs/traffic.md.
+//! System calls that fail, and a log that nobody reads.
 
 use crate::signal;
 use nix::sys::signal::Signal;
 use postern_tests::{
-    calls::{Calls, Lane, ask},
+    calls::{Calls, LANES, Lane, ask},
     ground::{Ground, SERVERS},
     pods::{PodNetwork, parent, sidecar},
     up::{Run, SOON, find, skipped, until},
@@ -13,29 +13,45 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// C28. Who reads the logs of `postern up` is its own process, in which the control plane is too; both stand still. The table wants
-/// the p99 within 10 %: on a machine that runs other tests that is less than chance, so it is the median here, within a factor.
+/// C28. Who reads the logs of `postern up` is its own process, in which the control plane is too; both stand still. Times in which
+/// nobody reads take turns with such in which somebody does: a machine that runs other tests lengthens the p99 of some of either; a log
+/// that holds calls back lengthens that of all in which nobody reads, by more than the table's tenth.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
     let Some(ground) = Ground::start(1, "").await else { return };
-    let calls = Calls::start(&ground.places);
+    let calls = Calls::with(&ground.places, &LANES.repeat(2));
     calls.pass(10).await;
     let reader = parent(sidecar(&ground.mesh, SERVERS[0]));
-    let calm = Instant::now();
-    calls.go_on(Duration::from_secs(2)).await;
-    let from = ground.mesh.run.here();
-    signal(reader, Signal::SIGSTOP);
-    let stopped = Instant::now();
-    calls.go_on(Duration::from_secs(4)).await;
-    let went_on = Instant::now();
-    signal(reader, Signal::SIGCONT);
-    calls.pass(2).await;
+    let mut windows = Vec::new();
+    for _ in 0..5 {
+        let calm = Instant::now();
+        calls.go_on(Duration::from_millis(800)).await;
+        let from = ground.mesh.run.here();
+        signal(reader, Signal::SIGSTOP);
+        let stopped = Instant::now();
+        calls.go_on(Duration::from_secs(1)).await;
+        let went_on = Instant::now();
+        signal(reader, Signal::SIGCONT);
+        // The reader has caught up, which is work too, before the next calm time.
+        calls.pass(2).await;
+        windows.push((calm, stopped, went_on, from));
+    }
     let report = calls.stop().await;
     report.assert_whole(&ground.seen());
-    let (before, during) = (report.quantile(500, calm, stopped), report.quantile(500, stopped, went_on));
+    let of = |per_mille: u16| {
+        let quantile = |from: Instant, to: Instant| report.quantile(per_mille.into(), from, to);
+        let calm: Vec<_> = windows.iter().map(|w| quantile(w.0, w.1)).collect();
+        let unread: Vec<_> = windows.iter().map(|w| quantile(w.1, w.2)).collect();
+        (calm, unread)
+    };
+    let (calm, unread) = of(990);
+    let (worst, best) = (*calm.iter().max().unwrap(), *unread.iter().min().unwrap());
+    assert!(best <= worst * 11 / 10, "p99 of times in which nobody reads: {unread:?}, and before: {calm:?}");
+    let (calm, unread) = of(500);
+    let (calm, unread) = (calm.iter().sum::<Duration>() / 5, unread.iter().sum::<Duration>() / 5);
     assert!(
-        during < before * 2 + Duration::from_millis(10),
-        "median {before:?} before, {during:?} while nobody reads"
+        unread < calm * 2 + Duration::from_millis(10),
+        "median {calm:?} before, {unread:?} while nobody reads"
     );
     let requests = report.calls.iter().filter(|call| call.lane != Lane::Bytes).count();
     let lines = |from: usize| {
@@ -43,14 +59,15 @@ async fn an_access_log_that_nobody_reads_costs_no_call_and_no_line() {
         let of_app = |line: &String| {
             line.starts_with("server-0 proxy | {")
                 && line.contains(r#""http.response.status_code":200"#)
-                && line.contains(r#""url.path":"/ok""#)
+                && [r#""url.path":"/ok""#, r#""url.path":"/shop.Echo/Say""#].iter().any(|p| line.contains(p))
         };
         lines.filter(of_app).collect::<Vec<_>>()
     };
     until("each call has its line", SOON, || lines(0).len() >= requests);
     assert_eq!(lines(0).len(), requests, "exactly one");
-    let held: usize = lines(from).iter().map(String::len).sum();
-    assert!(held > 64 * 1024, "the pipe was full: {held} bytes");
+    let held: Vec<usize> =
+        windows.iter().map(|(.., from)| lines(*from).iter().map(String::len).sum()).collect();
+    assert!(held[4] > 64 * 1024, "the pipe was full: {held:?} bytes");
 }
 
 /// Makes system calls of a process fail for a while.

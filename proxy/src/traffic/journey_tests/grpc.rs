@@ -174,3 +174,63 @@ async fn the_apps_own_word_about_a_deadline_comes_before_ours() {
         })
         .await;
 }
+
+/// An app that begins its answer, and breaks it off when it is told to: the stream with a code, or the connection.
+async fn breaking_app(resets: bool) -> (App, Rc<tokio::sync::Notify>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let told = Rc::new(tokio::sync::Notify::new());
+    let breaks = told.clone();
+    spawn_local(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let mut answer = respond.send_response(http::Response::new(()), false).unwrap();
+        answer.send_data(bytes::Bytes::from_static(b"begun"), false).unwrap();
+        tokio::select! { _ = connection.accept() => {}, () = breaks.notified() => {} }
+        if resets {
+            answer.send_reset(h2::Reason::CANCEL);
+            let _ = connection.accept().await;
+        }
+    });
+    (App { address, seen: Rc::default() }, told)
+}
+
+/// A lost connection has no code that means anything to the caller; gRPC makes INTERNAL of what HTTP/2 says of it, and does not try
+/// again. A reset of the app's own is passed on.
+#[tokio::test]
+async fn a_grpc_answer_that_loses_its_connection_is_unavailable_and_one_that_is_reset_keeps_its_code() {
+    use http_body_util::{BodyExt, Empty};
+    LocalSet::new()
+        .run_until(async {
+            for resets in [false, true] {
+                let (app, breaks) = breaking_app(resets).await;
+                let pair = pair_to(app, Protocol::Http2, MtlsMode::Strict, vec![], PAYMENTS).await;
+                let stream = TcpStream::connect(pair.outbound).await.unwrap();
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let (mut sender, connection) =
+                    hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
+                spawn_local(connection);
+                let request = http::Request::post("http://payments-api/v1/charges")
+                    .header("content-type", "application/grpc")
+                    .header("te", "trailers");
+                let answer =
+                    sender.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
+                let mut body = answer.into_body();
+                assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "begun");
+                breaks.notify_one();
+                let end = body.frame().await.unwrap();
+                if resets {
+                    let broken = end.unwrap_err();
+                    let cause =
+                        std::error::Error::source(&broken).unwrap().downcast_ref::<h2::Error>().unwrap();
+                    assert_eq!(cause.reason(), Some(h2::Reason::CANCEL), "{broken:?}");
+                } else {
+                    let trailers = end.unwrap().into_trailers().unwrap();
+                    assert_eq!(trailers["grpc-status"], "14", "{trailers:?}");
+                    assert!(body.frame().await.is_none(), "nothing comes after the status");
+                }
+            }
+        })
+        .await;
+}
