@@ -1,8 +1,8 @@
 //! What keeps a sidecar alive that runs short: it sheds new work before old, and both before it is killed.
 //!
 //! Connections may take 40 % of the descriptors beyond those that the sidecar needs for itself, since each may need a second
-//! one. Memory is looked at ten times a second, and a hundred times while many are connected: from 80 % of the limit idle connections
-//! go, from 90 % new requests are answered 503, from 95 % nothing is accepted and the newest connections are ended, some at a time,
+//! one. Memory is looked at ten times a second, and while many are connected the more often the less of it is left, up to a hundred
+//! times: from 80 % of the limit idle connections go, from 90 % new requests are answered 503, from 95 % nothing is accepted and the newest connections are ended, some at a time,
 //! until there is room. A small limit keeps more free than that, since what was already let in can take 16 MiB before the next looks
 //! have had their effect. The allocator (mimalloc) gives freed memory back by itself. Envoy has the same as its overload manager, off by default.
 
@@ -45,8 +45,11 @@ const SHARE: u64 = 40;
 const OWN: u64 = 40;
 /// Between two looks at the memory.
 const LOOK: Duration = Duration::from_millis(100);
-/// And while there are [`MANY`] connections, who can take much in little time.
+/// While there are [`MANY`] connections, who can take much in little time: so that what is left cannot be gone before the next look,
+/// but not more often than this. A look costs some 10 µs.
 const LOOK_CLOSELY: Duration = Duration::from_millis(10);
+/// Bytes in a microsecond that all connections together cannot take faster (4 GB/s).
+const FASTEST: u64 = 4000;
 const MANY: usize = 32;
 
 /// One for the whole sidecar.
@@ -156,6 +159,13 @@ impl Governor {
         }
     }
 
+    /// Until the next look, with many connections.
+    fn pause(&self) -> Duration {
+        let full = self.memory.map_or(0, |limit| limit.saturating_sub(free(limit, BEGINS[0])));
+        let left = full.saturating_sub(self.used.load(Ordering::Relaxed));
+        Duration::from_micros(left / FASTEST).clamp(LOOK_CLOSELY, LOOK)
+    }
+
     /// Looks at the memory of this process for as long as somebody holds the governor.
     pub async fn keep_watch(self: Arc<Self>) {
         let (Some(_), Ok(resident)) = (self.memory, Resident::open()) else { return };
@@ -167,8 +177,9 @@ impl Governor {
             }
             let has_many = governor.open.load(Ordering::Relaxed) >= MANY;
             if has_many {
+                let pause = governor.pause();
                 drop(governor);
-                tokio::time::sleep(LOOK_CLOSELY).await;
+                tokio::time::sleep(pause).await;
             } else {
                 let _ = tokio::time::timeout(LOOK, governor.many.notified()).await;
             }
@@ -253,6 +264,23 @@ impl Drop for Sourced {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
+
+    #[test]
+    fn the_less_is_left_the_more_often_it_is_looked_at() {
+        for (limit, used, millis) in [
+            (24_000, 12, 100),
+            (512, 12, 100),
+            (256, 12, 59),
+            (256, 200, 10),
+            (64, 12, 10),
+            (64, 63, 10),
+            (0, 0, 10),
+        ] {
+            let governor = Governor::new(Resources { descriptors: None, memory: Some(limit << 20) });
+            governor.note(used << 20);
+            assert_eq!(governor.pause().as_millis(), millis, "{used} of {limit} MiB");
+        }
+    }
 
     #[test]
     fn levels_rise_at_once_and_fall_with_a_margin() {
