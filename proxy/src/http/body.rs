@@ -363,7 +363,13 @@ impl Download {
         if self.gate.poll(cx).is_pending() {
             return self.poll_deadline(cx);
         }
-        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let incoming = &mut self.incoming;
+        let mut take = || (Pin::new(&mut *incoming).poll_frame(cx), incoming.is_end_stream());
+        let polled = match self.lease.as_ref().and_then(Lease::bell) {
+            Some(bell) => bell.quietly(take),
+            None => take().0,
+        };
+        let frame = match polled {
             Poll::Ready(frame) => frame,
             Poll::Pending => return self.poll_deadline(cx),
         };

@@ -1,6 +1,7 @@
 //! HTTP on a connection that was just made: hyper's client side with our bounds.
 
 use super::{
+    bell::Bell,
     body::Upload,
     canonical,
     flood::{Bounds, Paced, Seen},
@@ -15,7 +16,7 @@ use crate::{
 use futures_util::StreamExt;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 /// When no more is read of an answer ahead of a client that does not take it, in octets, and of its head: as of requests. The last
 /// read may be as large again.
@@ -34,16 +35,18 @@ pub async fn http1(stream: Stream, address: SocketAddr, watch: Watch) -> Result<
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
+    let bell = Arc::<Bell>::default();
+    let called = bell.clone();
     drop(tokio::task::spawn_local(async move {
         let mut ended = when_woken(watch.ended());
         tokio::select! {
             biased;
             // Its errors reach the requests it carries.
-            _ = connection.with_upgrades() => {}
+            _ = called.run(connection.with_upgrades()) => {}
             _ = ended.next() => {}
         }
     }));
-    Ok(Sender::new(sender, turn))
+    Ok(Sender::new(sender, turn, bell))
 }
 
 /// A connection that carries requests side by side; ends with the trust in the peer, or when that is gone without a word.

@@ -3,7 +3,7 @@
 //! A reader in front of hyper's client looks at the beginning of each answer, and at nothing else: the first head that is not
 //! interim ends its interest until the next request is sent.
 
-use super::body::Upload;
+use super::{bell::Bell, body::Upload};
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -35,12 +35,18 @@ pub struct Sender {
     requests: SendRequest<Upload>,
     // Shared with the reader. Both live on one thread; hyper demands streams that could move.
     turn: Arc<AtomicBool>,
+    bell: Arc<Bell>,
 }
 
 impl Sender {
-    /// Over the connection whose reader shares `turn`.
-    pub fn new(requests: SendRequest<Upload>, turn: Arc<AtomicBool>) -> Self {
-        Self { requests, turn }
+    /// Over the connection whose reader shares `turn`, and which `bell` calls.
+    pub fn new(requests: SendRequest<Upload>, turn: Arc<AtomicBool>, bell: Arc<Bell>) -> Self {
+        Self { requests, turn, bell }
+    }
+
+    /// What calls the connection.
+    pub fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     /// Sends; see [`SendRequest::try_send_request`].

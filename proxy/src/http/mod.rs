@@ -1,5 +1,6 @@
 //! HTTP as both journeys need it: one safe reading of a request, clean headers, the server, the pool, bodies, replies, upgrades.
 
+pub mod bell;
 pub mod body;
 pub mod budget;
 pub mod canonical;

@@ -5,6 +5,7 @@
 
 pub use super::opening::InFlight;
 use super::{
+    bell::Bell,
     body::{Exchange, Upload},
     budget::Budget,
     dials::Dials,
@@ -183,6 +184,11 @@ impl Lease {
     /// Gives that to somebody who lasts longer: a tunnel.
     pub fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
+    }
+
+    /// What calls the connection, when it is one of HTTP/1 that will be used again.
+    pub fn bell(&self) -> Option<&Bell> {
+        self.home.as_ref().map(|home| home.sender.bell())
     }
 
     /// The standing of the connection.
