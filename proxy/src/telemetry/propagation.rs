@@ -65,7 +65,9 @@ impl Propagation {
     }
 
     fn read(&self, headers: &HeaderMap) -> (Said, Form) {
-        let form = if !self.propagators.b3 {
+        let is_b3 = |name: &HeaderName| name.as_str().starts_with("b3") || name.as_str().starts_with("x-b3-");
+        // One look at each name instead of four searches: hardly anybody sends one.
+        let form = if !self.propagators.b3 || !headers.keys().any(is_b3) {
             Form::TraceContext
         } else if headers.contains_key(&B3) {
             Form::Single

@@ -57,11 +57,14 @@ impl Trace {
 
 /// Appends lower-case hex digits, two for each byte.
 pub fn hex(bytes: &[u8], text: &mut Vec<u8>) {
-    let begin = text.len();
-    text.resize(begin + 2 * bytes.len(), 0);
-    let digit = |half: u8| half + if half < 10 { b'0' } else { b'a' - 10 };
-    for (pair, byte) in text.get_mut(begin..).unwrap_or_default().chunks_exact_mut(2).zip(bytes) {
-        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
+    // Written in place and cut, so that the length is looked at once.
+    let mut pairs = [[0; 2]; 32];
+    for part in bytes.chunks(pairs.len()) {
+        let digit = |half: u8| half + if half < 10 { b'0' } else { b'a' - 10 };
+        for (pair, byte) in pairs.iter_mut().zip(part) {
+            *pair = [digit(byte >> 4), digit(byte & 0xf)];
+        }
+        text.extend_from_slice(pairs.as_flattened().get(..2 * part.len()).unwrap_or_default());
     }
 }
 
@@ -105,11 +108,17 @@ pub(super) fn digits(bytes: &[u8]) -> Option<u128> {
 
 /// At most 16 digits.
 fn word(bytes: &[u8]) -> Option<u64> {
-    let (value, is_hex) = bytes.iter().fold((0, true), |(value, is_hex), byte| {
-        let digit = if *byte <= b'9' { byte.wrapping_sub(b'0') } else { byte.wrapping_sub(b'a' - 10) };
-        (value << 4 | u64::from(digit), is_hex & matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    });
-    is_hex.then_some(value)
+    const NO_DIGIT: u8 = 0xff;
+    let (mut value, mut seen) = (0, 0);
+    for byte in bytes {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => NO_DIGIT,
+        };
+        (value, seen) = (value << 4 | u64::from(digit & 0xf), seen | digit);
+    }
+    (seen != NO_DIGIT).then_some(value)
 }
 
 #[cfg(test)]
