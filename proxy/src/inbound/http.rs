@@ -19,12 +19,12 @@ use crate::{
     tls::{Stream, open::Watch},
     traffic::{
         Worker,
-        forward::{self, Asked},
-        requests,
+        forward::{self, Asked, Then},
+        requests::{self, Answer},
     },
 };
 use ::http::{HeaderValue, Request, Response, request::Parts};
-use futures_util::future::{FutureExt, LocalBoxFuture, TryFutureExt};
+use futures_util::FutureExt;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{
     HttpFacts, Verdict,
@@ -43,9 +43,6 @@ struct Connection {
     /// What the app is told of the caller, and the credentials of ours that it names.
     told: RefCell<Option<(Arc<Credentials>, HeaderValue)>>,
 }
-
-/// What becomes of a request.
-type Answer = LocalBoxFuture<'static, Result<Response<Body>, Close>>;
 
 /// A request that was allowed.
 struct Asking {
@@ -82,7 +79,15 @@ impl Connection {
 
         let wish = headers::clean_request(&mut parts.headers);
         let Some(policy) = self.worker.shared.store.inbound() else {
-            return Box::pin(self.refuse(ProxyError::NoSnapshot, parts, incoming, record, grpc));
+            let unread = (parts, incoming);
+            return forward::turn_away(
+                ProxyError::NoSnapshot,
+                unread,
+                record,
+                grpc,
+                self.http2,
+                Then::GoesOn,
+            );
         };
         if let Some(objection) = self.caller.objection(&policy.snapshot) {
             note_raw(&mut record, &parts);
@@ -94,18 +99,15 @@ impl Connection {
             Ok(target) => target,
             Err(error) => {
                 note_raw(&mut record, &parts);
-                let http2 = self.http2;
-                let refused = self.refuse(error, parts, incoming, record, grpc);
-                return Box::pin(refused.map_ok(move |mut response| {
-                    forward::close_after(&mut response, http2);
-                    response
-                }));
+                let unread = (parts, incoming);
+                return forward::turn_away(error, unread, record, grpc, self.http2, Then::Closes);
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
 
         if self.judge(&policy, &parts, &target, Some(&mut record)) == Verdict::Deny {
-            return Box::pin(self.refuse(ProxyError::Denied, parts, incoming, record, grpc));
+            let unread = (parts, incoming);
+            return forward::turn_away(ProxyError::Denied, unread, record, grpc, self.http2, Then::GoesOn);
         }
         self.tell_app(&mut parts, &mut record);
         match self.asking(&policy.snapshot, parts, target, incoming, wish, grpc) {
@@ -249,23 +251,6 @@ impl Connection {
             refusal = watch.ended() => ProxyError::PeerDistrusted(refusal),
             () = self.worker.shared.drain.over() => ProxyError::Draining,
         }
-    }
-
-    /// Our own answer; the body of the refused request is read, up to a limit, or the connection closes.
-    async fn refuse(
-        self: Rc<Self>,
-        error: ProxyError,
-        parts: Parts,
-        incoming: Incoming,
-        record: Record,
-        grpc: bool,
-    ) -> Result<Response<Body>, Close> {
-        let is_drained = self.http2 || forward::drain(&parts, incoming).await;
-        let mut response = forward::refuse(&error, record, grpc);
-        if !is_drained {
-            forward::close_after(&mut response, self.http2);
-        }
-        Ok(response)
     }
 }
 

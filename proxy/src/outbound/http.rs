@@ -24,13 +24,13 @@ use crate::{
     traffic::{
         Worker, balance,
         breaker::Share,
-        forward::{self, Asked},
-        requests,
+        forward::{self, Asked, Then},
+        requests::{self, Answer},
         upstream::{Outcome, Upstream},
     },
 };
 use ::http::{Request, Response, request::Parts};
-use futures_util::future::{FutureExt, LocalBoxFuture, TryFutureExt};
+use futures_util::FutureExt;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{documents::destination_rule::Traffic, path::Normalization};
 use std::{
@@ -68,9 +68,6 @@ struct Call<'c> {
     http2: bool,
     exchange: &'c Exchange,
 }
-
-/// What becomes of a request.
-type Answer = LocalBoxFuture<'static, Result<Response<Body>, Close>>;
 
 /// A request in its one reading.
 struct Heard {
@@ -131,12 +128,8 @@ impl Connection {
             Ok(target) => target,
             Err(error) => {
                 record.set_request(&parts.method, "", parts.uri.path(), &parts.headers);
-                let http2 = self.http2;
-                let refused = self.refuse(error, parts, incoming, record, grpc);
-                return Box::pin(refused.map_ok(move |mut response| {
-                    forward::close_after(&mut response, http2);
-                    response
-                }));
+                let unread = (parts, incoming);
+                return forward::turn_away(error, unread, record, grpc, self.http2, Then::Closes);
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
@@ -152,7 +145,10 @@ impl Connection {
                     note_service(&mut record, &destination);
                     self.clone().pass_on(destination, heard, record).await
                 }
-                Err(error) => self.clone().refuse(error, heard.parts, heard.incoming, record, grpc).await,
+                Err(error) => {
+                    let unread = (heard.parts, heard.incoming);
+                    forward::turn_away(error, unread, record, grpc, self.http2, Then::GoesOn).await
+                }
             }
         })
     }
@@ -161,7 +157,8 @@ impl Connection {
     fn pass_on(self: Rc<Self>, destination: Arc<Destination>, heard: Heard, mut record: Record) -> Answer {
         let Heard { mut parts, target, incoming, wish, grpc } = heard;
         if let Err(error) = Route::endpoints(&destination, self.route.original) {
-            return Box::pin(self.refuse(error, parts, incoming, record, grpc));
+            let unread = (parts, incoming);
+            return forward::turn_away(error, unread, record, grpc, self.http2, Then::GoesOn);
         }
         record.set_request_id(headers::ensure_request_id(&mut parts.headers));
         record.pass_trace_on(&mut parts.headers);
@@ -347,21 +344,5 @@ impl Connection {
             metrics.repeated(&call.upstream.name, Repeat::Sent, repeats);
         }
         answer.map(|(response, lease)| Attempt { response, lease, turn, sent: sent.get() })
-    }
-
-    async fn refuse(
-        self: Rc<Self>,
-        error: ProxyError,
-        parts: Parts,
-        incoming: Incoming,
-        record: Record,
-        grpc: bool,
-    ) -> Result<Response<Body>, Close> {
-        let is_drained = self.http2 || forward::drain(&parts, incoming).await;
-        let mut response = forward::refuse(&error, record, grpc);
-        if !is_drained {
-            forward::close_after(&mut response, self.http2);
-        }
-        Ok(response)
     }
 }

@@ -1,6 +1,6 @@
 //! The way of one exchange: the request as it goes on, the answer as it comes back, or our own answer instead.
 
-use super::governor::Place;
+use super::{governor::Place, requests::Answer};
 use crate::{
     error::ProxyError,
     http::{
@@ -157,13 +157,41 @@ pub fn refuse(error: &ProxyError, mut record: Record, grpc: bool) -> Response<Bo
     response
 }
 
+/// What becomes of an HTTP/1 connection after an answer of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It carries the next request, when the body of this one could be read.
+    GoesOn,
+    /// It closes: two readers could see the next request begin in two places.
+    Closes,
+}
+
+/// Our own answer to a request that goes nowhere. Its body is read, up to a limit, or the connection closes.
+pub fn turn_away(
+    error: ProxyError,
+    (parts, incoming): (Parts, Incoming),
+    record: Record,
+    grpc: bool,
+    http2: bool,
+    then: Then,
+) -> Answer {
+    Box::pin(async move {
+        let is_drained = http2 || drain(&parts, incoming).await;
+        let mut response = refuse(&error, record, grpc);
+        if !is_drained || then == Then::Closes {
+            close_after(&mut response, http2);
+        }
+        Ok(response)
+    })
+}
+
 /// What we read of a body that nobody wants, before we answer and close instead.
 const DRAIN_BYTES: usize = 64 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Reads the rest of a refused request, so that the client can read our answer on a connection that stays usable; `false`:
 /// it was too much, the connection must close. A client that waits for `100 Continue` has not sent it, and is not asked to.
-pub async fn drain(parts: &Parts, mut incoming: Incoming) -> bool {
+async fn drain(parts: &Parts, mut incoming: Incoming) -> bool {
     if incoming.is_end_stream() {
         return true;
     }

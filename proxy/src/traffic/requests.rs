@@ -18,7 +18,7 @@ use crate::{
     tls::Stream,
 };
 use ::http::{Request, Response};
-use futures_util::future::Either;
+use futures_util::future::{Either, LocalBoxFuture};
 use hyper::body::Incoming;
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -27,9 +27,12 @@ use tokio::time::Instant;
 /// stream) is closed, since an answer would be one more line.
 const HELD: Duration = Duration::from_secs(10);
 
+/// What becomes of a request.
+pub type Answer = LocalBoxFuture<'static, Result<Response<Body>, Close>>;
+
 /// Serves one connection: `respond` gets every request with its record. `record` is the connection's own, which is written only
 /// when no request came of it.
-pub async fn serve<F, R>(
+pub async fn serve<F>(
     worker: &Worker,
     stream: Prefixed<Stream>,
     http2: bool,
@@ -37,8 +40,7 @@ pub async fn serve<F, R>(
     mut record: Record,
     respond: F,
 ) where
-    F: Fn(Request<Incoming>, Record) -> R + 'static,
-    R: Future<Output = Result<Response<Body>, Close>> + 'static,
+    F: Fn(Request<Incoming>, Record) -> Answer + 'static,
 {
     record.set_protocol(if http2 { "http/2" } else { "http/1.1" });
     let watch = record.watch().clone();
@@ -97,16 +99,15 @@ struct Taking<F> {
     respond: F,
 }
 
-impl<F, R> Taking<F>
+impl<F> Taking<F>
 where
-    F: Fn(Request<Incoming>, Record) -> R,
-    R: Future<Output = Result<Response<Body>, Close>>,
+    F: Fn(Request<Incoming>, Record) -> Answer,
 {
     /// Opens the record of a request and responds to it.
     fn take(
         &self,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Body>, Close>> + use<F, R> {
+    ) -> impl Future<Output = Result<Response<Body>, Close>> + use<F> {
         let mut record = self.record.borrow_mut().request();
         let patience = match admit(&request, &self.governor) {
             Ok(patience) => patience,
@@ -145,10 +146,11 @@ fn admit(request: &Request<Incoming>, governor: &Governor) -> Result<Option<Dura
 }
 
 /// The answer, or the news that it did not come in time, `grace` later; what has begun by then ends with that news.
-async fn in_time<R>(answer: R, patience: Option<Duration>, grace: Duration) -> Result<Response<Body>, Close>
-where
-    R: Future<Output = Result<Response<Body>, Close>>,
-{
+async fn in_time(
+    answer: Answer,
+    patience: Option<Duration>,
+    grace: Duration,
+) -> Result<Response<Body>, Close> {
     // A time that the clock cannot hold is for ever.
     let Some((patience, end)) = patience
         .and_then(|patience| Some((patience, Instant::now().checked_add(patience)?.checked_add(grace)?)))
