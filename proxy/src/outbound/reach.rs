@@ -98,8 +98,8 @@ impl Reached {
     }
 }
 
-/// Connects to an endpoint: mutual TLS to exactly its identity, or plain when it has none. Of the time to connect the caller has `waited`
-/// some.
+/// Connects to an endpoint: mutual TLS to exactly its identity, or plain when it has none. Of the time to connect, and of
+/// that for the handshake, the caller has `waited` some.
 pub async fn open(
     worker: &Worker,
     endpoint: &Endpoint,
@@ -119,7 +119,7 @@ pub async fn open(
     let policy = worker.shared.store.inbound();
     let versions = policy.map(|policy| policy.snapshot.spec().mesh.tls_versions).unwrap_or_default();
     let handshake = credentials.tls.connect(stream, address, expected, sni, carries, versions);
-    let patience = worker.shared.settings.limits.handshake;
+    let patience = time_left(worker.shared.settings.limits.handshake, waited);
     let (stream, peer, facts) = tokio::time::timeout(patience, handshake).await.map_err(|_| {
         ProxyError::UpstreamTls { address, cause: format!("no handshake within {patience:?}") }
     })??;
