@@ -231,9 +231,21 @@ async fn pair_with(
     let (server, first) = shared(called, spec(port, mode, protocol, policies), None);
     spawn_local(inbound::serve(listener, server.clone()));
 
+    let (outbound, client, second) = caller_of(inbound, port, protocol, expected, caller);
+    Pair { app, inbound, outbound, server, client, _triggers: [first, second] }
+}
+
+/// The caller's side alone, whose one service is at `dial`.
+fn caller_of(
+    dial: SocketAddr,
+    port: u16,
+    protocol: Protocol,
+    expected: &str,
+    credentials: Credentials,
+) -> (SocketAddr, Arc<Shared>, drain::Trigger) {
     let endpoint = Endpoint {
         workload: "payments/payments-api-0".into(),
-        dial: inbound,
+        dial,
         port,
         identity: Some(expected.parse().unwrap()),
         protocol,
@@ -247,12 +259,13 @@ async fn pair_with(
         endpoints: vec![endpoint],
         ..ServiceTarget::default()
     };
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let listener = Listener::bind(any, Arrival::Fixed("10.96.0.1:80".parse().unwrap())).unwrap();
     let outbound = listener.local_addr().unwrap();
     let own = spec(1, MtlsMode::Strict, Protocol::Auto, vec![]);
-    let (client, second) = shared(caller, own, Some(Destination::Service(service)));
+    let (client, trigger) = shared(credentials, own, Some(Destination::Service(service)));
     spawn_local(outbound::serve(listener, client.clone()));
-    Pair { app, inbound, outbound, server, client, _triggers: [first, second] }
+    (outbound, client, trigger)
 }
 
 async fn talk(address: SocketAddr, text: &str) -> std::io::Result<String> {
@@ -263,6 +276,18 @@ async fn talk(address: SocketAddr, text: &str) -> std::io::Result<String> {
         .await
         .expect("an end in time")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// A client's end of an HTTP/2 connection.
+async fn http2_client<B>(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<B>
+where
+    B: hyper::body::Body<Data = bytes::Bytes, Error = std::convert::Infallible> + Unpin + 'static,
+{
+    let io = hyper_util::rt::TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
+    spawn_local(connection);
+    sender
 }
 
 fn request(method: &str, path: &str, more: &str) -> String {

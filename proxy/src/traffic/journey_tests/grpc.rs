@@ -53,11 +53,7 @@ async fn grpc_travels_as_http2_with_its_trailers_and_a_denial_is_a_grpc_status()
             let pair =
                 pair_to(grpc_app().await, Protocol::Http2, MtlsMode::Strict, vec![allow(CLIENT)], PAYMENTS)
                     .await;
-            let stream = TcpStream::connect(pair.outbound).await.unwrap();
-            let io = hyper_util::rt::TokioIo::new(stream);
-            let (mut sender, connection) =
-                hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
-            spawn_local(connection);
+            let mut sender = http2_client(pair.outbound).await;
             for (path, status) in [("/v1/charges", "0"), ("/v1/refunds", "7")] {
                 let request = http::Request::post(format!("http://payments-api{path}"))
                     .header("content-type", "application/grpc")
@@ -116,11 +112,7 @@ async fn the_deadline_of_a_grpc_caller_is_kept() {
             for app in [grpc_app().await, endless_app().await] {
                 let pair = pair_to(app, Protocol::Http2, MtlsMode::Strict, vec![], PAYMENTS).await;
                 {
-                    let stream = TcpStream::connect(pair.outbound).await.unwrap();
-                    let io = hyper_util::rt::TokioIo::new(stream);
-                    let (mut sender, connection) =
-                        hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
-                    spawn_local(connection);
+                    let mut sender = http2_client(pair.outbound).await;
                     let mut call = |timeout: Option<&str>| {
                         let request = http::Request::post("http://payments-api/v1/mute")
                             .header("content-type", "application/grpc")
@@ -155,11 +147,7 @@ async fn the_apps_own_word_about_a_deadline_comes_before_ours() {
     LocalSet::new()
         .run_until(async {
             let pair = pair_to(grpc_app().await, Protocol::Http2, MtlsMode::Strict, vec![], PAYMENTS).await;
-            let stream = TcpStream::connect(pair.outbound).await.unwrap();
-            let io = hyper_util::rt::TokioIo::new(stream);
-            let (mut sender, connection) =
-                hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
-            spawn_local(connection);
+            let mut sender = http2_client(pair.outbound).await;
             for (path, message) in [("/v1/late", Some("charging")), ("/v1/mute", None)] {
                 let request = http::Request::post(format!("http://payments-api{path}"))
                     .header("content-type", "application/grpc")
@@ -206,11 +194,7 @@ async fn a_grpc_answer_that_loses_its_connection_is_unavailable_and_one_that_is_
             for resets in [false, true] {
                 let (app, breaks) = breaking_app(resets).await;
                 let pair = pair_to(app, Protocol::Http2, MtlsMode::Strict, vec![], PAYMENTS).await;
-                let stream = TcpStream::connect(pair.outbound).await.unwrap();
-                let io = hyper_util::rt::TokioIo::new(stream);
-                let (mut sender, connection) =
-                    hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
-                spawn_local(connection);
+                let mut sender = http2_client(pair.outbound).await;
                 let request = http::Request::post("http://payments-api/v1/charges")
                     .header("content-type", "application/grpc")
                     .header("te", "trailers");
@@ -230,6 +214,32 @@ async fn a_grpc_answer_that_loses_its_connection_is_unavailable_and_one_that_is_
                     assert_eq!(trailers["grpc-status"], "14", "{trailers:?}");
                     assert!(body.frame().await.is_none(), "nothing comes after the status");
                 }
+            }
+        })
+        .await;
+}
+
+/// The kernel takes the connection and nobody says a word, as when a sidecar is short of memory. One call makes the connection, the other
+/// waits for it: its own handshake does not begin the time anew.
+#[tokio::test]
+async fn who_has_waited_for_a_handshake_that_fails_waits_no_second_time() {
+    use http_body_util::Empty;
+    LocalSet::new()
+        .run_until(async {
+            let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (dial, credentials) = (silent.local_addr().unwrap(), Authority::new().credentials(CHECKOUT));
+            let (outbound, client, _trigger) = caller_of(dial, 80, Protocol::Http2, PAYMENTS, credentials);
+            let patience = client.settings.limits.handshake;
+            let began = tokio::time::Instant::now();
+            let calls = [(), ()].map(|()| async move {
+                let mut sender = http2_client(outbound).await;
+                let request = http::Request::post("http://payments-api/v1/charges");
+                let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+                (sender.send_request(request).await.unwrap().status(), began.elapsed())
+            });
+            for (status, took) in futures_util::future::join_all(calls).await {
+                assert_eq!(status, 503);
+                assert!(took >= patience && took < patience * 3 / 2, "{took:?}");
             }
         })
         .await;

@@ -42,12 +42,8 @@ enum Kind {
 
 /// What a client sees of one connection: `None` while it stands, else whether its end looked orderly.
 async fn end_of(kind: Kind, address: SocketAddr, change: impl FnOnce(), patience: Duration) -> Option<bool> {
-    let stream = TcpStream::connect(address).await.unwrap();
     if kind == Kind::Http2 {
-        let io = hyper_util::rt::TokioIo::new(stream);
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(crate::http::LocalExecutor, io).await.unwrap();
-        spawn_local(connection);
+        let mut sender = http2_client(address).await;
         let request = http::Request::get("http://payments-api/");
         let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
         let mut body = sender.send_request(request).await.unwrap().into_body();
@@ -56,7 +52,7 @@ async fn end_of(kind: Kind, address: SocketAddr, change: impl FnOnce(), patience
         let ended = tokio::time::timeout(patience, body.frame()).await.ok()?;
         return Some(ended.is_none());
     }
-    let mut stream = stream;
+    let mut stream = TcpStream::connect(address).await.unwrap();
     let ask: &[u8] = match kind {
         Kind::WebSocket => {
             b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
