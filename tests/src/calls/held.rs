@@ -63,9 +63,9 @@ impl Held {
                 let ended = ended.clone();
                 opened += 1;
                 tasks.spawn(async move {
-                    let mut last = Instant::now();
+                    let (mut last, mut turns) = (Instant::now(), tokio::time::interval(EVERY));
                     let how = loop {
-                        tokio::time::sleep(EVERY).await;
+                        turns.tick().await;
                         match one.exchange().await {
                             Ok(()) => last = Instant::now(),
                             Err(broken) => break broken,

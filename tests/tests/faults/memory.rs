@@ -93,6 +93,17 @@ impl Starved {
         all.iter().find(|p| p.command.contains(" proxy --instance=server-0 ")).map(|p| p.pid)
     }
 
+    /// The load is over: within three seconds all is well, no forbidden call was answered, and who was refused was not left waiting.
+    async fn assert_outlived(&self, ground: &Ground, calls: Calls) {
+        let (over, within) = (Instant::now(), Duration::from_secs(3));
+        calls.go_on(within).await;
+        calls.pass(3).await;
+        let report = calls.stop().await;
+        report.assert_safe(&ground.seen());
+        self.assert_alive(ground);
+        assert_refused_cleanly(&report, over, within);
+    }
+
     /// It is the same process, and had something to hold.
     fn assert_alive(&self, ground: &Ground) {
         let most = self.limited.number("memory.max_usage_in_bytes");
@@ -156,13 +167,7 @@ async fn a_sidecar_with_64_mib_refuses_before_it_is_killed_for_memory() {
     calls.go_on(Duration::from_secs(6)).await;
     load.shutdown().await;
     ground.apps[0].set(Fault::None);
-    let over = Instant::now();
-    calls.go_on(Duration::from_secs(3)).await;
-    calls.pass(3).await;
-    let report = calls.stop().await;
-    report.assert_safe(&ground.seen());
-    starved.assert_alive(&ground);
-    assert_refused_cleanly(&report, over, Duration::from_secs(3));
+    starved.assert_outlived(&ground, calls).await;
 }
 
 /// C25, the other way round: the app does not read what is sent to it.
@@ -198,11 +203,5 @@ async fn uploads_to_an_app_that_does_not_read_wait_where_they_come_from_while_me
     assert!(!load.is_empty(), "no upload waits");
     load.shutdown().await;
     ground.apps[0].release();
-    let over = Instant::now();
-    calls.go_on(Duration::from_secs(3)).await;
-    calls.pass(3).await;
-    let report = calls.stop().await;
-    report.assert_safe(&ground.seen());
-    starved.assert_alive(&ground);
-    assert_refused_cleanly(&report, over, Duration::from_secs(3));
+    starved.assert_outlived(&ground, calls).await;
 }
