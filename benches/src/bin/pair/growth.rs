@@ -24,8 +24,8 @@ pub fn one(size: Size, seconds: f64) -> f64 {
         seconds,
         ..stage.arguments(Pair::Postern, halves.as_ref())
     };
-    // Long enough that each endpoint has been met.
-    stage.load(&asked(2.0));
+    // Ten requests for each endpoint: a window in which connections are still being made says what handshakes cost.
+    stage.load(&asked(2.0 + size.endpoints as f64 / 100.0));
     let outcome = stage.load(&asked(seconds));
     assert_eq!(outcome.errors, 0, "{size:?}: {outcome:?}");
     outcome.cpu.iter().sum()

@@ -1,6 +1,6 @@
 //! What the windows say: medians, and ratios of windows of the same round.
 
-use crate::{load::Outcome, pairs::Pair};
+use crate::{Load, load::Outcome, pairs::Pair};
 use postern_benches::budgets::{Measured, median};
 
 /// All windows.
@@ -44,16 +44,16 @@ impl Results {
     }
 
     /// Prints everything; the promises by their names.
-    pub fn print(&self, loads: &[&'static str]) -> Measured {
+    pub fn print(&self, loads: &[Load]) -> Measured {
         let mut measured = Measured::new();
-        for load in loads {
+        for &Load { name: load, .. } in loads {
             println!(
                 "\n{load}\n| pair | p50 µs | p90 | p99 (best) | p99.9 (best) | per second | CPU ms per 1,000: client + server |"
             );
             println!("|---|---|---|---|---|---|---|");
             let mut pairs: Vec<Pair> = Vec::new();
             for (its, pair, _) in &self.windows {
-                if its == load && !pairs.contains(pair) {
+                if *its == load && !pairs.contains(pair) {
                     pairs.push(*pair);
                 }
             }
@@ -66,7 +66,7 @@ impl Results {
                 let halves: Vec<String> = [0, 1]
                     .iter()
                     .filter_map(|half| {
-                        let windows = self.windows.iter().filter(|(its, of, _)| its == load && of == pair);
+                        let windows = self.windows.iter().filter(|(its, of, _)| *its == load && of == pair);
                         let times: Vec<f64> =
                             windows.filter_map(|(.., outcome)| outcome.cpu.get(*half).copied()).collect();
                         (!times.is_empty()).then(|| format!("{:.1}", median(&times)))
@@ -92,7 +92,7 @@ impl Results {
             }
             self.ratios(load, &pairs, &mut measured);
         }
-        self.growth(&mut measured);
+        self.growth(loads, &mut measured);
         println!("\n| pair | idle RSS, MiB: client + server | after load |\n|---|---|---|");
         for (pair, idle) in &self.idle {
             let mib =
@@ -112,11 +112,11 @@ impl Results {
     }
 
     /// What a request costs with many connections, against few, and what each of them holds.
-    fn growth(&self, measured: &mut Measured) {
+    fn growth(&self, loads: &[Load], measured: &mut Measured) {
         const FEW: &str = "1,000 rps, 16 connections";
         for pair in [Pair::Postern, Pair::EnvoyHttp1] {
-            for (count, load) in
-                [(1000, "1,000 rps, 1,000 connections"), (7500, "1,000 rps, 7,500 connections")]
+            for &Load { name: load, connections, .. } in
+                loads.iter().filter(|load| load.rate > 0 && load.connections >= 1000)
             {
                 let [few, many] = [FEW, load].map(|load| self.all(load, pair, Figure::Cpu));
                 if few.is_empty() || many.is_empty() {
@@ -127,13 +127,13 @@ impl Results {
                     let windows = self.windows.iter().filter(|(its, of, _)| *its == load && *of == pair);
                     median(&windows.map(|(.., outcome)| outcome.resident[0] as f64).collect::<Vec<_>>())
                 };
-                let each = (resident(load) - resident(FEW)) / f64::from(count);
+                let each = (resident(load) - resident(FEW)) / f64::from(connections);
                 println!(
-                    "\n{}: CPU with {count} connections to that with 16: {ratio:.2}; {each:.1} KiB of the client's half for each that is idle",
+                    "\n{}: CPU with {connections} connections to that with 16: {ratio:.2}; {each:.1} KiB of the client's half for each that is idle",
                     pair.name()
                 );
                 if pair == Pair::Postern {
-                    measured.insert(format!("{count} connections to 16/CPU"), ratio);
+                    measured.insert(format!("{load}/CPU to 16 connections'"), ratio);
                 }
             }
         }
