@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Finds what this machine misses and gets it: iproute2 (ip), nftables (nft), curl, openssl, faketime (clocks of tests),
-# h2load (of nghttp2; a client of tests), strace (makes system calls fail in a test).
+# h2load (of nghttp2; a client of tests), strace (makes system calls fail in a test), iptables (whose rules a test tries).
 # As root: with the package manager. With password-less sudo: the same. As an ordinary user: the packages are
 # downloaded and unpacked into .tools/, where `postern` looks for them (POSTERN_TOOLS).
 # What cannot be had is named, with what is lost; only Rust and a C compiler are needed to go on.
@@ -51,12 +51,15 @@ fi
 [ -z "$stop" ] || exit 1
 
 # --- what is nice to have -----------------------------------------------------------------------------------------
+programs=(ip nft curl openssl faketime h2load strace)
+# Only a test needs it, and Debian's package has to be installed to be of use.
+if [ "$(id -u)" -eq 0 ]; then programs+=(iptables); fi
 missing=()
-for program in ip nft curl openssl faketime h2load strace; do
+for program in "${programs[@]}"; do
     find_program "$program" >/dev/null || missing+=("$program")
 done
 if [ "${#missing[@]}" -eq 0 ]; then
-    say "ip, nft, curl, openssl, faketime, h2load and strace are here"
+    say "here: ${programs[*]}"
     exit 0
 fi
 packages=()

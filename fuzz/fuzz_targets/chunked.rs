@@ -7,4 +7,7 @@ use libfuzzer_sys::fuzz_target;
 #[allow(dead_code)]
 mod checks;
 
-fuzz_target!(|bytes: &[u8]| checks::chunked(bytes));
+fuzz_target!(|bytes: &[u8]| {
+    checks::chunked(bytes);
+    checks::chunked_through_a_pair(bytes);
+});

@@ -1,5 +1,9 @@
 //! What the fuzz targets of `proxy` demand of any input. Also compiled into `proxy/tests/corpora.rs`, which runs the corpora.
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, request::Parts};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, request::Parts};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use postern_config::path::Normalization;
 use postern_proxy::{
     http::{
@@ -10,13 +14,15 @@ use postern_proxy::{
     net::sniff::{self, Application, Transport},
 };
 use std::{
+    cell::RefCell,
     future::Future,
     net::SocketAddr,
     pin::pin,
+    rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 /// Longer inputs say nothing new, and are split at every position.
 const LONGEST: usize = 4096;
@@ -108,7 +114,12 @@ fn headers<'t>(lines: impl Iterator<Item = &'t str>) -> HeaderMap {
 /// Whatever is asked for: what has one reading is read once more to the same, in every mode, and is plain.
 pub fn canonical_request(text: &str) {
     let here = SocketAddr::from(([10, 0, 0, 1], 80));
-    for mode in [Normalization::None, Normalization::Base, Normalization::MergeSlashes] {
+    for mode in [
+        Normalization::None,
+        Normalization::Base,
+        Normalization::MergeSlashes,
+        Normalization::DecodeAndMergeSlashes,
+    ] {
         let Some(mut parts) = request(text) else { return };
         let Ok(target) = canonical(&mut parts, mode, here) else { continue };
         let (host, path) = (target.host().to_owned(), target.path().to_owned());
@@ -172,7 +183,7 @@ pub fn header_rules(text: &str) {
 /// A chunked body, and what follows it: the same at every split, nothing but a beginning of what came passes, and a body
 /// that passes whole is one for a second reading, too.
 pub fn chunked(bytes: &[u8]) {
-    const HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const HEAD: &[u8] = CHUNKED_HEAD;
     let bytes = &bytes[..bytes.len().min(LONGEST)];
     let all = [HEAD, bytes].concat();
     let (passed, is_broken) = follow(&all, all.len());
@@ -190,23 +201,97 @@ pub fn chunked(bytes: &[u8]) {
     // A rule broken in the body or behind it: a plain reading must see what was wrong, or find the body complete.
     match plain(bytes) {
         Plain::Broken(at) => assert!(is_broken && beginning.len() <= at, "{at}: {bytes:?} -> {beginning:?}"),
-        Plain::Complete | Plain::Unfinished => assert!(!is_broken, "{bytes:?}"),
+        Plain::Complete { .. } | Plain::Unfinished => assert!(!is_broken, "{bytes:?}"),
     }
+}
+
+/// The same through two of our readers with hyper behind each, as it goes through a pair of sidecars: what reaches the far end as a whole
+/// body is what a plain reading makes of it, and what is not whole never looks so there.
+pub fn chunked_through_a_pair(bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(LONGEST)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let all = [CHUNKED_HEAD, bytes].concat();
+    let got = tokio::task::LocalSet::new().block_on(&runtime, through_a_pair(&all));
+    match plain(bytes) {
+        // What may follow is another request, and lines behind the last chunk may be refused by hyper.
+        Plain::Complete { data, trailers } => match got.first() {
+            Some(Some(body)) => assert_eq!(*body, data, "{bytes:?}"),
+            other => assert!(trailers, "a good body is lost: {bytes:?} -> {other:?}"),
+        },
+        Plain::Unfinished | Plain::Broken(_) => {
+            assert!(got.iter().all(Option::is_none), "a part looks whole: {bytes:?} -> {got:?}");
+        }
+    }
+}
+
+/// The bodies of the requests that reached the far end; `None`: one that broke off.
+async fn through_a_pair(sent: &[u8]) -> Vec<Option<Vec<u8>>> {
+    let (mut client, near) = tokio::io::duplex(64 * 1024);
+    let (between, far) = tokio::io::duplex(64 * 1024);
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let noted = seen.clone();
+    let server = tokio::task::spawn_local(serve(far, move |request: Request<Incoming>| {
+        let noted = noted.clone();
+        async move {
+            let body = request.into_body().collect().await.ok().map(|body| body.to_bytes().to_vec());
+            noted.borrow_mut().push(body);
+            Ok::<_, hyper::Error>(Response::new(Empty::<Bytes>::new()))
+        }
+    }));
+    let (sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(between)).await.expect("it is there");
+    drop(tokio::task::spawn_local(connection));
+    let sender = Rc::new(tokio::sync::Mutex::new(sender));
+    let proxy = serve(near, move |request: Request<Incoming>| {
+        let sender = sender.clone();
+        async move { sender.lock().await.send_request(request).await }
+    });
+    let talk = async {
+        // The other side may have closed already.
+        let _ = client.write_all(sent).await;
+        let _ = client.shutdown().await;
+        let _ = client.read_to_end(&mut Vec::new()).await;
+    };
+    tokio::join!(proxy, talk);
+    server.await.expect("the far end does not panic");
+    seen.take()
+}
+
+/// HTTP/1.1 on one connection, read as a sidecar reads it.
+async fn serve<F, R, B>(stream: tokio::io::DuplexStream, respond: F)
+where
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Result<Response<B>, hyper::Error>>,
+    B: hyper::body::Body + 'static,
+    B::Error: std::error::Error + Send + Sync,
+{
+    let io = TokioIo::new(Strict::new(stream, patience()));
+    let service = hyper::service::service_fn(respond);
+    let _ = hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, service).await;
+}
+
+const CHUNKED_HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn patience() -> Patience {
+    let long = Duration::from_secs(3600);
+    let first_head = tokio::time::Instant::now() + long;
+    Patience { first_head, head: long, idle: long, body: long, stalled: long }
 }
 
 /// What passes, and whether it ended with an error.
 fn follow(bytes: &[u8], at: usize) -> (Vec<u8>, bool) {
-    let long = Duration::from_secs(3600);
-    let first_head = tokio::time::Instant::now() + long;
-    let patience = Patience { first_head, head: long, idle: long, body: long, stalled: long };
-    let mut strict = Strict::new(tokio::io::join(halves(bytes, at), tokio::io::sink()), patience);
+    let mut strict = Strict::new(tokio::io::join(halves(bytes, at), tokio::io::sink()), patience());
     let mut read = Vec::new();
     let ended = now(strict.read_to_end(&mut read));
     (read, ended.is_err())
 }
 
 enum Plain {
-    Complete,
+    /// These octets, and whether lines followed the last chunk.
+    Complete {
+        data: Vec<u8>,
+        trailers: bool,
+    },
     Unfinished,
     /// At most so many octets are good.
     Broken(usize),
@@ -214,7 +299,7 @@ enum Plain {
 
 /// RFC 9112 section 7.1 a second time: by slices, and of the body alone.
 fn plain(bytes: &[u8]) -> Plain {
-    let mut rest = bytes;
+    let (mut rest, mut data) = (bytes, Vec::new());
     let at = |rest: &[u8]| bytes.len() - rest.len();
     let line = |rest: &[u8]| rest.iter().position(|byte| *byte == b'\n');
     loop {
@@ -233,19 +318,21 @@ fn plain(bytes: &[u8]) -> Plain {
             break;
         }
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let Some(after) = rest.get(size..) else { return Plain::Unfinished };
+        let Some((chunk, after)) = rest.split_at_checked(size) else { return Plain::Unfinished };
+        data.extend_from_slice(chunk);
         match after {
             [b'\r', b'\n', more @ ..] => rest = more,
             [] | [b'\r'] => return Plain::Unfinished,
             _ => return Plain::Broken(at(after) + 1),
         }
     }
+    let mut trailers = false;
     loop {
         let Some(end) = line(rest) else { return Plain::Unfinished };
         let (trailer, after) = rest.split_at(end + 1);
         match trailer {
-            b"\r\n" => return Plain::Complete,
-            [.., b'\r', b'\n'] => rest = after,
+            b"\r\n" => return Plain::Complete { data, trailers },
+            [.., b'\r', b'\n'] => (rest, trailers) = (after, true),
             _ => return Plain::Broken(at(rest) + end),
         }
     }

@@ -46,5 +46,8 @@ fn headers() {
 
 #[test]
 fn chunked() {
-    each("chunked", checks::chunked);
+    each("chunked", |bytes| {
+        checks::chunked(bytes);
+        checks::chunked_through_a_pair(bytes);
+    });
 }

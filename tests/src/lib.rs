@@ -11,6 +11,7 @@ pub mod envoy;
 pub mod envoy_callers;
 pub mod envoy_grid;
 pub mod envoy_rbac;
+pub mod envoy_sidecar;
 pub mod faulty;
 pub mod foreign;
 pub mod ground;

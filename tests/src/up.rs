@@ -66,8 +66,9 @@ impl User {
     }
 }
 
-/// A test shows nothing when it is skipped, so this goes past the harness's capture.
+/// A test shows nothing when it is skipped, so this goes past the harness's capture; where `POSTERN_NO_SKIPS=1` is set, it fails.
 pub fn skipped(why: &str) {
+    assert!(std::env::var_os("POSTERN_NO_SKIPS").is_none_or(|value| value != "1"), "{why}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr().lock(), "SKIPPED {test}: {why}");
 }

@@ -4,6 +4,7 @@
 use postern_tests::{
     Mesh, Request,
     envoy::{self, Envoy},
+    envoy_sidecar::{self, PLAIN, assignment, tls},
     mesh::DEADLINE,
     ports,
     scenario::{mode, payments, policy},
@@ -18,35 +19,6 @@ use std::{
 
 const CHECKOUT: &str = "spiffe://cluster.local/ns/checkout/sa/checkout-api";
 const PAYMENTS: &str = "spiffe://cluster.local/ns/payments/sa/payments-api";
-const TYPE: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3";
-
-/// TLS with the identity of the socket's pod, and with a peer of one identity.
-fn tls(kind: &str, peer: &str) -> Value {
-    let source = json!({"resource_api_version": "V3", "api_config_source": {
-        "api_type": "GRPC", "transport_api_version": "V3",
-        "grpc_services": [{"envoy_grpc": {"cluster_name": "workload-api"}}],
-    }});
-    let secret = |name: &str| json!({"name": name, "sds_config": source});
-    let mut context = json!({
-        "@type": format!("{TYPE}.{kind}TlsContext"),
-        "common_tls_context": {
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
-            "alpn_protocols": ["http/1.1"],
-            "tls_certificate_sds_secret_configs": [secret("default")],
-            "combined_validation_context": {
-                "default_validation_context": {
-                    "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": peer}}],
-                },
-                "validation_context_sds_secret_config": secret("ROOTCA"),
-            },
-        },
-    });
-    if kind == "Downstream" {
-        context["require_client_certificate"] = json!(true);
-    }
-    json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
-}
-
 /// One listener with one route, and the cluster of the socket beside `more`.
 fn config(socket: &Path, listen: SocketAddr, route: &Value, secured: Option<Value>, more: &[Value]) -> Value {
     let manager = envoy::connection_manager(&[], std::slice::from_ref(route), &json!({}));
@@ -55,22 +27,10 @@ fn config(socket: &Path, listen: SocketAddr, route: &Value, secured: Option<Valu
         chain["transport_socket"] = socket;
     }
     let mut config = envoy::bootstrap(&[envoy::listener("in", &[listen], &[chain])]);
-    let endpoint = json!({"pipe": {"path": socket}});
-    let mut clusters = vec![json!({
-        "name": "workload-api", "type": "STATIC", "connect_timeout": "5s",
-        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }},
-        "load_assignment": assignment("workload-api", &endpoint),
-    })];
+    let mut clusters = vec![envoy_sidecar::workload_api(socket)];
     clusters.extend_from_slice(more);
     config["static_resources"]["clusters"] = clusters.into();
     config
-}
-
-fn assignment(name: &str, address: &Value) -> Value {
-    json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]})
 }
 
 fn free() -> SocketAddr {
@@ -111,7 +71,7 @@ async fn an_envoy_with_a_pods_identity_calls_a_sidecar_and_is_judged_as_that_pod
         let address = json!({"socket_address": {"address": target.ip(), "port_value": target.port()}});
         let cluster = json!({
             "name": "payments", "type": "STATIC", "connect_timeout": "5s",
-            "transport_socket": tls("Upstream", peer),
+            "transport_socket": tls("Upstream", peer, PLAIN),
             "load_assignment": assignment("payments", &address),
         });
         let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "payments"}});
@@ -140,7 +100,7 @@ async fn an_envoy_with_a_pods_identity_is_called_by_a_sidecar_and_proves_it() {
         let body = json!({"status": 200, "body": {"inline_string": "from envoy"}});
         let route = json!({"match": {"prefix": "/"}, "direct_response": body});
         let socket = folder.path().join(format!("{pod}.sock"));
-        let config = config(&socket, listen, &route, Some(tls("Downstream", CHECKOUT)), &[]);
+        let config = config(&socket, listen, &route, Some(tls("Downstream", CHECKOUT, PLAIN)), &[]);
         (Envoy::start(&program, &config, &[listen]).unwrap(), listen)
     };
     let (_right, right) = start("payments-api");

@@ -1,12 +1,12 @@
-//! h2spec, the conformance test of HTTP/2 (RFC 7540, RFC 7541), against the inbound listener of a sidecar in PERMISSIVE mode. Who wants
-//! it builds it by `make h2spec`.
+//! h2spec, the conformance test of HTTP/2 (RFC 7540, RFC 7541), against the inbound listener of a sidecar in PERMISSIVE mode, and
+//! against the outbound one of its caller. Who wants it builds it by `make h2spec`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use postern_tests::{
     Mesh, foreign,
     scenario::{mode, payments},
 };
-use std::process::Command;
+use std::{net::SocketAddr, path::Path, process::Command};
 
 /// How many cases h2spec 2.2.1 has (S-H2-01).
 const CASES: usize = 145;
@@ -33,7 +33,7 @@ fn cases(report: &str) -> Vec<(String, String, bool)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_inbound_listener_passes_h2spec_but_for_what_is_named_here() {
+async fn both_listeners_pass_h2spec_but_for_what_is_named_here() {
     let Some(program) =
         foreign::by_script("h2spec.sh", "POSTERN_H2SPEC_REQUIRED", "HTTP/2 was not tried by h2spec")
     else {
@@ -45,7 +45,14 @@ async fn the_inbound_listener_passes_h2spec_but_for_what_is_named_here() {
         "{name: http-raw, containerPort: 8080}, {name: web",
     );
     let mesh = Mesh::start(&yaml).await;
-    let gate = mesh.workload("payments-api").inbound(8080);
+    let inbound = mesh.workload("payments-api").inbound(8080);
+    let (outbound, _) = mesh.entry("checkout-api", "payments-api:80");
+    for gate in [inbound, outbound] {
+        passes(&program, gate).await;
+    }
+}
+
+async fn passes(program: &Path, gate: SocketAddr) {
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.xml");
     let mut command = Command::new(program);
@@ -54,11 +61,11 @@ async fn the_inbound_listener_passes_h2spec_but_for_what_is_named_here() {
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let cases = cases(&std::fs::read_to_string(&report).unwrap_or_else(|e| panic!("{e}: {said}")));
-    assert_eq!(cases.len(), CASES, "{said}");
+    assert_eq!(cases.len(), CASES, "{gate}: {said}");
     let failed: Vec<(&str, &str)> = cases
         .iter()
         .filter(|(.., failed)| *failed)
         .map(|(section, title, _)| (&section[..], &title[..]))
         .collect();
-    assert_eq!(failed, KNOWN, "{said}");
+    assert_eq!(failed, KNOWN, "{gate}: {said}");
 }

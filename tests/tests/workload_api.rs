@@ -14,6 +14,7 @@ use postern_tests::{
     Mesh,
     mesh::{DEADLINE, within},
     scenario::payments,
+    standalone::{self, Standalone},
     workload_api::{Client, channel, endpoint, go, marked, python, renew, settings},
 };
 use std::collections::BTreeSet;
@@ -82,6 +83,50 @@ async fn go_spiffe_follows_three_rotations() {
         let expected = renew(mesh.workload("checkout-api")).await.replace(':', "");
         assert_eq!(client.says().await["serial"], expected.trim_start_matches('0'));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_crate_spiffe_and_pypi_spiffe_check_tokens_and_follow_the_key_that_signs_them() {
+    const AUDIENCE: &str = "an-audience";
+    const LATER: &str = "a-later-one";
+    let mesh = Standalone::start(standalone::Settings::default()).await;
+    let socket = format!("unix://{}", mesh.workload_api("client").display());
+    let source = within("the source", spiffe::JwtSource::builder().endpoint(&socket).build()).await.unwrap();
+    let domain = spiffe::TrustDomain::new("cluster.local").unwrap();
+    let knows = |svid: &spiffe::JwtSvid| {
+        let bundle = source.try_bundle_for_trust_domain(&domain).unwrap();
+        bundle.find_jwt_authority(svid.key_id()).is_some()
+    };
+    // Without asking us: by the keys that FetchJWTBundles has said.
+    let check =
+        |token: &str, audience: &str| spiffe::JwtSvid::parse_and_validate(token, &source, &[audience]);
+    let earlier = source.fetch_jwt_svid([AUDIENCE]).await.unwrap();
+    assert_eq!(check(earlier.token(), AUDIENCE).unwrap().spiffe_id(), earlier.spiffe_id());
+    assert!(check(earlier.token(), "another").is_err(), "for somebody else");
+    let (signed, signature) = earlier.token().rsplit_once('.').unwrap();
+    let other = if signature.starts_with('A') { 'B' } else { 'A' };
+    assert!(check(&format!("{signed}.{other}{}", &signature[1..]), AUDIENCE).is_err(), "another signature");
+
+    let mut updates = source.updated();
+    mesh.must(&["ca", "rotate", "--kind", "jwt"]);
+    // For another audience: a token that is good for a while yet is not made anew.
+    let later = source.fetch_jwt_svid([LATER]).await.unwrap();
+    assert_ne!(later.key_id(), earlier.key_id());
+    while !knows(&later) {
+        within("the source sees the new key", updates.changed()).await.unwrap();
+    }
+    for (svid, audience) in [(&earlier, AUDIENCE), (&later, LATER)] {
+        check(svid.token(), audience).unwrap();
+    }
+
+    let Some(python) = tokio::task::spawn_blocking(python).await.unwrap() else { return };
+    let mut client = Client::python(&python, &[&socket, "tokens", AUDIENCE]);
+    let (fetched, accepted, refused) = (client.says().await, client.says().await, client.says().await);
+    let id = earlier.spiffe_id().to_string();
+    assert_eq!((&fetched["id"], &accepted["accepted"]), (&id.clone().into(), &id.into()));
+    assert!(fetched["keys"].as_u64().unwrap() >= 1, "{fetched}");
+    assert!(refused["refused"].as_str().unwrap().contains("is not for `somebody-else`"), "{refused}");
+    source.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

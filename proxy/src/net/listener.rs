@@ -249,6 +249,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_accepted_connection_notices_a_peer_that_is_gone() {
+        let fixed = Arrival::Fixed("10.0.0.1:80".parse().unwrap());
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), fixed).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let accepted = listener.open(Telemetry::silent()).unwrap().accept().await;
+        let socket = socket2::SockRef::from(&accepted.stream);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
+    }
+
+    #[tokio::test]
     async fn a_connection_made_straight_to_a_redirect_port_is_a_loop() {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = Listener::bind(bind.parse().unwrap(), Arrival::Redirected) else { continue };

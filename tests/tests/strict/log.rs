@@ -315,6 +315,20 @@ async fn secrets_of_a_request_are_in_no_line() {
     called.at_least(seen + 1).await;
     let inbound = called.lines()[seen].to_string();
     assert!(inbound.contains("/seen") && !inbound.contains(CANARY), "S-LOG-02: {inbound}");
+    // Nor on any page of either sidecar, while the connection is still there.
+    for pod in ["checkout-api", "payments-api"] {
+        let workload = logged.arena.mesh.workload(pod);
+        let pages = ["/config", "/certificates", "/destinations", "/connections", "/ejections", "/decisions"];
+        let admin = pages.map(|page| (workload.admin(), page));
+        for (address, page) in admin.into_iter().chain([(workload.metrics(), "/metrics")]) {
+            let answer = Request::new(address, "localhost").path(page).send().await.unwrap();
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            assert!(
+                answer.status == 200 && !text.is_empty() && !text.contains(CANARY),
+                "S-ICPT-11: {pod} {page}: {text}"
+            );
+        }
+    }
     logged.end().await;
 }
 
