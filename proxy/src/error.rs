@@ -146,7 +146,7 @@ rows! {
     UPSTREAM_DISTRUSTED: "upstream-distrusted", Upstream, false, 503, 14, "UC", WARN, "upstream connection terminated", "The other end was trusted when we connected and is not any more: its certificate has ended, or an authority above it was removed or revoked. The connection was closed; the log names the rule.";
     UPSTREAM_RESET: "upstream-reset", Upstream, false, 503, 14, "UC", WARN, "upstream connection terminated", "The other end closed the connection before its answer was complete. Non-idempotent requests are not repeated.";
     UPSTREAM_PROTOCOL: "upstream-protocol", Upstream, false, 502, 14, "UPE", WARN, "upstream protocol error", "The answer of the other end was not valid HTTP, or it is not an HTTP server: check the port's name or appProtocol.";
-    DEADLINE_EXCEEDED: "deadline-exceeded", Upstream, false, 504, 4, "UT", INFO, "deadline exceeded", "The caller's grpc-timeout was over before the answer had come.";
+    DEADLINE_EXCEEDED: "deadline-exceeded", Upstream, false, 504, 4, "UT", INFO, "deadline exceeded", "The caller's grpc-timeout, or the `postern.dev/request-timeout` of the DestinationRule, was over before the answer had come.";
     DOWNSTREAM_GONE: "downstream-gone", Downstream, false, 499, 1, "DC", DEBUG, "client closed the connection", "The caller closed the connection before it had the whole answer.";
     DRAINING: "draining", Us, true, 503, 14, "LR", INFO, "shutting down", "The sidecar is stopping and its drain deadline is over.";
     OVERLOADED: "overloaded", Us, true, 503, 14, "OM", WARN, "overloaded", "The sidecar has reached a limit: connections in all or of one source, or its share of memory. New work is refused so that what runs can go on; `postern_shed_total` says which limit.";

@@ -37,14 +37,18 @@ fn documents(endpoints: usize, rule: &str) -> String {
 
 /// The mesh with a faulty app behind each endpoint.
 async fn start(endpoints: usize, rule: &str) -> (Mesh, Vec<Faulty>) {
-    let mut mesh = Mesh::start(&documents(endpoints, rule)).await;
+    start_with(endpoints, &documents(endpoints, rule)).await
+}
+
+async fn start_with(endpoints: usize, documents: &str) -> (Mesh, Vec<Faulty>) {
+    let mut mesh = Mesh::start(documents).await;
     let mut apps = Vec::new();
     for number in 0..endpoints {
         let app = Faulty::start(ports::real(8080)).await;
         mesh.move_pod(&format!("back-{number}"), app.address.ip());
         apps.push(app);
     }
-    mesh.apply(&documents(endpoints, rule)).await;
+    mesh.apply(documents).await;
     (mesh, apps)
 }
 
@@ -381,4 +385,44 @@ async fn metrics(mesh: &Mesh) -> String {
     let metrics = mesh.workload("front").metrics();
     let page = Request::new(metrics, metrics.to_string()).path("/metrics").send().await.unwrap();
     String::from_utf8(page.body.to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_timeout_ends_what_takes_longer_and_nothing_else() {
+    let with = |timeout: &str| {
+        documents(1, "connectionPool: {http: {maxRetries: 3}}").replace(
+            "metadata: {name: back, namespace: legacy}\nspec: {host",
+            &format!(
+                "metadata: {{name: back, namespace: legacy, annotations: {{postern.dev/request-timeout: {timeout}}}}}\nspec: {{host"
+            ),
+        )
+    };
+    let (mut mesh, apps) = start_with(1, &with("300ms")).await;
+    apps[0].set(Fault::Slow(Duration::from_millis(1)));
+    assert_eq!(call(&mesh, "GET", 0).send().await.unwrap().status, 200, "who is in time");
+    // Nobody answers, and nothing is tried twice.
+    apps[0].set(Fault::Hold);
+    let began = std::time::Instant::now();
+    for (id, method) in [(1, "GET"), (2, "POST")] {
+        let answer = call(&mesh, method, id).body("x").send().await.unwrap();
+        assert_eq!((answer.status, answer.json()["code"].as_str()), (504, Some("deadline-exceeded")));
+    }
+    assert!(began.elapsed() >= Duration::from_millis(600), "{:?}", began.elapsed());
+    let request = call(&mesh, "POST", 3).header("content-type", "application/grpc").header("te", "trailers");
+    let answer = request.http2().send().await.unwrap();
+    assert_eq!((answer.status, answer.header("grpc-status")), (200, Some("4")));
+    assert_no_duplicates(&apps);
+    let log = mesh.access_log("front");
+    log.at_least(4).await;
+    let told: Vec<_> = log
+        .lines()
+        .iter()
+        .map(|line| (line["http.response.status_code"].clone(), line["postern.flags"].clone()))
+        .collect();
+    let late = |status: u16| (json!(status), json!("UT"));
+    assert_eq!(told[1..], [late(504), late(504), late(200)], "{told:?}");
+    // The twin: the same app with more time.
+    mesh.apply(&with("20s")).await;
+    apps[0].set(Fault::Slow(Duration::from_millis(600)));
+    assert_eq!(call(&mesh, "GET", 4).send().await.unwrap().status, 200);
 }

@@ -3,6 +3,10 @@ use super::{Metadata, kubernetes::service_host, service_entry::exported};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
+/// The annotation of a DestinationRule that says how long a request may take from its head to the end of its answer: a duration above
+/// zero. Istio has this only in a VirtualService (`http[].timeout`).
+pub const REQUEST_TIMEOUT: &str = "postern.dev/request-timeout";
+
 /// `DestinationRule`.
 #[derive(Clone, Debug, Default)]
 pub struct DestinationRule {
@@ -80,6 +84,8 @@ pub struct Traffic {
     pub upgrades_to_http2: bool,
     /// `outlierDetection`.
     pub outliers: Option<Outliers>,
+    /// [`REQUEST_TIMEOUT`]: of a request with everything that is tried for it, tunnels aside.
+    pub request_timeout: Option<Duration>,
 }
 
 /// `loadBalancer.simple`.

@@ -2,7 +2,7 @@
 use super::{objects, relations::Relations, service_entries, values};
 use crate::{
     documents::{
-        destination_rule::{DestinationRule, TlsMode, duration},
+        destination_rule::{DestinationRule, REQUEST_TIMEOUT, TlsMode, duration},
         kubernetes::{TargetPort, injected, service_host},
         parse::{Node, shorten},
         peer_authentication::MtlsMode,
@@ -33,7 +33,15 @@ pub fn destination_rule(report: &mut Report<'_>, node: &Node) {
     }
     not_enforced(report, spec, "", &["subsets", "workloadSelector"]);
     service_entries::export_to(report, spec);
+    let annotations = node.get("metadata").and_then(|meta| meta.get("annotations"));
+    let has_timeout = annotations.is_some_and(|annotations| {
+        durations(report, annotations, &[REQUEST_TIMEOUT]);
+        annotations.get(REQUEST_TIMEOUT).is_some()
+    });
     let Some((key, policy)) = spec.entry("trafficPolicy").filter(|(_, policy)| !policy.is_null()) else {
+        if has_timeout {
+            return;
+        }
         let at = spec.entry("host").map_or(spec.place, |(key, _)| key.place);
         let reason = "a DestinationRule without trafficPolicy changes nothing";
         return report.warning(
@@ -43,7 +51,7 @@ pub fn destination_rule(report: &mut Report<'_>, node: &Node) {
             "add `trafficPolicy:`, or remove the document",
         );
     };
-    if policy.entries().is_empty() {
+    if policy.entries().is_empty() && !has_timeout {
         report.warning(
             problem::NO_EFFECT,
             key.place,

@@ -2,7 +2,9 @@
 use super::{suppressions, values};
 use crate::{
     documents::{
-        DRY_RUN, go_bool,
+        DRY_RUN,
+        destination_rule::REQUEST_TIMEOUT,
+        go_bool,
         kubernetes::POD_KEYS,
         parse::{Node, Place, Plain, Value, shorten},
         report::Report,
@@ -38,7 +40,16 @@ pub fn metadata(report: &mut Report<'_>, kind: &str, node: &Node) {
     }
     suppressions::check(report, node);
     inject_wish(report, meta);
-    let dry_run = meta.get("annotations").and_then(|annotations| annotations.get(DRY_RUN));
+    let annotation = |key| meta.get("annotations").and_then(|annotations| annotations.get(key));
+    if let Some(timeout) = annotation(REQUEST_TIMEOUT).filter(|_| kind != "DestinationRule") {
+        report.warning(
+            problem::NO_EFFECT,
+            timeout.place,
+            format!("{REQUEST_TIMEOUT} has no meaning on a {kind}"),
+            "write it on the DestinationRule of the service that is called",
+        );
+    }
+    let dry_run = annotation(DRY_RUN);
     if let Some(text) = dry_run.and_then(Node::text) {
         let at = dry_run.map_or(meta.place, |node| node.place);
         if kind == "PeerAuthentication" {

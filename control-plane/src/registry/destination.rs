@@ -51,7 +51,10 @@ impl Index {
                 let (ip, port) = (original.ip().to_canonical(), original.port());
                 self.service(ip, port, namespace)
                     .map(v1::destination::Kind::Service)
-                    .or_else(|| self.workload(ip, port))
+                    .or_else(|| {
+                        let kind = self.workload(ip, port)?;
+                        Some(self.of_a_headless_service(&kind, ip, port, namespace).unwrap_or(kind))
+                    })
                     .or_else(|| {
                         self.entry_by_address(ip, port, namespace).map(v1::destination::Kind::Service)
                     })
@@ -128,6 +131,43 @@ impl Index {
             // It is ours but must not be called: going there as if it were outside would be open.
             None => Some(BLOCKED),
         }
+    }
+
+    /// A pod that is called by its own address, where a headless service selects it and declares the port: that is how such a service is
+    /// called, so its rule holds. Each pod has limits and a name of its own, which is its DNS name in a StatefulSet.
+    fn of_a_headless_service(
+        &self,
+        kind: &v1::destination::Kind,
+        ip: IpAddr,
+        port: u16,
+        namespace: &str,
+    ) -> Option<v1::destination::Kind> {
+        let v1::destination::Kind::Workload(endpoint) = kind else { return None };
+        let (pod, number, member) = self.members_by_address.get(&ip)?.iter().find_map(|number| {
+            let member = self.members.get(*number)?;
+            let (own, pod) = endpoint.workload.split_once('/')?;
+            (member.workload.namespace == own && member.workload.name == pod).then_some((pod, number, member))
+        })?;
+        let headless = self.headless_by_member.get(number)?;
+        let (service, declared) = headless.iter().find_map(|number| {
+            let service = &self.services.get(*number)?.service;
+            let leads_here = |declared: &&ServicePort| !declared.udp && member.target(declared) == Some(port);
+            Some((service, service.ports.iter().find(leads_here)?))
+        })?;
+        let metadata = &service.metadata;
+        let host = service_host(&metadata.name, &metadata.namespace);
+        let mut service = v1::Service {
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone(),
+            host: host.clone(),
+            port: u32::from(declared.port),
+            protocol: endpoint.protocol,
+            endpoints: vec![endpoint.clone()],
+            ..v1::Service::default()
+        };
+        self.rules.apply(&mut service, namespace);
+        service.host = format!("{pod}.{host}");
+        Some(v1::destination::Kind::Service(service))
     }
 
     /// One endpoint. Mutual TLS exactly when a sidecar stands there and the port's effective mode is not DISABLE

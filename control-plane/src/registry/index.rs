@@ -28,6 +28,8 @@ pub struct Index {
     members_by_name: HashMap<(String, String), usize>,
     pub(super) members_by_address: HashMap<IpAddr, Vec<usize>>,
     pub(super) services_by_address: HashMap<IpAddr, usize>,
+    /// The headless services that select a pod, oldest first.
+    pub(super) headless_by_member: HashMap<usize, Vec<usize>>,
     pub(super) entries: Entries,
     pub(super) rules: Rules,
     /// Pods whose processes run as a user of this machine; more than one is a refusal.
@@ -119,7 +121,11 @@ impl Index {
             members_by_uid.entry(uid).or_default().push(number);
         }
         let mut services_by_address = HashMap::new();
+        let mut headless_by_member: HashMap<usize, Vec<usize>> = HashMap::new();
         for (number, backed) in services.iter().enumerate() {
+            for member in backed.members.iter().filter(|_| backed.service.headless) {
+                headless_by_member.entry(*member).or_default().push(number);
+            }
             for address in &backed.service.cluster_ips {
                 services_by_address.entry(address.to_canonical()).or_insert(number);
             }
@@ -134,6 +140,7 @@ impl Index {
             members_by_name,
             members_by_address,
             services_by_address,
+            headless_by_member,
             members_by_uid,
             warnings,
             selected: OnceLock::new(),

@@ -242,3 +242,39 @@ fn tls_disable_takes_the_identity_and_istio_mutual_whoever_has_none() {
     assert_eq!(leads(&rule(old, "DISABLE"), "10.1.0.1:80", "shop"), encrypted);
     assert_eq!(leads(&rule(old, "ISTIO_MUTUAL"), "10.1.0.2:80", "shop"), format!("{old} "));
 }
+
+#[test]
+fn the_rule_of_a_headless_service_holds_for_its_pods_which_are_called_by_their_own_addresses() {
+    let service = |address: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: pods, namespace: shop}}\n\
+             spec: {{clusterIP: {address}, selector: {{app: api}}, ports: [{{name: http, port: 8080, targetPort: 80}}]}}\n"
+        )
+    };
+    let rule = |mode: &str| {
+        document(
+            "DestinationRule",
+            "r",
+            "shop",
+            &format!(
+                "host: pods, trafficPolicy: {{tls: {{mode: {mode}}}, connectionPool: {{tcp: {{maxConnections: 7}}}}}}"
+            ),
+        )
+    };
+    let headless = index(&(service("None") + &rule("ISTIO_MUTUAL")));
+    assert_eq!(limit(&headless, "10.0.0.1:80", "bank"), Some(7));
+    let identity = "spiffe://cluster.local/ns/shop/sa/api";
+    let expected = format!("api-1.pods.shop.svc.cluster.local 10.0.0.1:80 as {identity}");
+    assert_eq!(leads(&headless, "10.0.0.1:80", "bank"), expected);
+    let plain = index(&(service("None") + &rule("DISABLE")));
+    assert_eq!(leads(&plain, "10.0.0.1:80", "bank"), "api-1.pods.shop.svc.cluster.local 10.0.0.1:80");
+    // Another port, another pod, a service that has an address, no service: the pod as it is.
+    for (index, address) in [
+        (&headless, "10.0.0.1:81"),
+        (&headless, "10.0.0.2:80"),
+        (&index(&(service("10.1.0.9") + &rule("DISABLE"))), "10.0.0.1:80"),
+        (&index(&rule("DISABLE")), "10.0.0.1:80"),
+    ] {
+        assert!(matches!(ask(index, address, "bank"), Kind::Workload(_)), "{address}");
+    }
+}

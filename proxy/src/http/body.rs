@@ -216,11 +216,14 @@ impl Body {
         }
     }
 
-    /// A gRPC answer that is not complete at `end` ends there, with the status that says so; `patience` is how long that was.
-    pub fn end_at(&mut self, end: Instant, patience: Duration) {
-        if let Self::Upstream(download) = self {
+    /// An answer that is not complete at `end` ends there, one of gRPC with the status that says so; `patience` is how long that was.
+    /// Of several such times the first counts.
+    pub fn end_at(&mut self, end: Instant, patience: Duration, grpc: bool) {
+        if let Self::Upstream(download) = self
+            && download.deadline.as_ref().is_none_or(|deadline| end < deadline.sleep.deadline())
+        {
             let sleep = Box::pin(tokio::time::sleep_until(end));
-            download.deadline = Some(Deadline { patience, sleep });
+            download.deadline = Some(Deadline { patience, grpc, sleep });
         }
     }
 }
@@ -235,7 +238,7 @@ pub struct Download {
     ended: bool,
     failed: bool,
     lease: Option<Lease>,
-    // The caller's deadline, when it has set one.
+    // The caller's deadline, or that of the destination.
     deadline: Option<Deadline>,
     // Where it is noted whether the client takes what it is offered, and whether it is the client's turn.
     progress: Option<Rc<Progress>>,
@@ -273,6 +276,7 @@ impl Progress {
 
 struct Deadline {
     patience: Duration,
+    grpc: bool,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -413,7 +417,12 @@ impl Download {
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.sleep.as_mut().poll(cx));
         let error = ProxyError::DeadlineExceeded(deadline.patience);
-        self.end_with(&error)
+        if deadline.grpc {
+            return self.end_with(&error);
+        }
+        self.failed = true;
+        self.record.set_error(&error);
+        Poll::Ready(Some(Err(CutOff.into())))
     }
 
     /// Whose fault it is that the upstream's answer broke off.

@@ -22,7 +22,7 @@ use tokio::{
 pub struct Patience {
     /// The first head must be complete by then.
     pub first_head: Instant,
-    /// A later head, from its first octet to its last.
+    /// A head, from its first octet to its last.
     pub head: Duration,
     /// Between two requests.
     pub idle: Duration,
@@ -82,7 +82,8 @@ impl<S: AsyncWrite + Unpin> Strict<S> {
         let deadline = match (self.parser.state, self.deadline) {
             (State::Opaque, _) => return Poll::Pending,
             (_, Some(deadline)) => deadline,
-            (State::Start { .. } | State::Head, None) if first => first_head,
+            (State::Start { .. }, None) if first => first_head,
+            (State::Head, None) if first => first_head.min(Instant::now() + head),
             (State::Start { .. }, None) => Instant::now() + idle,
             (State::Head, None) => Instant::now() + head,
             (_, None) => Instant::now() + body,
@@ -156,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) => {}
         }
-        let (was_head, requests) = (is_in_head(&this.parser), this.parser.requests);
+        let (was_head, was, requests) = (is_in_head(&this.parser), this.parser.state, this.parser.requests);
         let fresh = buf.filled().get(before..).unwrap_or_default();
         if fresh.is_empty() {
             return Poll::Ready(Ok(()));
@@ -170,8 +171,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
             this.poison = Some(put(buf, POISON));
             return Poll::Ready(Ok(()));
         }
-        // The clock of a head runs on while it drips; every other one begins anew with each octet.
-        if !(was_head && is_in_head(&this.parser) && requests == this.parser.requests) {
+        // The clock of a head, and that of a wait for the first, runs on while it drips; every other one begins anew with each octet.
+        let is_there_still = std::mem::discriminant(&was) == std::mem::discriminant(&this.parser.state);
+        if !(was_head && is_there_still && requests == this.parser.requests) {
             this.deadline = None;
         }
         Poll::Ready(Ok(()))

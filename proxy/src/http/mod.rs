@@ -5,7 +5,6 @@ pub mod body;
 pub mod budget;
 pub mod canonical;
 pub mod deadline;
-pub mod dials;
 pub mod flood;
 pub mod framing;
 pub mod gather;

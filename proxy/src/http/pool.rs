@@ -8,7 +8,6 @@ use super::{
     bell::Bell,
     body::{Exchange, Upload},
     budget::Budget,
-    dials::Dials,
     flood::Seen,
     handshake,
     interim::Sender,
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::{
     error::ProxyError,
+    net::dials::{self, Dials},
     state::Credentials,
     tls::{Stream, open::Watch},
 };
@@ -70,9 +70,6 @@ impl Hash for Key {
 
 /// Streams we put on one HTTP/2 connection before we open another (what Envoy and ztunnel allow too).
 const MOST_STREAMS: usize = 100;
-/// HTTP/1 connections of one key that are made at the same time. Another sidecar's worker takes 500 from one source that have not
-/// proven themselves yet.
-const MOST_DIALS: usize = 64;
 /// Idle HTTP/1 connections kept per key.
 const MOST_IDLE: usize = 64;
 
@@ -127,7 +124,7 @@ struct Slot {
 impl Slot {
     fn of(key: &Key) -> Self {
         // One at a time for HTTP/2, so that a burst shares one connection.
-        let dials = Rc::new(Dials::new(if key.http2 { 1 } else { MOST_DIALS }));
+        let dials = Rc::new(Dials::new(if key.http2 { 1 } else { dials::MOST }));
         Self { terms: Terms::default(), http1: Vec::new(), http2: Vec::new(), dials }
     }
 
@@ -327,15 +324,9 @@ impl Pool {
             slot.terms = terms;
             slot.dials.clone()
         };
-        let (_turn, waited) = match dials.turn() {
-            Some(turn) => (turn, Duration::ZERO),
-            None => {
-                let came = Instant::now();
-                match dials.wait(kept).await {
-                    Ok(kept) => return Ok((kept, true)),
-                    Err(turn) => (turn, came.elapsed()),
-                }
-            }
+        let (_turn, waited) = match dials.turn(kept).await {
+            Ok(kept) => return Ok((kept, true)),
+            Err(turn) => turn,
         };
         let made = self.made(key, credentials, || dial(waited)).await;
         Ok((made.inspect_err(|_| dials.failed())?, false))

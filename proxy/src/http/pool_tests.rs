@@ -1,8 +1,8 @@
 //! Connections to peers that are gone without a word, and bursts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
-use crate::http::dials::time_left;
 use crate::net::Prefixed;
+use crate::net::dials::time_left;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -125,7 +125,7 @@ where
 
 #[tokio::test]
 async fn a_burst_makes_only_some_connections_at_a_time_and_all_of_it_is_answered() {
-    check_burst(false, MOST_DIALS, 999).await;
+    check_burst(false, dials::MOST, 999).await;
     // As few as can carry it.
     check_burst(true, 1, 1000 / MOST_STREAMS).await;
 }

@@ -27,7 +27,7 @@ pub async fn tunnel(
     let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
     let mut counts = Counts::default();
     let ended = tokio::select! {
-        ended = both_ways(&mut downstream, &mut upstream, half_closed, None, &mut counts) => ended_as(ended),
+        ended = both_ways(&mut downstream, &mut upstream, half_closed, None, &mut counts, |_| {}) => ended_as(ended),
         error = revoked => Some(error),
     };
     if let Some(error) = ended {

@@ -57,7 +57,7 @@ async fn decide_and_carry(
     let watch = record.watch().clone();
     let mut counts = Counts::default();
     let ended = tokio::select! {
-        ended = both_ways(stream, &mut app, settings.limits.half_closed, None, &mut counts) => ended_as(ended),
+        ended = both_ways(stream, &mut app, settings.limits.half_closed, None, &mut counts, |_| {}) => ended_as(ended),
         error = revoked => {
             crate::net::reset_on_close(&app);
             Some(error)

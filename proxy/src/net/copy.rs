@@ -35,12 +35,14 @@ pub struct Counts {
 
 /// Carries bytes between two streams until both have ended. The end of one side is passed on at once (half-close); from
 /// then on the other may be silent for `half_closed` at most, and before that both for `idle`. `counts` is current at any time, also when this is dropped.
+/// `first` is told, once, whether the first bytes came from upstream.
 pub async fn both_ways<D, U>(
     downstream: &mut D,
     upstream: &mut U,
     half_closed: Duration,
     idle: Option<Duration>,
     counts: &mut Counts,
+    first: impl FnOnce(bool),
 ) -> Ended
 where
     D: AsyncRead + AsyncWrite + Unpin,
@@ -50,12 +52,18 @@ where
     let mut down = Pump::default();
     let mut patience = pin!(tokio::time::sleep(idle.unwrap_or(half_closed)));
     let mut counting = false;
+    let mut first = Some(first);
     poll_fn(|cx| {
         let before = (up.carried, down.carried);
-        let first = up.poll(cx, downstream, upstream);
-        let second = down.poll(cx, upstream, downstream);
+        let one = up.poll(cx, downstream, upstream);
+        let other = down.poll(cx, upstream, downstream);
         *counts = Counts { received: up.carried, sent: down.carried };
-        match (first, second) {
+        if (up.carried, down.carried) != (0, 0)
+            && let Some(first) = first.take()
+        {
+            first(up.carried == 0);
+        }
+        match (one, other) {
             (Poll::Ready(Err(Failed::Reading(error))), _) | (_, Poll::Ready(Err(Failed::Writing(error)))) => {
                 return Poll::Ready(Ended::Downstream(error));
             }
@@ -194,13 +202,42 @@ mod tests {
             drop(app);
         };
         let (ended, answer, ()) = tokio::join!(
-            both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut counts),
+            both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut counts, |server| assert!(
+                !server
+            )),
             talk,
             echo
         );
         assert!(matches!(ended, Ended::Cleanly));
         assert_eq!(answer.len(), 500);
         assert_eq!(counts, Counts { received: 1000, sent: 500 });
+    }
+
+    #[tokio::test]
+    async fn whoever_speaks_first_is_told_once() {
+        for server_first in [true, false] {
+            let (mut client, mut near) = duplex(64);
+            let (mut far, mut app) = duplex(64);
+            let mut told = Vec::new();
+            let mut counts = Counts::default();
+            let talk = async {
+                let (one, other) =
+                    if server_first { (&mut app, &mut client) } else { (&mut client, &mut app) };
+                for (says, hears) in [(0, 1), (1, 0)] {
+                    let ends: &mut [&mut tokio::io::DuplexStream; 2] = &mut [&mut *one, &mut *other];
+                    ends[says].write_all(b"x").await.unwrap();
+                    ends[hears].read_exact(&mut [0]).await.unwrap();
+                }
+                client.shutdown().await.unwrap();
+                app.shutdown().await.unwrap();
+            };
+            let carried =
+                both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut counts, |server| {
+                    told.push(server);
+                });
+            tokio::join!(carried, talk);
+            assert_eq!(told, [server_first]);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -210,7 +247,8 @@ mod tests {
         client.shutdown().await.unwrap();
         let before = tokio::time::Instant::now();
         let ended =
-            both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut Counts::default()).await;
+            both_ways(&mut near, &mut far, Duration::from_secs(60), None, &mut Counts::default(), |_| {})
+                .await;
         assert!(matches!(ended, Ended::HalfClosedTooLong));
         assert_eq!(before.elapsed(), Duration::from_secs(60));
     }
@@ -223,7 +261,7 @@ mod tests {
         let (half_closed, idle) = (Duration::from_secs(60), Some(Duration::from_secs(10)));
         let mut counts = Counts::default();
         let (ended, _client) =
-            tokio::join!(both_ways(&mut near, &mut far, half_closed, idle, &mut counts), async {
+            tokio::join!(both_ways(&mut near, &mut far, half_closed, idle, &mut counts, |_| {}), async {
                 tokio::time::sleep(Duration::from_secs(7)).await;
                 client.write_all(b"x").await.unwrap();
                 client

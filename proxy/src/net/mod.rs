@@ -2,11 +2,14 @@
 
 pub mod copy;
 pub mod dial;
+pub mod dials;
+mod greeters;
 mod listener;
 pub mod lookup;
 pub mod prefixed;
 pub mod sniff;
 
+pub use greeters::Greeters;
 pub use listener::{Accepted, Acceptor, Arrival, Listener};
 pub use prefixed::Prefixed;
 

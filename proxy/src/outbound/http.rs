@@ -38,6 +38,7 @@ use std::{
     future::ready,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
@@ -169,8 +170,16 @@ impl Connection {
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
         match forward::upstream_request(parts, target, upload, http2, wish) {
             Ok(request) => {
+                let patience = destination.traffic().request_timeout.filter(|_| wish == Wish::Answer);
+                if let Some(patience) = patience {
+                    record.set_deadline(patience);
+                }
                 let asking = Asking { destination, request, exchange, upgrade, http2, wish, grpc };
-                Box::pin(self.forward(asking, record))
+                let answer = Box::pin(self.forward(asking, record));
+                match patience {
+                    None => answer,
+                    Some(_) => Box::pin(requests::in_time(answer, patience, Duration::ZERO, grpc)),
+                }
             }
             Err(error) => Box::pin(ready(Ok(forward::refuse(&error, record, grpc)))),
         }

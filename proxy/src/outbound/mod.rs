@@ -91,11 +91,12 @@ async fn language(
     protocol: Protocol,
     worker: &Worker,
 ) -> Result<(Application, Prefixed<Stream>), ProxyError> {
+    let silence = worker.greeters.patience(accepted.destination, worker.shared.settings.limits.server_first);
     let stream = Stream::Plain(Prefixed::new(accepted.stream));
     let sniffed = match protocol {
         Protocol::Tcp => return Ok((Application::Other, Prefixed::new(stream))),
         Protocol::Http | Protocol::Http2 => sniff::http_version(stream).await,
-        Protocol::Auto => sniff::application(stream, Some(worker.shared.settings.limits.server_first)).await,
+        Protocol::Auto => sniff::application(stream, Some(silence)).await,
     };
     match sniffed {
         Ok((Application::Closed, _)) | Err(_) => Err(ProxyError::DownstreamGone),

@@ -2,8 +2,8 @@
 
 use crate::{
     error::ProxyError,
-    http::{dials::time_left, pool::InFlight},
-    net::{Prefixed, dial, set_keepalive},
+    http::pool::InFlight,
+    net::{Prefixed, dial, dials::time_left, set_keepalive},
     state::{Credentials, Destination, DestinationHandle, Endpoint},
     telemetry::{Record, Repeat},
     tls::{Carries, Stream, TlsFacts, open::Watch},

@@ -16,7 +16,7 @@ use crate::{
     tls::{Carries, Stream},
     traffic::{Worker, balance, breaker::Share, upstream::Outcome},
 };
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Carries one connection.
@@ -39,10 +39,11 @@ async fn connect_and_carry(
     let connected = connect(worker, route, &destination, record).await;
     record.upstream_answered(std::time::Instant::now());
     let (Reached { stream: mut upstream, watch, .. }, _under_way) = connected?;
-    let mut counts = Counts::default();
+    let (mut counts, connected) = (Counts::default(), Instant::now());
+    let first = |server| worker.greeters.learn(route.original, server, connected.elapsed());
     let (half_closed, idle) = (worker.shared.settings.limits.half_closed, destination.traffic().tcp_idle);
     let ended = tokio::select! {
-        ended = both_ways(stream, &mut upstream, half_closed, idle, &mut counts) => ended_as(ended),
+        ended = both_ways(stream, &mut upstream, half_closed, idle, &mut counts, first) => ended_as(ended),
         refusal = watch.ended() => {
             upstream.reset_on_close();
             Some(ProxyError::UpstreamDistrusted(refusal))
@@ -92,16 +93,13 @@ async fn connect(
         note_endpoint(record, endpoint);
         let credentials = reach::credentials_for(worker, endpoint)?;
         let load = state.enter();
-        let opened = reach::open(
-            worker,
-            endpoint,
-            credentials.as_deref(),
-            &sni,
-            Carries::Tcp,
-            traffic,
-            Duration::ZERO,
-        )
-        .await;
+        let Err((dialling, waited)) = state.dials.turn(|| None::<Infallible>).await;
+        let credentials = credentials.as_deref();
+        let opened = reach::open(worker, endpoint, credentials, &sni, Carries::Tcp, traffic, waited).await;
+        if opened.is_err() {
+            state.dials.failed();
+        }
+        drop(dialling);
         drop(again.take());
         let error = match opened {
             Ok(reached) => {

@@ -106,7 +106,9 @@ impl Record {
     /// The caller waits for so long and no longer: dropped without an answer after that, the deadline is the reason, and the
     /// caller was told so (gRPC status 4).
     pub fn set_deadline(&mut self, patience: Duration) {
-        self.deadline = Instant::now().checked_add(patience).map(|end| (end, patience));
+        let deadline = Instant::now().checked_add(patience).map(|end| (end, patience));
+        // Of several the first counts.
+        self.deadline = [self.deadline, deadline].into_iter().flatten().min();
     }
 
     /// The connection to the other sidecar: when it is closed since its peer is not trusted any more, that is how this ended.
@@ -376,7 +378,11 @@ impl Drop for Record {
             {
                 let patience = self.deadline.map_or(Duration::ZERO, |(_, patience)| patience);
                 let error = ProxyError::DeadlineExceeded(patience);
-                (entry.status, entry.grpc_status) = (Some(200), Some(error.grpc_status()));
+                (entry.status, entry.grpc_status) = if entry.protocol == Some("grpc") {
+                    (Some(200), Some(error.grpc_status()))
+                } else {
+                    (Some(error.row().http_status), None)
+                };
                 (entry.flag, entry.reason) = (error.flag(), Some(error.to_string()));
             }
             Scope::Request

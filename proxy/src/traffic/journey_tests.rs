@@ -1,6 +1,7 @@
 //! Both journeys on real sockets: app <- inbound <- outbound <- client, with certificates made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod grpc;
+mod lasting;
 mod limits;
 mod trust;
 
@@ -22,6 +23,7 @@ use postern_config::{
     documents::{
         AuthorizationPolicy, MeshConfig, Metadata, PeerAuthentication,
         authorization_policy::{Action, From, Operation, Rule, Source, To},
+        destination_rule::Traffic,
         peer_authentication::MtlsMode,
     },
     snapshot::{DeclaredPort, InboundSpec, Protocol, Workload},
@@ -250,13 +252,23 @@ fn caller_of(
         identity: Some(expected.parse().unwrap()),
         protocol,
     };
+    caller_to(endpoint, Traffic::default(), credentials)
+}
+
+/// The same, whose one service has this endpoint and is treated like this.
+fn caller_to(
+    endpoint: Endpoint,
+    traffic: Traffic,
+    credentials: Credentials,
+) -> (SocketAddr, Arc<Shared>, drain::Trigger) {
     let service = ServiceTarget {
         namespace: "payments".into(),
         name: "payments-api".into(),
         host: "payments-api.payments.svc.cluster.local".into(),
         port: 80,
-        protocol,
+        protocol: endpoint.protocol,
         endpoints: vec![endpoint],
+        traffic: traffic.into(),
         ..ServiceTarget::default()
     };
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();

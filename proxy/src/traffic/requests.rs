@@ -125,7 +125,8 @@ where
         if let Some(patience) = patience {
             record.set_deadline(patience);
         }
-        Either::Right(in_time((self.respond)(request, record), patience, self.grace))
+        // Only gRPC says how long it waits.
+        Either::Right(in_time((self.respond)(request, record), patience, self.grace, true))
     }
 
     /// Waits until the access log takes lines again. No record is open meanwhile: who comes and goes leaves no line, or the lines of a
@@ -146,10 +147,11 @@ fn admit(request: &Request<Incoming>, governor: &Governor) -> Result<Option<Dura
 }
 
 /// The answer, or the news that it did not come in time, `grace` later; what has begun by then ends with that news.
-async fn in_time(
+pub async fn in_time(
     answer: Answer,
     patience: Option<Duration>,
     grace: Duration,
+    grpc: bool,
 ) -> Result<Response<Body>, Close> {
     // A time that the clock cannot hold is for ever.
     let Some((patience, end)) = patience
@@ -159,10 +161,10 @@ async fn in_time(
     };
     match tokio::time::timeout_at(end, answer).await {
         Ok(answer) => answer.map(|mut response| {
-            response.body_mut().end_at(end, patience);
+            response.body_mut().end_at(end, patience, grpc);
             response
         }),
         // The record has gone with the exchange, and says the same.
-        Err(_) => Ok(reply::failure(&ProxyError::DeadlineExceeded(patience), None, true)),
+        Err(_) => Ok(reply::failure(&ProxyError::DeadlineExceeded(patience), None, grpc)),
     }
 }

@@ -5,6 +5,7 @@ use super::breaker::Breaker;
 use crate::{
     error::ProxyError,
     http::pool::InFlight,
+    net::dials::{self, Dials},
     state::Endpoint,
     telemetry::{Ejection, Telemetry},
 };
@@ -47,6 +48,8 @@ pub struct EndpointState {
     errors: Cell<Errors>,
     ejected_until: Cell<Option<Instant>>,
     ejections: Cell<u32>,
+    /// TCP connections that are being made to it.
+    pub dials: Rc<Dials>,
 }
 
 /// Errors in a row.
@@ -207,6 +210,7 @@ impl EndpointState {
             errors: Cell::default(),
             ejected_until: Cell::new(None),
             ejections: Cell::new(0),
+            dials: Rc::new(Dials::new(dials::MOST)),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     drain::Side,
     error::ProxyError,
     http::{headroom::Headroom, pool::Pool},
-    net::{Accepted, Listener},
+    net::{Accepted, Greeters, Listener},
     state::{Credentials, Inbound, Store},
     telemetry::{Direction, Telemetry},
     tls::open::{BRISK, LOOK, Occasion, Open, Watch},
@@ -41,6 +41,8 @@ pub struct Worker {
     pub open: Rc<Open>,
     /// Connections by the address they come from.
     pub sources: Rc<Sources>,
+    /// Servers that speak first.
+    pub greeters: Greeters,
     /// Tunnels, which outlive the HTTP connection that they began as.
     pub tunnels: TaskTracker,
     /// Whether there is memory for more of the bodies that are on their way.
@@ -125,8 +127,8 @@ impl Worker {
         let slim = keep_slim(Rc::downgrade(&pool), headroom.clone(), shared.governor.levels());
         drop(tokio::task::spawn_local(slim));
         let upstreams = Upstreams::new(shared.telemetry.clone());
-        let (sources, tunnels) = (Rc::default(), TaskTracker::new());
-        Rc::new(Self { shared, side, pool, upstreams, open, sources, tunnels, headroom })
+        let (sources, greeters, tunnels) = (Rc::default(), Greeters::default(), TaskTracker::new());
+        Rc::new(Self { shared, side, pool, upstreams, open, sources, greeters, tunnels, headroom })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.

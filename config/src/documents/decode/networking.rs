@@ -2,7 +2,9 @@
 use super::{flag, kubernetes::metadata, number, optional, strings};
 use crate::{
     documents::{
-        destination_rule::{Balance, DestinationRule, Keepalive, Outliers, TlsMode, Traffic, duration},
+        destination_rule::{
+            Balance, DestinationRule, Keepalive, Outliers, REQUEST_TIMEOUT, TlsMode, Traffic, duration,
+        },
         parse::Node,
         service_entry::{EntryEndpoint, EntryPort, EntryProtocol, Resolution, ServiceEntry},
     },
@@ -59,6 +61,9 @@ pub fn destination_rule(node: &Node) -> DestinationRule {
         return DestinationRule { metadata: own, ..DestinationRule::default() };
     };
     let policy = spec.get("trafficPolicy");
+    let request_timeout = own.annotations.get(REQUEST_TIMEOUT).and_then(|text| duration(text));
+    let request_timeout = request_timeout.filter(|timeout| !timeout.is_zero());
+    let traffic = |level| Traffic { request_timeout, ..traffic(level) };
     let ports = policy.into_iter().flat_map(|policy| policy.list("portLevelSettings")).filter_map(|level| {
         Some((number(level.get("port")?, "number")?, (traffic(Some(level)), tls_mode(Some(level)))))
     });
@@ -109,6 +114,7 @@ fn traffic(policy: Option<&Node>) -> Traffic {
         upgrades_to_http2: http.and_then(|http| http.get("h2UpgradePolicy")).and_then(Node::text)
             == Some("UPGRADE"),
         outliers: policy.get("outlierDetection").map(outliers),
+        request_timeout: None,
     }
 }
 

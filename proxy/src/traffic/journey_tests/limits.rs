@@ -8,22 +8,22 @@ use crate::{
 use std::net::IpAddr;
 use tokio::sync::mpsc;
 
-const SHORT: Duration = Duration::from_millis(250);
+pub const SHORT: Duration = Duration::from_millis(250);
 /// Far longer than anything that is waited for here.
-const LONG: Duration = Duration::from_secs(20);
-const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+pub const LONG: Duration = Duration::from_secs(20);
+pub const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// The inbound side of one sidecar before an app.
-struct Gate {
-    address: SocketAddr,
-    app: App,
+pub struct Gate {
+    pub address: SocketAddr,
+    pub app: App,
     shared: Arc<Shared>,
     lines: mpsc::Receiver<String>,
     _trigger: drain::Trigger,
     _writers: telemetry::Writers,
 }
 
-async fn gate(app: App, mode: MtlsMode, limits: Limits, resources: Resources) -> Gate {
+pub async fn gate(app: App, mode: MtlsMode, limits: Limits, resources: Resources) -> Gate {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), Arrival::Fixed(app.address)).unwrap();
     let address = listener.local_addr().unwrap();
     let (sink, lines) = mpsc::channel(64);
@@ -82,21 +82,21 @@ impl Gate {
 }
 
 /// What comes back until the other side closes; in time.
-async fn rest(stream: &mut TcpStream) -> String {
+pub async fn rest(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     // A reset is an end as well.
     let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut read)).await.expect("an end in time");
     String::from_utf8_lossy(&read).into_owned()
 }
 
-async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+pub async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     stream
 }
 
 /// One answer with a length, on a connection that goes on.
-async fn answer(stream: &mut TcpStream) -> String {
+pub async fn answer(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&read).into_owned();

@@ -1,11 +1,14 @@
 //! Connections that are being made to one place. A burst of requests finds no kept connection and would open one for each of them at
 //! once: handshakes that the other end has to refuse when they are too many, and most of them of no use a moment later. So only
 //! some are made at a time, and who waits gets whatever is there first: a connection that was given back, one that
-//! carries several, or a turn to make one.
+//! carries several, or a turn to make one. TCP connections of the app, each of which needs its own, wait for their turn.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
+/// As many as are made at the same time, where one carries one call at a time. Another sidecar's worker takes 500 from one source that
+/// have not proven themselves yet.
+pub const MOST: usize = 64;
 /// After so long whoever waits makes a connection all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,14 +48,20 @@ impl Dials {
         }
     }
 
-    /// A turn, unless others are at it already or wait for theirs.
-    pub fn turn(self: &Rc<Self>) -> Option<Turn> {
-        (self.waiting.get() == 0).then(|| self.take()).flatten()
+    /// A turn to make a connection, and how long it was waited for, or what `kept` finds before: a connection that somebody has given
+    /// back. Nobody waits for those who could not be reached a moment ago: when one fails, all who wait get a turn at once, and
+    /// not one after the other.
+    pub async fn turn<C>(self: &Rc<Self>, kept: impl Fn() -> Option<C>) -> Result<C, (Turn, Duration)> {
+        if self.waiting.get() == 0
+            && let Some(turn) = self.take()
+        {
+            return Err((turn, Duration::ZERO));
+        }
+        let came = Instant::now();
+        self.wait(kept).await.map_err(|turn| (turn, came.elapsed()))
     }
 
-    /// Waits for a turn, or until `kept` finds a connection that somebody has given back. Nobody waits for those who could not
-    /// be reached a moment ago: when one fails, all who wait get a turn at once, and not one after the other.
-    pub async fn wait<C>(self: &Rc<Self>, kept: impl Fn() -> Option<C>) -> Result<C, Turn> {
+    async fn wait<C>(self: &Rc<Self>, kept: impl Fn() -> Option<C>) -> Result<C, Turn> {
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = Waiting(self);
         let failures = self.failures.get();
