@@ -341,5 +341,8 @@ impl DestinationHandle {
 }
 
 #[cfg(test)]
+pub mod signer;
+
+#[cfg(test)]
 #[path = "state/state_tests.rs"]
 mod tests;

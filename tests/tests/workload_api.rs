@@ -213,6 +213,44 @@ async fn secrets_go_by_the_names_that_envoy_is_configured_with_and_unknown_ones_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_a_sidecar_whose_authority_is_revoked_are_told_to_stop_and_what_to_trust() {
+    let mesh = Standalone::start(standalone::Settings::default()).await;
+    let old = mesh.authority("root", "active").unwrap();
+    let mut client = SpiffeWorkloadApiClient::new(channel(mesh.workload_api("client")).await);
+    let mut svids = client.fetch_x509svid(marked(X509svidRequest {})).await.unwrap().into_inner();
+    let mut bundles = client.fetch_x509_bundles(marked(X509BundlesRequest {})).await.unwrap().into_inner();
+    let first = within("the first certificate", svids.message()).await.unwrap().unwrap();
+    let old_root = first.svids[0].bundle.clone();
+    mesh.must(&["ca", "rotate", "--step", "prepare"]);
+    mesh.all_heard().await;
+    mesh.must(&["ca", "revoke", &old, "--force"]);
+    let ended = within("the stream of certificates ends", async {
+        loop {
+            match svids.message().await {
+                Ok(Some(said)) => assert_eq!(said.svids[0].x509_svid, first.svids[0].x509_svid),
+                ended => break ended,
+            }
+        }
+    });
+    assert_eq!(ended.await.unwrap_err().code(), Code::PermissionDenied);
+    let trusted = within("the old root is trusted no more", async {
+        loop {
+            let said = bundles.message().await.unwrap().unwrap().bundles["spiffe://cluster.local"].clone();
+            if !said.windows(old_root.len()).any(|part| part == old_root) {
+                break said;
+            }
+        }
+    });
+    let trusted = trusted.await;
+    // A new join token brings it back, below the root that everybody was told of.
+    mesh.ready("client").await;
+    let mut svids = client.fetch_x509svid(marked(X509svidRequest {})).await.unwrap().into_inner();
+    let next = within("the next certificate", svids.message()).await.unwrap().unwrap();
+    assert_ne!(next.svids[0].x509_svid, first.svids[0].x509_svid);
+    assert_eq!(next.svids[0].bundle, trusted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn before_the_first_certificate_callers_are_told_to_come_again() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("early.sock");

@@ -1,76 +1,9 @@
 //! What changes of trust do to our own certificate.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-use super::*;
-use postern_identity::Bundle;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+use super::{
+    signer::{HOUR, Signer, trust},
+    *,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-
-const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
-
-/// A root, or an intermediate below another one.
-struct Signer {
-    issuer: Issuer<'static, KeyPair>,
-    der: CertificateDer<'static>,
-}
-
-impl Signer {
-    fn new(name: &str, above: Option<&Self>) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().unwrap();
-        let der = match above {
-            None => params.self_signed(&key).unwrap().der().clone(),
-            Some(above) => params.signed_by(&key, &above.issuer).unwrap().der().clone(),
-        };
-        Self { issuer: Issuer::new(params, key), der }
-    }
-
-    fn key(&self) -> KeyId {
-        KeyId::of_certificate(&self.der).unwrap()
-    }
-
-    fn credentials(
-        &self,
-        above: &[&Self],
-        trust: TrustBundles,
-        life: Duration,
-    ) -> Result<Credentials, String> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(OWN.try_into().unwrap())];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.not_before = time::OffsetDateTime::now_utc() - Duration::from_secs(60);
-        params.not_after = time::OffsetDateTime::now_utc() + life;
-        let key = KeyPair::generate().unwrap();
-        let mut chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
-        chain.extend(above.iter().map(|signer| signer.der.clone()));
-        let der = key.serialize_der();
-        let certified =
-            postern_identity::tls::certified_key(chain, PrivateKeyDer::Pkcs8(der.clone().into())).unwrap();
-        Credentials::prove(certified, der.into(), Arc::new(trust))
-    }
-}
-
-const HOUR: Duration = Duration::from_secs(3600);
-
-fn trust(anchors: &[&Signer], revoked: &[KeyId], sequence: u64) -> TrustBundles {
-    let mut bundle = Bundle::new(
-        "cluster.local".parse().unwrap(),
-        anchors.iter().map(|signer| signer.der.clone()).collect(),
-    );
-    bundle.revoked = revoked.iter().copied().collect();
-    bundle.sequence = Some(sequence);
-    [bundle].into_iter().collect()
-}
 
 #[test]
 fn the_authorities_of_a_certificate_are_all_keys_above_it_up_to_the_anchor_that_verifies_it() {

@@ -9,7 +9,7 @@
 //! | none at all | the certificate, and each trust domain's, under their IDs |
 
 use super::{
-    view::{View, Views},
+    view::{Identity, Views},
     workload::current,
 };
 use bytes::Bytes;
@@ -78,8 +78,8 @@ impl SecretDiscoveryService for Secrets {
         let request = request.into_inner();
         check_type(&request)?;
         let wanted = Wanted { names: names(&request), plain: is_plain(request.node.as_ref()) };
-        let view = current(&self.views)?;
-        Ok(Response::new(response(wanted.of(&view)?, view.serial.clone(), String::new())))
+        let identity = current(&self.views)?;
+        Ok(Response::new(response(wanted.of(&identity)?, identity.serial.clone(), String::new())))
     }
 }
 
@@ -168,23 +168,23 @@ fn is_plain(node: Option<&Node>) -> bool {
 }
 
 impl Wanted {
-    fn of(&self, view: &View) -> Result<Vec<Any>, Status> {
+    fn of(&self, identity: &Identity) -> Result<Vec<Any>, Status> {
         if self.names.is_empty() {
-            let domains = view.anchors_pem.keys().map(|domain| format!("spiffe://{domain}"));
-            let all = std::iter::once(view.id.to_string()).chain(domains);
-            return all.map(|name| self.secret(view, &name)).collect();
+            let domains = identity.trusted.anchors_pem.keys().map(|domain| format!("spiffe://{domain}"));
+            let all = std::iter::once(identity.id.to_string()).chain(domains);
+            return all.map(|name| self.secret(identity, &name)).collect();
         }
-        self.names.iter().map(|name| self.secret(view, name)).collect()
+        self.names.iter().map(|name| self.secret(identity, name)).collect()
     }
 
-    fn secret(&self, view: &View, name: &str) -> Result<Any, Status> {
-        let kind = if name == "default" || name == view.id.as_str() {
+    fn secret(&self, identity: &Identity, name: &str) -> Result<Any, Status> {
+        let kind = if name == "default" || name == identity.id.as_str() {
             Type::TlsCertificate(TlsCertificate {
-                certificate_chain: Some(inline(view.chain_pem.clone())),
-                private_key: Some(inline(view.key_pem.clone())),
+                certificate_chain: Some(inline(identity.chain_pem.clone())),
+                private_key: Some(inline(identity.key_pem.clone())),
             })
         } else {
-            Type::ValidationContext(self.validation(view, name)?)
+            Type::ValidationContext(self.validation(identity, name)?)
         };
         let secret = Secret { name: name.to_owned(), r#type: Some(kind) };
         // It may hold the key.
@@ -192,11 +192,18 @@ impl Wanted {
         Ok(Any { type_url: SECRET.to_owned(), value })
     }
 
-    fn validation(&self, view: &View, name: &str) -> Result<CertificateValidationContext, Status> {
-        let one = |domain: &str| view.anchors_pem.get(domain).map(|pem| (domain.to_owned(), pem.clone()));
+    fn validation(&self, identity: &Identity, name: &str) -> Result<CertificateValidationContext, Status> {
+        let one = |domain: &str| {
+            identity.trusted.anchors_pem.get(domain).map(|pem| (domain.to_owned(), pem.clone()))
+        };
         let domains: Vec<(String, Bytes)> = match name {
-            "ROOTCA" => one(view.id.trust_domain()).into_iter().collect(),
-            "ALL" => view.anchors_pem.iter().map(|(domain, pem)| (domain.clone(), pem.clone())).collect(),
+            "ROOTCA" => one(identity.id.trust_domain()).into_iter().collect(),
+            "ALL" => identity
+                .trusted
+                .anchors_pem
+                .iter()
+                .map(|(domain, pem)| (domain.clone(), pem.clone()))
+                .collect(),
             _ => name.strip_prefix("spiffe://").and_then(one).into_iter().collect(),
         };
         if self.plain {
@@ -205,14 +212,14 @@ impl Wanted {
                     trusted_ca: Some(inline(pem.clone())),
                     custom_validator_config: None,
                 }),
-                [] => Err(unknown(view, name)),
+                [] => Err(unknown(identity, name)),
                 _ => Err(Status::invalid_argument(format!(
                     "`{name}` is several trust domains, which are never merged: ask for one, or remove {WITHOUT_VALIDATOR}"
                 ))),
             };
         }
         if domains.is_empty() {
-            return Err(unknown(view, name));
+            return Err(unknown(identity, name));
         }
         let trust_domains = domains
             .into_iter()
@@ -231,12 +238,13 @@ impl Wanted {
     }
 }
 
-fn unknown(view: &View, name: &str) -> Status {
+fn unknown(identity: &Identity, name: &str) -> Status {
     let name: String = name.chars().take(200).flat_map(char::escape_debug).collect();
-    let domains: Vec<String> = view.anchors_pem.keys().map(|domain| format!("spiffe://{domain}")).collect();
+    let domains: Vec<String> =
+        identity.trusted.anchors_pem.keys().map(|domain| format!("spiffe://{domain}")).collect();
     Status::invalid_argument(format!(
         "there is no secret `{name}` here: ask for default, {}, ROOTCA, ALL or {}",
-        view.id,
+        identity.id,
         domains.join(", ")
     ))
 }

@@ -1,5 +1,6 @@
 //! JWT-SVIDs: asked for at the control plane with the current certificate, kept until half of their life is over.
 
+use super::{view::Absent, workload::refused};
 use crate::{
     control::{ControlPlane, channel::describe},
     state::{Credentials, Store},
@@ -53,7 +54,7 @@ impl Tokens {
     /// What a caller of the Workload API shall read.
     pub(super) async fn token(&self, audience: Vec<String>) -> Result<(SpiffeId, String), Status> {
         let audience = checked(audience)?;
-        let current = self.store.credentials().ok_or_else(super::workload::not_yet)?;
+        let current = self.store.credentials().ok_or_else(|| refused(Absent::Withdrawn))?;
         let kept = self.kept(&audience, &current);
         if let Some(kept) = &kept
             && SystemTime::now() < kept.fresh_until
@@ -86,8 +87,10 @@ impl Tokens {
             .await
             .map_err(Status::unavailable)?;
         let request = IssueJwtSvidRequest { audience: audience.to_vec(), lifetime_seconds: 0 };
-        let answer =
-            AuthorityClient::new(channel).issue_jwt_svid(request).await.map_err(|status| refused(&status))?;
+        let answer = AuthorityClient::new(channel)
+            .issue_jwt_svid(request)
+            .await
+            .map_err(|status| declined(&status))?;
         let answer = answer.into_inner();
         let expires =
             UNIX_EPOCH + Duration::from_secs(u64::try_from(answer.expires_unix_seconds).unwrap_or_default());
@@ -121,7 +124,7 @@ fn checked(mut audience: Vec<String>) -> Result<Vec<String>, Status> {
 }
 
 /// The authority's answer, in the words of the Workload API; details are for the log.
-fn refused(status: &Status) -> Status {
+fn declined(status: &Status) -> Status {
     tracing::warn!(reason = %describe(status), "the authority gave no JWT-SVID");
     match status.code() {
         Code::Unimplemented => Status::unimplemented("the authority of this mesh issues no JWT-SVIDs"),

@@ -2,7 +2,7 @@
 
 use super::{
     tokens::Tokens,
-    view::{View, Views},
+    view::{Absent, Identity, Trusted, View, Views},
 };
 use postern_api::open::{
     JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
@@ -29,15 +29,20 @@ impl Workload {
         Self { views, tokens }
     }
 
-    /// What `part` is now and whenever it becomes something else.
-    fn follow<T>(&self, part: fn(&View) -> &T) -> Result<Response<Messages<T>>, Status>
+    /// What `part` is now and whenever it becomes something else; an error ends the stream.
+    fn follow<T>(&self, part: fn(&View) -> Result<&T, Status>) -> Result<Response<Messages<T>>, Status>
     where
         T: Clone + PartialEq + Send + Sync + 'static,
     {
-        current(&self.views)?;
+        let now = self.views.borrow().clone().ok_or_else(not_yet)?;
+        part(&now)?;
         let mut last = None;
         let messages = WatchStream::new(self.views.clone()).filter_map(move |view| {
-            let part = part(view.as_deref()?);
+            let view = view?;
+            let part = match part(&view) {
+                Ok(part) => part,
+                Err(status) => return Some(Err(status)),
+            };
             if last.as_ref() == Some(part) {
                 return None;
             }
@@ -48,19 +53,34 @@ impl Workload {
     }
 }
 
-/// The view in force.
+/// The identity in force.
 ///
 /// # Errors
-/// Unavailable: a sidecar has an identity sooner or later, so that a caller shall come again. PermissionDenied would tell it
-/// that there will be none.
-pub(super) fn current(views: &Views) -> Result<Arc<View>, Status> {
-    let view = views.borrow().clone();
-    view.filter(|view| view.not_after > SystemTime::now()).ok_or_else(not_yet)
+/// See [`refused`].
+pub(super) fn current(views: &Views) -> Result<Arc<Identity>, Status> {
+    let identity = views.borrow().clone().ok_or_else(not_yet)?.identity.map_err(refused)?;
+    if identity.not_after > SystemTime::now() { Ok(identity) } else { Err(refused(Absent::Ended)) }
 }
 
-/// No identity to hand out.
+/// What is trusted now, with or without an identity.
+fn trusted(views: &Views) -> Result<Arc<Trusted>, Status> {
+    views.borrow().as_ref().map(|view| view.trusted.clone()).ok_or_else(not_yet)
+}
+
+/// No identity to hand out: a sidecar gets one sooner or later, so that a caller shall come again.
 pub(super) fn not_yet() -> Status {
     Status::unavailable("this workload has no valid certificate at the moment; try again")
+}
+
+/// PermissionDenied tells a client to use no more what it was given (SPIFFE Workload API 5.2.1), which it must hear when the
+/// authority above it is revoked; with Unavailable it would go on. Of a certificate that has ended it knows.
+pub(super) fn refused(absent: Absent) -> Status {
+    match absent {
+        Absent::Ended => not_yet(),
+        Absent::Withdrawn => Status::permission_denied(
+            "no identity issued: the authority of this workload's certificate is revoked; another certificate is asked for",
+        ),
+    }
 }
 
 #[tonic::async_trait]
@@ -73,35 +93,38 @@ impl SpiffeWorkloadApi for Workload {
         &self,
         _: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        self.follow(|view| &view.svid)
+        self.follow(|view| match &view.identity {
+            Ok(identity) => Ok(&identity.svid),
+            Err(absent) => Err(refused(*absent)),
+        })
     }
 
     async fn fetch_x509_bundles(
         &self,
         _: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.follow(|view| &view.bundles)
+        self.follow(|view| Ok(&view.trusted.x509))
     }
 
     async fn fetch_jwt_bundles(
         &self,
         _: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.follow(|view| &view.jwt_bundles)
+        self.follow(|view| Ok(&view.trusted.jwt))
     }
 
     async fn fetch_jwtsvid(
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        let view = current(&self.views)?;
+        let identity = current(&self.views)?;
         let request = request.into_inner();
         if !request.spiffe_id.is_empty() {
             let wanted: SpiffeId = request
                 .spiffe_id
                 .parse()
                 .map_err(|cause| Status::invalid_argument(format!("requested SPIFFE ID: {cause}")))?;
-            if wanted != view.id {
+            if wanted != identity.id {
                 return Err(Status::permission_denied(
                     "the requested SPIFFE ID is not that of this workload",
                 ));
@@ -120,8 +143,8 @@ impl SpiffeWorkloadApi for Workload {
         if audience.is_empty() || svid.is_empty() {
             return Err(Status::invalid_argument("audience and svid must be specified"));
         }
-        let view = current(&self.views)?;
-        let token = jwt::verify(&svid, &view.trust, &audience, UnixTime::now())
+        let trusted = trusted(&self.views)?;
+        let token = jwt::verify(&svid, &trusted.bundles, &audience, UnixTime::now())
             .map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
         Ok(Response::new(ValidateJwtsvidResponse {
             spiffe_id: token.id.to_string(),
@@ -147,3 +170,7 @@ fn value(json: serde_json::Value) -> Value {
     };
     Value { kind: Some(kind) }
 }
+
+#[cfg(test)]
+#[path = "workload_tests.rs"]
+mod tests;
