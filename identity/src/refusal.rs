@@ -32,8 +32,15 @@ pub enum Refusal {
     #[error("the certificate has no URI subject alternative name, so it carries no SPIFFE ID (X509-SVID 2)")]
     NoUriSan,
     /// X509-SVID section 2.
-    #[error("the certificate has {0} URI subject alternative names, exactly one is allowed (X509-SVID 2)")]
-    SeveralUriSans(usize),
+    #[error(
+        "the certificate has {count} URI subject alternative names ({shown}), exactly one is allowed (X509-SVID 2)"
+    )]
+    SeveralUriSans {
+        /// How many.
+        count: usize,
+        /// The first of them, escaped.
+        shown: String,
+    },
     /// The URI is not a canonical SPIFFE ID (SPIFFE-ID section 2).
     #[error("the URI of the certificate is refused: {0}")]
     InvalidId(String),
@@ -162,7 +169,8 @@ pub enum Refusal {
     },
     /// The path library refuses every SPIFFE ID under a URI name constraint (RUSTSEC-2026-0098).
     #[error(
-        "{0} carries a URI name constraint; no SPIFFE ID can be verified below it. Use an authority without URI name constraints"
+        "{0} carries a URI name constraint: that limits the host in a URI (RFC 5280 4.2.1.10), a trust domain is no host, and path \
+         validation refuses every SPIFFE ID below it (X509-SVID 4.2 warns of that). Use an authority without URI name constraints"
     )]
     UriNameConstraint(String),
     /// A name constraint of an authority excludes a name of the certificate.
@@ -190,9 +198,30 @@ pub enum Refusal {
         /// Whom we want.
         expected: String,
     },
+    /// A rule whose own sentence does not say who presented the certificate, such as one that a signing certificate breaks.
+    #[error("{id}: {rule}")]
+    Of {
+        /// The ID of the leaf.
+        id: SpiffeId,
+        /// The rule; never another `Of`.
+        rule: Box<Refusal>,
+    },
 }
 
 impl Refusal {
+    /// The same, of a chain whose leaf names `id`.
+    pub(crate) fn of(self, id: &SpiffeId) -> Self {
+        Self::Of { id: id.clone(), rule: Box::new(self) }
+    }
+
+    /// The rule broken, whoever presented the certificate.
+    pub fn rule(&self) -> &Self {
+        match self {
+            Self::Of { rule, .. } => rule,
+            rule => rule,
+        }
+    }
+
     /// A stable code for metrics and documents: the variant, in kebab case.
     pub fn code(&self) -> &'static str {
         match self {
@@ -201,7 +230,7 @@ impl Refusal {
             Self::Malformed(_) => "malformed",
             Self::NameNotAscii(_) => "name-not-ascii",
             Self::NoUriSan => "no-uri-san",
-            Self::SeveralUriSans(_) => "several-uri-sans",
+            Self::SeveralUriSans { .. } => "several-uri-sans",
             Self::InvalidId(_) => "invalid-id",
             Self::IdWithoutPath(_) => "id-without-path",
             Self::SanNotCritical(_) => "san-not-critical",
@@ -231,6 +260,7 @@ impl Refusal {
             Self::UnknownCriticalExtension(_) => "unknown-critical-extension",
             Self::Path { .. } => "path",
             Self::NotAccepted { .. } => "not-accepted",
+            Self::Of { rule, .. } => rule.code(),
         }
     }
 }

@@ -22,6 +22,8 @@ use x509_parser::{
 
 /// RSA keys below this are weak, whoever signed them.
 const LEAST_RSA_BITS: usize = 2048;
+/// URIs of a certificate that a refusal for their number shows.
+const SHOWN_URIS: usize = 3;
 
 /// What a leaf says about itself once it satisfies every rule of a leaf. It proves nothing about who signed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,24 +45,36 @@ pub struct Leaf {
 pub fn check_leaf(der: &[u8]) -> Result<Leaf, Refusal> {
     let certificate = read(der)?;
     let (id, names_critical) = leaf_id(&certificate)?;
-    if id.path().is_empty() {
-        return Err(Refusal::IdWithoutPath(id));
-    }
-    if certificate.subject().iter().next().is_none() && !names_critical {
-        return Err(Refusal::SanNotCritical(id));
-    }
-    if is_authority(&certificate)? {
-        return Err(Refusal::LeafIsAuthority(id));
-    }
-    check_leaf_key_usage(&certificate, &id)?;
-    check_leaf_purposes(&certificate, &id)?;
-    check_key(&certificate, || format!("the certificate of {id}"))?;
+    check_named_leaf(&certificate, &id, names_critical).map_err(|refusal| match refusal {
+        Refusal::Malformed(_) => refusal.of(&id),
+        other => other,
+    })?;
     Ok(Leaf {
         id,
         serial: serial(&certificate),
         not_before: certificate.validity().not_before.timestamp(),
         not_after: certificate.validity().not_after.timestamp(),
     })
+}
+
+/// The rules of a leaf beyond its name.
+fn check_named_leaf(
+    certificate: &X509Certificate<'_>,
+    id: &SpiffeId,
+    names_critical: bool,
+) -> Result<(), Refusal> {
+    if id.path().is_empty() {
+        return Err(Refusal::IdWithoutPath(id.clone()));
+    }
+    if certificate.subject().iter().next().is_none() && !names_critical {
+        return Err(Refusal::SanNotCritical(id.clone()));
+    }
+    if is_authority(certificate)? {
+        return Err(Refusal::LeafIsAuthority(id.clone()));
+    }
+    check_leaf_key_usage(certificate, id)?;
+    check_leaf_purposes(certificate, id)?;
+    check_key(certificate, || format!("the certificate of {id}"))
 }
 
 /// Applies the rules of a signing certificate (intermediate or anchor) that is to sign for `trust_domain`
@@ -126,15 +140,30 @@ impl KeyId {
 /// The one URI and whether the extension is critical.
 fn leaf_id(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool), Refusal> {
     let Some((names, critical)) = names(certificate)? else { return Err(Refusal::NoUriSan) };
-    let uris: Vec<&str> = printable_uris(names)?;
+    let uris: Vec<&str> = printable_uris(names).map_err(|refusal| match readable_id(names) {
+        Some(id) => refusal.of(&id),
+        None => refusal,
+    })?;
     match uris.as_slice() {
         [] => Err(Refusal::NoUriSan),
         [uri] => {
             let id = uri.parse().map_err(|cause| Refusal::InvalidId(format!("{cause}")))?;
             Ok((id, critical))
         }
-        several => Err(Refusal::SeveralUriSans(several.len())),
+        several => {
+            let shown: Vec<String> = several.iter().take(SHOWN_URIS).map(|uri| quoted(uri)).collect();
+            let more = if several.len() > SHOWN_URIS { ", …" } else { "" };
+            Err(Refusal::SeveralUriSans { count: several.len(), shown: shown.join(", ") + more })
+        }
     }
+}
+
+/// Who somebody claims to be beside a name that cannot be read.
+fn readable_id(names: &SubjectAlternativeName<'_>) -> Option<SpiffeId> {
+    names.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(text) => text.parse().ok(),
+        _ => None,
+    })
 }
 
 /// All URIs, after every textual name was found to be printable ASCII: a NUL or a foreign letter in any of them is an

@@ -199,7 +199,7 @@ fn check_path(
     let check_intermediates = |path: &webpki::VerifiedPath<'_>| {
         for intermediate in path.intermediate_certificates() {
             let der = intermediate.der();
-            let checked = svid::check_signing(&der, id.trust_domain());
+            let checked = svid::check_signing(&der, id.trust_domain()).map_err(|refusal| refusal.of(id));
             if let Err(refusal) = checked.and_then(|()| check_revoked(&der, bundle, id)) {
                 broken.replace(Some(refusal));
                 return Err(webpki::Error::UnknownIssuer);
@@ -222,6 +222,7 @@ fn path_refusal(
     now: UnixTime,
 ) -> Refusal {
     use webpki::Error as E;
+    let of_signing = |refusal: Refusal| refusal.of(id);
     let id = id.clone();
     match cause {
         E::UnknownIssuer => Refusal::UnknownIssuer(id),
@@ -235,10 +236,11 @@ fn path_refusal(
             .iter()
             // The leaf was in time, so one of these is not.
             .find_map(|der| svid::check_validity(der, now).err())
+            .map(of_signing)
             .unwrap_or_else(|| Refusal::Path { id, cause: cause.to_string() }),
         E::NameConstraintViolation => {
             match intermediates.iter().find_map(|der| svid::uri_name_constraint(der)) {
-                Some(what) => Refusal::UriNameConstraint(what),
+                Some(what) => of_signing(Refusal::UriNameConstraint(what)),
                 None => Refusal::NameConstraint(id),
             }
         }

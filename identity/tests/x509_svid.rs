@@ -54,7 +54,11 @@ fn check_intermediate(
 ) -> Option<Refusal> {
     let root = root(TD, |_| {});
     let intermediate = root.intermediate(TD, change);
-    check(&[&intermediate.leaf(CART, |_| {}).der, &intermediate.der], &root.trust(TD), expected)
+    let refusal =
+        check(&[&intermediate.leaf(CART, |_| {}).der, &intermediate.der], &root.trust(TD), expected);
+    // Whatever is wrong above it, who presented it stands there.
+    assert!(refusal.iter().all(|refusal| refusal.to_string().contains(CART)), "{refusal:?}");
+    refusal
 }
 
 /// A good leaf below a root.

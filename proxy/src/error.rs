@@ -30,8 +30,8 @@ pub enum ProxyError {
     PlaintextRefused,
     #[error("TLS from the peer failed: {0}")]
     DownstreamTls(String),
-    #[error("peer certificate refused: {0}")]
-    PeerRefused(Refusal),
+    #[error("peer certificate refused by {own}: {refusal}")]
+    PeerRefused { own: SpiffeId, refusal: Box<Refusal> },
     #[error("the peer is not trusted any more: {0}")]
     PeerDistrusted(Refusal),
     #[error("nothing decisive was received before the deadline")]
@@ -162,7 +162,7 @@ impl ProxyError {
             Self::Loop(_) => &LOOP,
             Self::PlaintextRefused => &PLAINTEXT_REFUSED,
             Self::DownstreamTls(_) => &DOWNSTREAM_TLS,
-            Self::PeerRefused(_) => &PEER_REFUSED,
+            Self::PeerRefused { .. } => &PEER_REFUSED,
             Self::PeerDistrusted(_) => &PEER_DISTRUSTED,
             Self::DownstreamTimeout => &DOWNSTREAM_TIMEOUT,
             Self::BadRequest(_) => &BAD_REQUEST,
@@ -193,10 +193,8 @@ impl ProxyError {
     /// The rule that a certificate breaks, when that is the error.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::PeerRefused(refusal)
-            | Self::PeerDistrusted(refusal)
-            | Self::UpstreamDistrusted(refusal) => Some(refusal),
-            Self::UpstreamRefused { refusal, .. } => Some(refusal),
+            Self::PeerDistrusted(refusal) | Self::UpstreamDistrusted(refusal) => Some(refusal),
+            Self::PeerRefused { refusal, .. } | Self::UpstreamRefused { refusal, .. } => Some(refusal),
             _ => None,
         }
     }
@@ -258,7 +256,10 @@ mod tests {
             ProxyError::PlaintextRefused,
             ProxyError::DownstreamTls(String::new()),
             ProxyError::PeerDistrusted(Refusal::NoUriSan),
-            ProxyError::PeerRefused(Refusal::NoUriSan),
+            ProxyError::PeerRefused {
+                own: "spiffe://td/x".parse().unwrap(),
+                refusal: Box::new(Refusal::NoUriSan),
+            },
             ProxyError::UpstreamRefused {
                 address,
                 expected: "spiffe://td/x".parse().unwrap(),

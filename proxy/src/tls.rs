@@ -54,6 +54,7 @@ pub struct Contexts {
     tls_1_3: Servers,
     // Used only while the mesh configuration says so.
     tls_1_2: Servers,
+    own: SpiffeId,
     key: Arc<CertifiedKey>,
     trust: Arc<TrustBundles>,
     // Locked only while a connection is dialled, never per request.
@@ -101,7 +102,7 @@ impl Contexts {
             Ok::<_, String>(Servers { http, tcp, no_alpn })
         };
         let (tls_1_3, tls_1_2) = (servers(Versions::Tls13)?, servers(Versions::Tls12And13)?);
-        Ok(Self { tls_1_3, tls_1_2, key, trust, clients: Mutex::default() })
+        Ok(Self { tls_1_3, tls_1_2, own: own.clone(), key, trust, clients: Mutex::default() })
     }
 
     fn client(
@@ -142,7 +143,8 @@ impl Contexts {
         let offers = alpn.iter().map(Vec::as_slice);
         let config =
             if alpn_for(offers, &config.alpn_protocols).is_empty() { &servers.no_alpn } else { config };
-        let stream = TlsAcceptor::from(config.clone()).accept(stream).await.map_err(downstream_failure)?;
+        let accepted = TlsAcceptor::from(config.clone()).accept(stream).await;
+        let stream = accepted.map_err(|error| downstream_failure(error, &self.own))?;
         let stream = TlsStream::Server(stream);
         // Our configurations demand a certificate; without a peer there is nothing to trust.
         let peer = peer(stream.get_ref().1.peer_certificates())
@@ -192,9 +194,9 @@ impl std::fmt::Debug for Contexts {
     }
 }
 
-fn downstream_failure(error: io::Error) -> ProxyError {
+fn downstream_failure(error: io::Error, own: &SpiffeId) -> ProxyError {
     match refusal_in(&error) {
-        Some(refusal) => ProxyError::PeerRefused(refusal.clone()),
+        Some(refusal) => ProxyError::PeerRefused { own: own.clone(), refusal: Box::new(refusal.clone()) },
         None if error.kind() == io::ErrorKind::UnexpectedEof => ProxyError::DownstreamGone,
         None => ProxyError::DownstreamTls(error.to_string()),
     }

@@ -18,7 +18,7 @@ use postern_tests::{
 use rustls::AlertDescription as Alert;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
-use table::{API, CART, table};
+use table::{API, CART, Row, table};
 use tokio::io::AsyncWriteExt;
 
 struct Stage {
@@ -63,7 +63,7 @@ async fn whoever_calls_with_a_certificate_that_breaks_a_rule_learns_the_alert_an
     let stage = Stage::new("").await;
     stage.twin("before", 1).await;
     let log = stage.mesh.access_log("payments-api");
-    for (what, key, rule) in table(&stage.ours, stage.folder.path(), CART) {
+    for Row { what, key, rule, presented } in table(&stage.ours, stage.folder.path(), CART) {
         let before = log.lines().len();
         let expected = if key.is_none() { Alert::CertificateRequired } else { Alert::CertificateUnknown };
         let outcome = call(stage.gate(), key, &[], &[]).await;
@@ -73,6 +73,10 @@ async fn whoever_calls_with_a_certificate_that_breaks_a_rule_learns_the_alert_an
         let line = log.lines()[before].clone();
         let reason = line["postern.reason"].as_str().unwrap_or_default();
         assert!(reason.contains(rule), "{what}: `{rule}` is not in {line}");
+        assert!(reason.contains(API), "{what}: it does not say who refuses: {line}");
+        for name in &presented {
+            assert!(reason.contains(name), "{what}: `{name}` is not in {line}");
+        }
         assert_eq!(line["postern.destination.id"], json!(API), "{what}: {line}");
         assert!(line["postern.source.id"].is_null(), "{what}: nobody was verified: {line}");
     }
@@ -87,16 +91,18 @@ async fn whoever_answers_with_a_certificate_that_breaks_a_rule_never_sees_the_re
     stage.mesh.impersonate("payments-api", 8080, impostor.address);
     let mut cases: Vec<_> = table(&stage.ours, stage.folder.path(), API)
         .into_iter()
-        .filter_map(|(what, key, rule)| Some((what, key?, rule)))
+        .filter_map(|row| Some((row.what, row.key?, row.rule, row.presented)))
         .collect();
-    let other = stage.ours.issue(&Leaf::good("spiffe://cluster.local/ns/checkout/sa/reports"), |_| {});
-    cases.push(("a good certificate of another service", other, "verified, but not accepted here"));
+    let reports = "spiffe://cluster.local/ns/checkout/sa/reports";
+    let other = stage.ours.issue(&Leaf::good(reports), |_| {});
+    let rule = "verified, but not accepted here";
+    cases.push(("a good certificate of another service", other, rule, vec![reports.to_owned()]));
     let good = || stage.ours.issue(&Leaf::good(API), |_| {});
     impostor.show(good());
     // Resolution is fresh when the impostor is reached: then everything after it is about certificates.
     stage.mesh.call_until("checkout-api", "payments-api", "GET", "/twin", 299).await;
     let log = stage.mesh.access_log("checkout-api");
-    for (case, (what, key, rule)) in cases.into_iter().enumerate() {
+    for (case, (what, key, rule, presented)) in cases.into_iter().enumerate() {
         impostor.show(key);
         let seen = impostor.bytes();
         let path = format!("/v1/charges/{case}");
@@ -110,6 +116,12 @@ async fn whoever_answers_with_a_certificate_that_breaks_a_rule_never_sees_the_re
         let line = log.next_with(&[("url.path", json!(path))]).await;
         let reason = line["postern.reason"].as_str().unwrap_or_default();
         assert!(reason.contains(rule) && reason.contains(API), "{what}: `{rule}` is not in {line}");
+        // Who was expected stands there in any case, so who was presented has to stand there beside.
+        let expected = format!("expected {API}");
+        let said = reason.replacen(&expected, "", 1);
+        for name in &presented {
+            assert!(said.contains(name), "{what}: `{name}` is not in {said}");
+        }
         assert_eq!(line["postern.source.id"], json!(CART), "{what}: {line}");
     }
     impostor.show(good());

@@ -219,12 +219,12 @@ impl Seat {
 
 /// Whether the authority of a chain that was good once is not published any more.
 fn is_about_issuer(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::UnknownIssuer(_) | Refusal::BadSignature(_))
+    matches!(refusal.rule(), Refusal::UnknownIssuer(_) | Refusal::BadSignature(_))
 }
 
 /// Whether a refusal comes from the clock alone.
 pub fn is_about_time(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::Expired { .. } | Refusal::NotYetValid { .. })
+    matches!(refusal.rule(), Refusal::Expired { .. } | Refusal::NotYetValid { .. })
 }
 
 /// What the verifier says now. An ended certificate hides whether its authority is trusted, so that is asked for its last moment.

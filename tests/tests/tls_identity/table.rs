@@ -11,8 +11,22 @@ use std::{path::Path, sync::Arc};
 pub const CART: &str = "spiffe://cluster.local/ns/checkout/sa/checkout-api";
 pub const API: &str = "spiffe://cluster.local/ns/payments/sa/payments-api";
 
-/// What is wrong, what is shown (`None`: nothing), and what the log says of it.
-pub type Row = (&'static str, Option<Arc<CertifiedKey>>, &'static str);
+/// A certificate that breaks a rule.
+pub struct Row {
+    /// What is wrong.
+    pub what: &'static str,
+    /// What is shown; `None`: nothing.
+    pub key: Option<Arc<CertifiedKey>>,
+    /// What the log says of the rule.
+    pub rule: &'static str,
+    /// What the log says of who it was: everything that can be read of the names, as far as a log line shows it.
+    pub presented: Vec<String>,
+}
+
+type Rule = (&'static str, Option<Arc<CertifiedKey>>, &'static str);
+
+/// How much of a name that cannot be read is shown for certain.
+const SHOWN: usize = 100;
 
 fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
@@ -20,7 +34,7 @@ fn uri(text: &str) -> SanType {
 
 /// One row for each rule, for certificates that name `id`.
 pub fn table(ours: &Signer, folder: &Path, id: &'static str) -> Vec<Row> {
-    let mut rows: Vec<Row> = vec![("no certificate", None, "no certificate was presented")];
+    let mut rows: Vec<Rule> = Vec::new();
     let changed = |change: &dyn Fn(&mut CertificateParams)| Some(ours.issue(&Leaf::good(id), change));
     // 04 and 08: who signed, when, and for what.
     rows.extend([
@@ -68,45 +82,52 @@ pub fn table(ours: &Signer, folder: &Path, id: &'static str) -> Vec<Row> {
         ("a path too long", leaf(&below), "longer than the path length constraint"),
         ("an expired intermediate", leaf(&ended), "signing certificate `CN=ended`"),
         ("an intermediate of another trust domain", leaf(&foreign), "it was to sign for trust domain"),
-        ("a URI name constraint", leaf(&constrained), "URI name constraint"),
-        ("a signing certificate as a leaf", Some(itself.itself()), "has no path"),
+        ("a URI name constraint", leaf(&constrained), "URI name constraint: that limits the host in a URI"),
     ]);
     // 05 and 06: whom it names.
-    let named = |uris: &[&str]| {
-        let uris = uris.iter().map(|uri| (*uri).to_owned()).collect();
-        Some(ours.issue(&Leaf { uris, ..Leaf::good(id) }, |_| {}))
-    };
     let dns = |p: &mut CertificateParams| {
         p.subject_alt_names = vec![SanType::DnsName("api.payments".try_into().unwrap())]
     };
     let long = format!("spiffe://cluster.local/{}", "a".repeat(2048 - 22));
     let long_domain = format!("spiffe://{}/a", "a".repeat(256));
+    let mut rows: Vec<Row> = rows.into_iter().map(|rule| row(rule, &[id])).collect();
     rows.extend([
-        ("no name", changed(&|p| p.subject_alt_names.clear()), "no URI subject alternative name"),
-        ("a DNS name alone", changed(&dns), "no URI subject alternative name"),
-        ("two identities", named(&[id, "spiffe://cluster.local/ns/a/sa/b"]), "has 2 URI"),
-        ("two identities, other order", named(&["spiffe://cluster.local/ns/a/sa/b", id]), "has 2 URI"),
-        ("an identity and a web address", named(&[id, "https://example.com/"]), "has 2 URI"),
-        ("a web address and an identity", named(&["https://example.com/", id]), "has 2 URI"),
-        ("an identity twice", named(&[id, id]), "has 2 URI"),
-        ("a web address", named(&["https://cluster.local/ns/a/sa/b"]), "must start with `spiffe://`"),
-        ("upper-case scheme", named(&["SPIFFE://cluster.local/ns/a/sa/b"]), "scheme must be lower case"),
-        ("upper-case trust domain", named(&["spiffe://Cluster.local/a"]), "must be lower case"),
-        ("user information", named(&["spiffe://user@cluster.local/a"]), "user information"),
-        ("a port", named(&["spiffe://cluster.local:8080/a"]), "a port is not allowed"),
-        ("a query", named(&["spiffe://cluster.local/a?b"]), "a query is not allowed"),
-        ("a fragment", named(&["spiffe://cluster.local/a#b"]), "a fragment is not allowed"),
-        ("an empty trust domain", named(&["spiffe:///a"]), "trust domain is empty"),
-        ("an encoded trust domain", named(&["spiffe://cluster%2elocal/a"]), "percent-encoding"),
-        ("no path", named(&["spiffe://cluster.local"]), "has no path"),
-        ("a trailing slash", named(&["spiffe://cluster.local/a/"]), "trailing slash"),
-        ("a doubled slash", named(&["spiffe://cluster.local/a//b"]), "doubled slash"),
-        ("a dot", named(&["spiffe://cluster.local/./a"]), "segment `.`"),
-        ("two dots", named(&["spiffe://cluster.local/b/../a"]), "segment `..`"),
-        ("an encoded path", named(&["spiffe://cluster.local/%61"]), "percent-encoding"),
-        ("2049 bytes", named(&[&long]), "the limit is 2048"),
-        ("a trust domain of 256 bytes", named(&[&long_domain]), "the limit is 255"),
-        ("an unknown trust domain", named(&["spiffe://other.example/a"]), "trust domain is not trusted here"),
+        row(("no certificate", None, "no certificate was presented"), &[]),
+        row(("no name", changed(&|p| p.subject_alt_names.clear()), "no URI subject alternative name"), &[]),
+        row(("a DNS name alone", changed(&dns), "no URI subject alternative name"), &[]),
+        row(
+            ("a signing certificate as a leaf", Some(itself.itself()), "has no path"),
+            &["spiffe://cluster.local"],
+        ),
+    ]);
+    let named = |what, uris: &[&str], rule| {
+        let leaf = Leaf { uris: uris.iter().map(|uri| (*uri).to_owned()).collect(), ..Leaf::good(id) };
+        row((what, Some(ours.issue(&leaf, |_| {})), rule), uris)
+    };
+    rows.extend([
+        named("two identities", &[id, "spiffe://cluster.local/ns/a/sa/b"], "has 2 URI"),
+        named("two identities, other order", &["spiffe://cluster.local/ns/a/sa/b", id], "has 2 URI"),
+        named("an identity and a web address", &[id, "https://example.com/"], "has 2 URI"),
+        named("a web address and an identity", &["https://example.com/", id], "has 2 URI"),
+        named("an identity twice", &[id, id], "has 2 URI"),
+        named("a web address", &["https://cluster.local/ns/a/sa/b"], "must start with `spiffe://`"),
+        named("upper-case scheme", &["SPIFFE://cluster.local/ns/a/sa/b"], "scheme must be lower case"),
+        named("upper-case trust domain", &["spiffe://Cluster.local/a"], "must be lower case"),
+        named("user information", &["spiffe://user@cluster.local/a"], "user information"),
+        named("a port", &["spiffe://cluster.local:8080/a"], "a port is not allowed"),
+        named("a query", &["spiffe://cluster.local/a?b"], "a query is not allowed"),
+        named("a fragment", &["spiffe://cluster.local/a#b"], "a fragment is not allowed"),
+        named("an empty trust domain", &["spiffe:///a"], "trust domain is empty"),
+        named("an encoded trust domain", &["spiffe://cluster%2elocal/a"], "percent-encoding"),
+        named("no path", &["spiffe://cluster.local"], "has no path"),
+        named("a trailing slash", &["spiffe://cluster.local/a/"], "trailing slash"),
+        named("a doubled slash", &["spiffe://cluster.local/a//b"], "doubled slash"),
+        named("a dot", &["spiffe://cluster.local/./a"], "segment `.`"),
+        named("two dots", &["spiffe://cluster.local/b/../a"], "segment `..`"),
+        named("an encoded path", &["spiffe://cluster.local/%61"], "percent-encoding"),
+        named("2049 bytes", &[&long], "the limit is 2048"),
+        named("a trust domain of 256 bytes", &[&long_domain], "the limit is 255"),
+        named("an unknown trust domain", &["spiffe://other.example/a"], "trust domain is not trusted here"),
     ]);
     for (what, tail) in [
         ("a NUL", &b"\0"[..]),
@@ -118,9 +139,14 @@ pub fn table(ours: &Signer, folder: &Path, id: &'static str) -> Vec<Row> {
     ] {
         let name = [id.as_bytes(), tail].concat();
         let shown = ours.issue(&Leaf::good(id), |p| raw_names(p, &[(6, &name)]));
-        rows.push((what, Some(shown), "is not printable ASCII"));
+        rows.push(row((what, Some(shown), "is not printable ASCII"), &[id]));
         let beside = ours.issue(&Leaf::good(id), |p| raw_names(p, &[(6, id.as_bytes()), (2, &name)]));
-        rows.push((what, Some(beside), "is not printable ASCII"));
+        rows.push(row((what, Some(beside), "is not printable ASCII"), &[id]));
     }
     rows
+}
+
+fn row((what, key, rule): Rule, presented: &[&str]) -> Row {
+    let shown = presented.iter().map(|name| name.chars().take(SHOWN).collect()).collect();
+    Row { what, key, rule, presented: shown }
 }

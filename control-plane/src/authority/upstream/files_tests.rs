@@ -211,7 +211,10 @@ fn a_folder_that_cannot_work_is_refused_with_the_file_and_the_reason() {
         |p| p.subject_alt_names = vec![SanType::URI("spiffe://other.example".try_into().unwrap())],
         "other.example",
     );
-    check_ca(|p| p.custom_extensions.push(uri_constraint()), "name constraint");
+    check_ca(
+        |p| p.custom_extensions.push(uri_constraint()),
+        "URI name constraint: that limits the host in a URI",
+    );
 }
 
 /// `permittedSubtrees { [6] ".local" }`, critical.
