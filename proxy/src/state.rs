@@ -14,7 +14,7 @@ use postern_identity::{KeyId, SpiffeId, TrustBundles};
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::watch, time::Instant};
@@ -129,6 +129,8 @@ pub struct Tainted {
 pub struct Store {
     inbound: ArcSwapOption<Inbound>,
     credentials: ArcSwapOption<Credentials>,
+    // Since the first certificate.
+    own_id: OnceLock<SpiffeId>,
     // Beside the credentials, since it outlives a certificate that it forbids.
     trust: ArcSwapOption<TrustBundles>,
     tainted: ArcSwap<Tainted>,
@@ -148,6 +150,7 @@ impl Default for Store {
         Self {
             inbound: ArcSwapOption::empty(),
             credentials: ArcSwapOption::empty(),
+            own_id: OnceLock::new(),
             trust: ArcSwapOption::empty(),
             tainted: ArcSwap::default(),
             withdrawn: Mutex::new(None),
@@ -225,11 +228,19 @@ impl Store {
     /// what was revoked in the meantime must not come back.
     ///
     /// # Errors
-    /// When the certificate is not valid under those newer bundles; nothing changes then.
+    /// When the certificate is not valid under those newer bundles, or names somebody else than the first one: nobody becomes
+    /// another workload while it runs, so that this is a mistake or worse. Nothing changes then.
     pub fn publish_credentials(&self, mut credentials: Credentials) -> Result<(), String> {
         let _one_at_a_time = self.writing.lock();
+        let own = self.own_id.get_or_init(|| credentials.id.clone());
+        if *own != credentials.id {
+            return Err(format!(
+                "it is a certificate of {}, and this sidecar is {own}; if that is meant, restart the sidecar without what it has kept",
+                credentials.id
+            ));
+        }
         if let Some(trust) = self.trust()
-            && is_newer(&trust, &credentials.trust, credentials.id.trust_domain())
+            && goes_back(&trust, &credentials.trust, credentials.id.trust_domain()).is_some()
         {
             credentials = credentials.under(trust)?;
         }
@@ -245,10 +256,17 @@ impl Store {
     /// taken all the same and our certificate withdrawn: peers are judged by it at once, and nothing forbidden is presented.
     ///
     /// # Errors
-    /// When there was no certificate ever, or the current one would not be valid under these bundles; nothing changes then.
+    /// When there was no certificate ever, when the current one would not be valid under these bundles, or when they are older
+    /// than those in force, as from a control plane that lags: what was taken away must not come back. Nothing changes then.
     pub fn publish_trust(&self, trust: TrustBundles, tainted: Tainted) -> Result<(), String> {
         let _one_at_a_time = self.writing.lock();
         let known = self.trust().ok_or("there is no certificate yet")?;
+        let own = self.own_id.get().map(SpiffeId::trust_domain).unwrap_or_default();
+        if let Some((known, other)) = goes_back(&known, &trust, own) {
+            return Err(format!(
+                "the bundle of `{own}` has sequence {other}, older than the one in force ({known})"
+            ));
+        }
         let is_news = *known != trust || self.tainted.load().keys != tainted.keys;
         if *known != trust {
             let trust = Arc::new(trust);
@@ -318,10 +336,11 @@ impl Store {
     }
 }
 
-/// Whether `known` is younger than `other`, by the sequence of our own bundle.
-fn is_newer(known: &TrustBundles, other: &TrustBundles, own: &str) -> bool {
+/// Both sequences of our own bundle when `known` is younger than `other`. Those of foreign domains are the control plane's
+/// business: a partner may begin anew.
+fn goes_back(known: &TrustBundles, other: &TrustBundles, own: &str) -> Option<(u64, u64)> {
     let sequence = |trust: &TrustBundles| trust.get(own).and_then(|bundle| bundle.sequence);
-    matches!((sequence(known), sequence(other)), (Some(known), Some(other)) if known > other)
+    sequence(known).zip(sequence(other)).filter(|(known, other)| known > other)
 }
 
 /// A destination that stays fresh while held.

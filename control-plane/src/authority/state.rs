@@ -118,21 +118,32 @@ pub(super) fn validity(certificate: &[u8]) -> Result<(i64, i64), String> {
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+fn first_sequence(now: i64) -> u64 {
+    u64::try_from(now).unwrap_or_default().saturating_mul(1000)
+}
+
 fn point_id(point: &[u8]) -> KeyId {
     KeyId::of_spki(&[&P256_SPKI_PREFIX, point].concat())
 }
 
 impl State {
-    /// The sequence begins with the time, so that it grows also after a lost disk.
+    /// The sequence begins with the time, so that it grows also after a lost disk, and leaves room for the steps of each second.
     pub(super) fn new(trust_domain: &str, now: i64) -> Self {
         Self {
             trust_domain: trust_domain.to_owned(),
-            sequence: u64::try_from(now).unwrap_or_default(),
+            sequence: first_sequence(now),
             roots: Vec::new(),
             jwt_keys: Vec::new(),
             intermediates: Vec::new(),
             revoked: Vec::new(),
         }
+    }
+
+    /// The same after a start. It may be a backup, which the others have to follow all the same: nobody follows a sequence that
+    /// goes back.
+    pub(super) fn begun_again(mut self, now: i64) -> Self {
+        self.sequence = self.sequence.max(first_sequence(now));
+        self
     }
 
     pub(super) fn slot(&self, kind: AuthorityKind, slot: Slot) -> Option<&Entry> {

@@ -429,6 +429,28 @@ fn further_roots_are_published_and_the_one_with_the_key_signs() {
 }
 
 #[test]
+fn whoever_knows_later_steps_follows_a_backup_that_is_restored() {
+    let (folder, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let copy = |from: &Path, to: &Path| {
+        for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    };
+    let first = open(folder.path(), now()).unwrap();
+    copy(folder.path(), backup.path());
+    for _ in 0..20 {
+        first.prepare(AuthorityKind::JwtKey, now()).unwrap();
+        first.activate(AuthorityKind::JwtKey, now()).unwrap();
+    }
+    let known = first.bundle().sequence.unwrap();
+    let restored = open(backup.path(), now() + Duration::from_secs(1)).unwrap();
+    assert!(restored.bundle().sequence.unwrap() > known);
+    // Another process that starts on the same state says the same, or more, never less.
+    let beside = open(backup.path(), now()).unwrap();
+    assert!(beside.bundle().sequence >= restored.bundle().sequence);
+}
+
+#[test]
 fn a_process_that_starts_again_and_again_can_start_once_more() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), now()).unwrap();

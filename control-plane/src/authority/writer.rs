@@ -61,7 +61,7 @@ impl Writer {
         let found = store.map_or(Ok(Found::Nothing), |store| store.find(&settings.trust_domain))?;
         let fresh = State::new(settings.trust_domain.as_str(), at);
         let (state, keys) = match found {
-            Found::State(state, keys) => (state, keys),
+            Found::State(state, keys) => (state.begun_again(at), keys),
             Found::Nothing => (fresh, Keys::new()),
             Found::Key(key) => {
                 let mut keys = Keys::new();

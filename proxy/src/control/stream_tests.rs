@@ -1,7 +1,11 @@
 //! One session with a scripted control plane.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 use super::*;
-use crate::{control::destinations::Bounds, ready::Ready};
+use crate::{
+    control::destinations::Bounds,
+    ready::Ready,
+    state::signer::{HOUR, Signer, trust},
+};
 use postern_config::snapshot::Workload;
 use postern_config::{
     InboundSpec,
@@ -125,6 +129,75 @@ fn the_same_policy_again_wakes_nobody_and_a_new_one_does() {
     assert!(!generation.has_changed().unwrap());
     subscriber.take(policy("1", serde_json::to_vec(&spec("other")).unwrap())).unwrap();
     assert!(generation.has_changed().unwrap());
+}
+
+fn bundles(content: v1::BundleUpdate) -> v1::ControlMessage {
+    let message = Some(control_message::Message::Bundles(content));
+    v1::ControlMessage { version: "1".into(), nonce: "n".into(), message }
+}
+
+#[test]
+fn bundles_that_are_wrong_or_older_are_refused_and_the_last_good_ones_stay() {
+    let (root, other) = (Signer::new("root", None), Signer::new("other", None));
+    let wire = |domain: &str, anchors: &[&Signer], sequence| {
+        let trust = trust(anchors, &[], sequence);
+        let document = trust.get("cluster.local").unwrap().to_document().into_bytes();
+        v1::Bundle { trust_domain: domain.into(), document, revoked: vec![] }
+    };
+    let ours = |anchors: &[&Signer], sequence| wire("cluster.local", anchors, sequence);
+    let update = |bundles: Vec<v1::Bundle>| v1::BundleUpdate { bundles, ..v1::BundleUpdate::default() };
+    let both = || ours(&[&root, &other], 7);
+    let text = |document: &[u8]| update(vec![v1::Bundle { document: document.to_vec(), ..both() }]);
+    let foreign = || wire("other.example", &[&other], 1);
+    let tainted = v1::BundleUpdate { tainted: vec![vec![1, 2, 3]], ..update(vec![both()]) };
+    for (what, content, part) in [
+        ("nothing", update(vec![]), Some("no bundle of our own trust domain")),
+        ("not JSON", text(b"{"), Some("cluster.local")),
+        ("not UTF-8", text(b"\xff"), Some("cluster.local")),
+        ("another document", text(br#"{"keys":7}"#), Some("keys")),
+        ("no anchors", text(br#"{"keys":[],"spiffe_sequence":7}"#), Some("no usable authority")),
+        (
+            "a damaged anchor",
+            text(br#"{"keys":[{"kty":"EC","use":"x509-svid","x5c":["AAAA"]}],"spiffe_sequence":7}"#),
+            Some("certificate 1"),
+        ),
+        ("another domain alone", update(vec![foreign()]), Some("no bundle of our own trust domain")),
+        ("a NUL", update(vec![both(), wire("other\0.example", &[&other], 1)]), Some("not a trust domain")),
+        ("upper case", update(vec![both(), wire("Other.example", &[&other], 1)]), Some("not a trust domain")),
+        ("one domain twice", update(vec![both(), both()]), Some("two bundles for trust domain")),
+        (
+            "a key of three bytes revoked",
+            update(vec![v1::Bundle { revoked: vec![vec![1, 2, 3]], ..both() }]),
+            Some("a key id has 32 bytes, not 3"),
+        ),
+        ("a key of three bytes tainted", tainted, Some("a key id has 32 bytes, not 3")),
+        ("without our authority", update(vec![ours(&[&other], 7)]), Some("would be refused by our peers")),
+        (
+            "older",
+            update(vec![ours(&[&root, &other], 4)]),
+            Some("sequence 4, older than the one in force (5)"),
+        ),
+        ("the same again", update(vec![ours(&[&root], 5)]), None),
+        ("as old, and a foreign domain", update(vec![ours(&[&root], 5), foreign()]), None),
+        ("newer", update(vec![both()]), None),
+    ] {
+        let (mut subscriber, store, _) = subscriber();
+        let first = trust(&[&root], &[], 5);
+        store.publish_credentials(root.credentials(&[], first.clone(), HOUR).unwrap()).unwrap();
+        let count = content.bundles.len();
+        let answer = subscriber.take(bundles(content)).unwrap().message;
+        match (answer, part) {
+            (Some(sidecar_message::Message::Ack(_)), None) => {
+                assert_eq!(store.trust().unwrap().iter().count(), count, "{what}");
+            }
+            (Some(sidecar_message::Message::Nack(nack)), Some(part)) => {
+                assert!(nack.reason.contains(part), "{what}: {}", nack.reason);
+                assert_eq!(*store.trust().unwrap(), first, "{what}");
+            }
+            (answer, _) => panic!("{what}: {answer:?}"),
+        }
+        assert!(store.own().is_ok(), "{what}");
+    }
 }
 
 #[test]

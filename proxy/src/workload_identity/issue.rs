@@ -107,6 +107,99 @@ fn skew(server_unix_millis: i64, asked: SystemTime, answered: SystemTime) -> f64
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
     use super::*;
+    use crate::state::{
+        Store,
+        signer::{HOUR, OWN, Signer, trust},
+    };
+    use rcgen::SanType;
+
+    /// What an authority answers that signed `chain`, under `trust`.
+    fn reply(chain: Vec<CertificateDer<'static>>, trust: &TrustBundles) -> v1::IssueCertificateResponse {
+        let bundle = |bundle: &postern_identity::Bundle| v1::Bundle {
+            trust_domain: bundle.trust_domain.to_string(),
+            document: bundle.to_document().into_bytes(),
+            revoked: bundle.revoked.iter().map(|key| key.as_bytes().to_vec()).collect(),
+        };
+        let bundles = trust.iter().map(bundle).collect();
+        v1::IssueCertificateResponse {
+            chain: chain.iter().map(|der| der.to_vec()).collect(),
+            trust: Some(v1::BundleUpdate { bundles, ..v1::BundleUpdate::default() }),
+            ..v1::IssueCertificateResponse::default()
+        }
+    }
+
+    #[test]
+    fn what_an_authority_answers_is_checked_and_what_was_good_stays() {
+        let (root, stranger) = (Signer::new("root", None), Signer::new("stranger", None));
+        let ours = trust(&[&root], &[], 1);
+        let control = ControlPlane::new(
+            std::net::SocketAddr::from(([127, 0, 0, 1], 1)).into(),
+            "cluster.local".parse().unwrap(),
+            TrustBundles::default(),
+            None,
+        )
+        .unwrap();
+        let store = Store::default();
+        let first = root.credentials(&[], ours.clone(), HOUR).unwrap();
+        let serial = first.serial.clone();
+        store.publish_credentials(first).unwrap();
+        let (asked, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let key = || PrivateKey::from(asked.serialize_der());
+        let take = |reply| {
+            accept(reply, key(), &control, 7.5)
+                .and_then(|issued| store.publish_credentials(issued.credentials))
+        };
+        let good = || root.chain(&asked, &[], HOUR, |_| {});
+        let named = |uri: &str| {
+            root.chain(&asked, &[], HOUR, |p| {
+                p.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())]
+            })
+        };
+        let moved = |from: i64, to: i64| {
+            root.chain(&asked, &[], HOUR, |p| {
+                let now = time::OffsetDateTime::now_utc();
+                p.not_before = now + time::Duration::seconds(from);
+                p.not_after = now + time::Duration::seconds(to);
+            })
+        };
+        let garbage = vec![CertificateDer::from(vec![0x30, 3, 1, 2])];
+        let foreign = "spiffe://other.example/ns/shop/sa/web";
+        let without_trust = v1::IssueCertificateResponse { trust: None, ..reply(good(), &ours) };
+        for (what, answer, part) in [
+            (
+                "another key",
+                reply(root.chain(&other, &[], HOUR, |_| {}), &ours),
+                "does not belong to the certificate",
+            ),
+            ("another trust domain", reply(named(foreign), &ours), "its trust domain is not trusted here"),
+            (
+                "another workload",
+                reply(named(&format!("{OWN}-2")), &ours),
+                "this sidecar is spiffe://cluster.local/ns/shop/sa/web;",
+            ),
+            ("no workload", reply(named("spiffe://cluster.local"), &ours), "has no path"),
+            ("ended", reply(moved(-120, -60), &ours), "is expired"),
+            ("not yet valid", reply(moved(60, 120), &ours), "is not yet valid"),
+            ("not yet valid, and which clock", reply(moved(60, 120), &ours), "its clock is +7.5 s from ours"),
+            ("garbage", reply(garbage, &ours), "not X.509 DER"),
+            ("no certificate", reply(vec![], &ours), "no certificate was presented"),
+            (
+                "a stranger's",
+                reply(stranger.chain(&asked, &[], HOUR, |_| {}), &ours),
+                "not issued by an authority",
+            ),
+            ("revoked already", reply(good(), &trust(&[&root], &[root.key()], 2)), "no usable authority"),
+            ("no bundle", without_trust, "no bundle of our own trust domain"),
+            ("an empty bundle", reply(good(), &trust(&[], &[], 2)), "no usable authority"),
+        ] {
+            let refused = take(answer).unwrap_err();
+            assert!(refused.contains(part), "{what}: {refused}");
+            assert_eq!(store.own().ok().map(|own| own.serial.clone()), Some(serial.clone()), "{what}");
+            assert_eq!(*store.trust().unwrap(), ours, "{what}");
+        }
+        take(reply(good(), &ours)).unwrap();
+        assert_ne!(store.own().ok().map(|own| own.serial.clone()), Some(serial), "the twin is taken");
+    }
 
     #[test]
     fn every_certificate_gets_a_new_key_and_the_csr_names_nobody() {
