@@ -47,6 +47,7 @@ struct Sidecar {
     clock: Option<PathBuf>,
     admin: SocketAddr,
     probes: SocketAddr,
+    metrics: SocketAddr,
     /// Where the pod's app calls the service.
     outbound: SocketAddr,
     /// Where others reach this pod.
@@ -108,14 +109,14 @@ impl Standalone {
             mesh.control_clock = Some(mesh.clock("control-plane"));
         }
         for name in ["server", "client", "intruder"] {
-            let (admin, probes, outbound, inbound) = (free(), free(), free(), free());
+            let (admin, probes, metrics, outbound, inbound) = (free(), free(), free(), free(), free());
             let mut flags = vec![
                 format!("--instance={name}"),
                 format!("--control-plane={}", mesh.control_address),
                 format!("--trust-bundle={}", mesh.path("state/root.pem").display()),
                 format!("--admin={admin}"),
                 format!("--probes={probes}"),
-                format!("--metrics={}", free()),
+                format!("--metrics={metrics}"),
                 format!("--merged-metrics={}", free()),
                 format!("--explicit-outbound={outbound}={SERVICE}"),
                 format!("--explicit-inbound={inbound}={app_address}"),
@@ -129,8 +130,10 @@ impl Standalone {
                 flags.push(format!("--certificate-lifetime={seconds}"));
             }
             let clock = settings.clocks.then(|| mesh.clock(name));
-            mesh.sidecars
-                .insert(name.into(), Sidecar { child: None, flags, clock, admin, probes, outbound, inbound });
+            mesh.sidecars.insert(
+                name.into(),
+                Sidecar { child: None, flags, clock, admin, probes, metrics, outbound, inbound },
+            );
         }
         fs::create_dir(mesh.path("mesh")).unwrap();
         fs::write(mesh.path("mesh/mesh.yaml"), mesh.yaml() + &settings.documents).unwrap();
@@ -264,9 +267,8 @@ impl Standalone {
 
     /// Waits until the sidecar of a pod says that it is ready.
     pub async fn ready(&self, name: &str) {
-        let probes = self.sidecars[name].probes;
         let began = Instant::now();
-        while !is_ready(probes) {
+        while !self.is_ready(name) {
             let said = || fs::read_to_string(self.path(&format!("{name}.err"))).unwrap_or_default();
             assert!(began.elapsed() < SOON, "{name} is not ready within {SOON:?}; it said: {}", said());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -275,7 +277,25 @@ impl Standalone {
 
     /// Whether the sidecar of a pod says that it is ready.
     pub fn is_ready(&self, name: &str) -> bool {
-        is_ready(self.sidecars[name].probes)
+        probe(self.sidecars[name].probes, "ready")
+    }
+
+    /// Whether it says that it is alive.
+    pub fn is_live(&self, name: &str) -> bool {
+        probe(self.sidecars[name].probes, "live")
+    }
+
+    /// A metric of the sidecar of a pod, by its name and labels as a scrape has them; 0 when it is not there.
+    pub async fn metric(&self, name: &str, metric: &str) -> f64 {
+        let page = crate::Request::new(self.sidecars[name].metrics, "localhost").path("/stats/prometheus");
+        let page = String::from_utf8(page.send().await.unwrap().body.to_vec()).unwrap();
+        let value = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+
+    /// What the sidecar of a pod, or `control-plane`, has written on standard error so far.
+    pub fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.path(&format!("{name}.err"))).unwrap_or_default()
     }
 
     /// Freezes `control-plane` or the sidecar of a pod: the other ends of its connections stay open.
@@ -462,12 +482,13 @@ pub fn faketime() -> Option<PathBuf> {
     folders.iter().map(|folder| Path::new(folder).join("libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
-fn is_ready(probes: SocketAddr) -> bool {
+fn probe(probes: SocketAddr, what: &str) -> bool {
     let Ok(mut stream) = std::net::TcpStream::connect_timeout(&probes, Duration::from_millis(200)) else {
         return false;
     };
     let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-    let _ = stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let request = format!("GET /healthz/{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let _ = stream.write_all(request.as_bytes());
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     answer.starts_with("HTTP/1.1 200")

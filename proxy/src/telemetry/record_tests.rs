@@ -7,6 +7,7 @@ use crate::{
 };
 use http::{HeaderMap, Method};
 use postern_config::{RuleRef, documents::authorization_policy::Action};
+use postern_identity::{Refusal, SpiffeId, refusal::Validity};
 use tokio::sync::mpsc;
 
 fn address() -> SocketAddr {
@@ -113,6 +114,34 @@ async fn a_request_inherits_addresses_and_tls_but_neither_decision_nor_bytes() {
     assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(line["span_id"], "00f067aa0ba902b7");
     assert!(line.get("postern.decision").is_none());
+}
+
+#[tokio::test]
+async fn a_refusal_whose_reason_is_time_tells_how_the_clocks_stood_and_another_does_not() {
+    let expired = |what: &str| Refusal::Expired {
+        what: what.into(),
+        validity: Validity { now: 9, not_before: 1, not_after: 5 },
+    };
+    let id: SpiffeId = "spiffe://td/ns/shop/sa/web".parse().unwrap();
+    let above = Refusal::Of { id: id.clone(), rule: Box::new(expired("its authority")) };
+    let rows = [(expired("it"), true), (above, true), (Refusal::NoUriSan, false)];
+    for measured in [None, Some(7.0)] {
+        let lines = lines_of(|telemetry| {
+            if let Some(skew) = measured {
+                telemetry.metrics().set_clock_skew(skew);
+            }
+            for (refusal, _) in rows.clone() {
+                let mut record = telemetry.connection(Direction::Inbound, address(), address());
+                record.set_error(&ProxyError::PeerRefused { own: id.clone(), refusal: Box::new(refusal) });
+            }
+        })
+        .await;
+        assert_eq!(lines.len(), rows.len());
+        for (line, (_, is_about_time)) in lines.iter().zip(&rows) {
+            let tells = line["postern.reason"].as_str().unwrap().contains("clock is +7.0 s from ours");
+            assert_eq!(tells, *is_about_time && measured.is_some(), "{line}");
+        }
+    }
 }
 
 #[tokio::test]

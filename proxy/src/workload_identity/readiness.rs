@@ -46,3 +46,40 @@ impl Readiness {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+    use super::*;
+    use crate::state::{
+        Tainted,
+        signer::{HOUR, Signer, trust},
+    };
+    use std::time::Duration;
+
+    #[test]
+    fn the_sidecar_is_ready_while_its_certificate_will_last() {
+        let (root, other) = (Signer::new("root", None), Signer::new("other", None));
+        let (store, ready) = (Arc::new(Store::default()), ready::Ready::default());
+        let mut readiness = Readiness::new(store.clone(), ready.clone());
+        let second = Duration::from_secs(1);
+        let mut check = |at: SystemTime, is_ready: bool, what: &str| {
+            readiness.look(at);
+            assert_eq!(ready.missing().is_empty(), is_ready, "{what}");
+        };
+        check(SystemTime::now(), false, "none yet");
+        let trusted = || trust(&[&root, &other], &[], 1);
+        store.publish_credentials(root.credentials(&[], trusted(), HOUR).unwrap()).unwrap();
+        let current = store.credentials().unwrap();
+        check(current.not_before, true, "begun");
+        check(current.not_before - second, false, "not yet valid");
+        check(current.nearly_over() - second, true, "more than a tenth is left");
+        check(current.nearly_over(), false, "a tenth is left");
+        check(current.not_after + second, false, "over");
+        // The next one lasts longer.
+        store.publish_credentials(root.credentials(&[], trusted(), 2 * HOUR).unwrap()).unwrap();
+        check(current.nearly_over(), true, "another certificate is there");
+        store.publish_trust(trust(&[&other], &[root.key()], 2), Tainted::default()).unwrap();
+        check(SystemTime::now(), false, "withdrawn");
+    }
+}
