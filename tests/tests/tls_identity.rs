@@ -8,7 +8,7 @@ mod hostile;
 #[path = "tls_identity/table.rs"]
 mod table;
 
-use hostile::{Impostor, Outcome, call, hello, raw};
+use hostile::{Impostor, Manner, Outcome, call, hello, raw};
 use postern_tests::{
     Mesh,
     certificates::{Leaf, Signer},
@@ -127,6 +127,63 @@ async fn whoever_answers_with_a_certificate_that_breaks_a_rule_never_sees_the_re
     impostor.show(good());
     let answer = stage.mesh.call("checkout-api", "payments-api", "GET", "/twin").await.unwrap();
     assert_eq!(answer.status, 299);
+    assert_eq!(stage.mesh.app("payments-api").connections(), 0);
+}
+
+/// Lines 01, 02 and 09, mirrored: where payments-api should be sits something that speaks no TLS, or not ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_speak_our_tls_never_sees_the_request_and_no_ticket_is_used() {
+    let mut stage = Stage::new("").await;
+    let impostor = Impostor::start().await;
+    stage.mesh.impersonate("payments-api", 8080, impostor.address);
+    let good = || stage.ours.issue(&Leaf::good(API), |_| {});
+    impostor.show(good());
+    stage.mesh.call_until("checkout-api", "payments-api", "GET", "/twin", 299).await;
+    let log = stage.mesh.access_log("checkout-api");
+    let tls_1_2 = hostile::server(good(), &[&rustls::version::TLS12]);
+    for (case, (what, manner)) in [
+        ("HTTP in clear", Manner::Bytes(b"HTTP/1.1 299 twin\r\nContent-Length: 0\r\n\r\n")),
+        ("HTTP/2 in clear", Manner::Bytes(b"\0\0\0\x04\0\0\0\0\0")),
+        ("noise", Manner::Bytes(b"\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8\xf7\xf6")),
+        ("a record of no known version", Manner::Bytes(b"\x16\x09\x09\0\x04\x02\0\0\0")),
+        ("TLS 1.2 alone", Manner::Tls(tls_1_2)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        impostor.behave(manner);
+        let seen = impostor.bytes();
+        let path = format!("/v1/charges/{case}");
+        let answer = stage.mesh.call("checkout-api", "payments-api", "POST", &path).await.unwrap();
+        assert_eq!(answer.status, 503, "{what}");
+        let raw = impostor.raw();
+        assert!(!raw.windows(4).any(|part| part == b"POST"), "{what}: the request came out in clear");
+        assert_eq!(impostor.bytes(), seen, "{what}: bytes of the request came out");
+        let line = log.next_with(&[("url.path", json!(path))]).await;
+        let reason = line["postern.reason"].as_str().unwrap_or_default();
+        assert!(reason.starts_with("TLS to "), "{what}: {line}");
+        assert_eq!(line["postern.source.id"], json!(CART), "{what}: {line}");
+        impostor.show(good());
+        stage.mesh.call_until("checkout-api", "payments-api", "GET", "/twin", 299).await;
+    }
+
+    // A server with a memory: whoever takes its tickets comes in without another look at a certificate.
+    let remembers = hostile::server(good(), &[&rustls::version::TLS13]);
+    let kinds = impostor.kinds().len();
+    impostor.behave(Manner::Tls(remembers.clone()));
+    for _ in 0..3 {
+        let answer = stage.mesh.call("checkout-api", "payments-api", "GET", "/twin").await.unwrap();
+        assert_eq!(answer.status, 299);
+    }
+    let full = rustls::HandshakeKind::Full;
+    assert_eq!(impostor.kinds()[kinds..], [full, full, full], "nothing is resumed");
+    let taker = hostile::client(Some(stage.ours.issue(&Leaf::good(CART), |_| {})), &[], &[]);
+    for _ in 0..2 {
+        let mut stream = hostile::connect(impostor.address, &taker).await.unwrap();
+        stream.write_all(hostile::REQUEST).await.unwrap();
+        assert!(hostile::read_head(&mut stream).await.unwrap().contains(" 299 "));
+    }
+    assert_eq!(impostor.kinds().last(), Some(&rustls::HandshakeKind::Resumed), "the twin resumes");
     assert_eq!(stage.mesh.app("payments-api").connections(), 0);
 }
 

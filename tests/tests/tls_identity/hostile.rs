@@ -1,9 +1,8 @@
 //! A client and a server that keep to no rule but those of TLS itself.
 
-use parking::Shown;
 use rustls::{
-    AlertDescription, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, HandshakeKind,
+    ServerConfig, SignatureScheme, SupportedProtocolVersion,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
@@ -231,35 +230,56 @@ pub fn hello() -> Vec<u8> {
     hello
 }
 
-/// Somebody who sits where a workload should be, and shows whatever certificate he is told to.
+/// Somebody who sits where a workload should be, and does whatever he is told to.
 pub struct Impostor {
     pub address: SocketAddr,
-    shown: Shown,
-    bytes: Arc<AtomicUsize>,
+    manner: parking::Shared<Option<Manner>>,
+    heard: Arc<Heard>,
     alerts: Mutex<mpsc::UnboundedReceiver<Option<AlertDescription>>>,
 }
 
+/// What he does with a connection.
+#[derive(Clone)]
+pub enum Manner {
+    /// TLS, and one answer.
+    Tls(Arc<ServerConfig>),
+    /// These bytes at once, and no TLS.
+    Bytes(&'static [u8]),
+}
+
+/// What came to him.
+#[derive(Default)]
+struct Heard {
+    /// Bytes inside of TLS.
+    inside: AtomicUsize,
+    /// Everything that came where he spoke no TLS.
+    raw: parking::Shared<Vec<u8>>,
+    /// How each handshake went.
+    kinds: parking::Shared<Vec<HandshakeKind>>,
+}
+
 mod parking {
-    use rustls::sign::CertifiedKey;
     use std::sync::{Arc, Mutex};
 
-    /// The certificate of the moment.
-    pub type Shown = Arc<Mutex<Option<Arc<CertifiedKey>>>>;
+    /// Of the moment.
+    pub type Shared<T> = Arc<Mutex<T>>;
 }
 
 impl Impostor {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (shown, bytes) = (Shown::default(), Arc::new(AtomicUsize::new(0)));
+        let (manner, heard) = (parking::Shared::<Option<Manner>>::default(), Arc::<Heard>::default());
         let (tell, alerts) = mpsc::unbounded_channel();
-        let (now, counted) = (shown.clone(), bytes.clone());
+        let (now, noted) = (manner.clone(), heard.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let Some(key) = now.lock().unwrap().clone() else { continue };
-                let (tell, counted) = (tell.clone(), counted.clone());
+                let Some(manner) = now.lock().unwrap().clone() else {
+                    continue;
+                };
+                let (tell, noted) = (tell.clone(), noted.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = serve(stream, key, &counted).await {
+                    if let Err(error) = serve(stream, manner, &noted).await {
                         let alert = match Outcome::of(&error) {
                             Outcome::Alert(alert) => Some(alert),
                             _ => None,
@@ -269,17 +289,32 @@ impl Impostor {
                 });
             }
         });
-        Self { address, shown, bytes, alerts: Mutex::new(alerts) }
+        Self { address, manner, heard, alerts: Mutex::new(alerts) }
     }
 
     /// The certificate for the connections to come.
     pub fn show(&self, key: Arc<CertifiedKey>) {
-        *self.shown.lock().unwrap() = Some(key);
+        self.behave(Manner::Tls(server(key, &[&rustls::version::TLS13])));
+    }
+
+    /// What the connections to come are met with.
+    pub fn behave(&self, manner: Manner) {
+        *self.manner.lock().unwrap() = Some(manner);
     }
 
     /// How many bytes inside of TLS have come so far.
     pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::SeqCst)
+        self.heard.inside.load(Ordering::SeqCst)
+    }
+
+    /// Everything that came so far where he spoke no TLS.
+    pub fn raw(&self) -> Vec<u8> {
+        self.heard.raw.lock().unwrap().clone()
+    }
+
+    /// How the handshakes went so far.
+    pub fn kinds(&self) -> Vec<HandshakeKind> {
+        self.heard.kinds.lock().unwrap().clone()
     }
 
     /// How the next failed connection failed: the alert, if it was one.
@@ -288,18 +323,37 @@ impl Impostor {
     }
 }
 
-/// Answers every connection once with a status that nobody else has, and closes it.
-async fn serve(stream: TcpStream, key: Arc<CertifiedKey>, bytes: &AtomicUsize) -> io::Result<()> {
+/// A server that asks for no certificate in particular, and hands out tickets to those who take them.
+pub fn server(key: Arc<CertifiedKey>, versions: &[&'static SupportedProtocolVersion]) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(postern_identity::tls::provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(versions)
         .unwrap()
         .with_client_cert_verifier(Arc::new(Anybody))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
+    Arc::new(config)
+}
+
+/// Answers every connection once with a status that nobody else has, and closes it.
+async fn serve(mut stream: TcpStream, manner: Manner, heard: &Heard) -> io::Result<()> {
+    let config = match manner {
+        Manner::Tls(config) => config,
+        Manner::Bytes(bytes) => {
+            stream.write_all(bytes).await?;
+            let mut buffer = [0; 4096];
+            loop {
+                match stream.read(&mut buffer).await? {
+                    0 => return Ok(()),
+                    n => heard.raw.lock().unwrap().extend_from_slice(&buffer[..n]),
+                }
+            }
+        }
+    };
+    let mut stream = TlsAcceptor::from(config).accept(stream).await?;
+    heard.kinds.lock().unwrap().extend(stream.get_ref().1.handshake_kind());
     let mut buffer = [0; 4096];
     let n = stream.read(&mut buffer).await?;
-    bytes.fetch_add(n, Ordering::SeqCst);
+    heard.inside.fetch_add(n, Ordering::SeqCst);
     stream.write_all(b"HTTP/1.1 299 twin\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
     stream.shutdown().await
 }
