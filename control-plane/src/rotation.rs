@@ -4,7 +4,7 @@
 
 use crate::{
     attest::Attested,
-    authority::{AuthorityKind, AuthorityStatus, MAX_JWT_LIFETIME, Slot},
+    authority::{AuthorityKind, AuthorityStatus, MAX_JWT_LIFETIME, Outside, Slot},
     publish::status::{Departed, Held, SessionStatus},
 };
 use postern_identity::KeyId;
@@ -83,11 +83,19 @@ struct Sidecar<'a> {
 
 /// Whether any rotation is on its way: only then [`View::next`] can name a step, and it is worth looking at every sidecar.
 pub fn is_on_its_way(authorities: &[AuthorityStatus]) -> bool {
-    authorities.iter().filter(|one| !one.revoked).any(|one| match one.kind {
-        AuthorityKind::Root => one.slot != Slot::Active,
-        AuthorityKind::JwtKey => one.slot == Slot::Prepared,
-        AuthorityKind::Intermediate => false,
-    })
+    authorities.iter().any(waits)
+}
+
+/// Whether a step is left for it. What an outside authority names stays published as long as it is named there.
+fn waits(one: &AuthorityStatus) -> bool {
+    let named = one.outside == Some(Outside::Names);
+    !one.revoked
+        && match (one.kind, one.slot) {
+            (AuthorityKind::Intermediate, _) | (_, Slot::Active) => false,
+            (AuthorityKind::JwtKey, slot) => slot == Slot::Prepared,
+            (AuthorityKind::Root, Slot::Prepared) => !named,
+            (AuthorityKind::Root, Slot::Old) => !named || !one.tainted,
+        }
 }
 
 impl View {
@@ -95,7 +103,14 @@ impl View {
     pub fn lagging(&self, step: Step) -> Vec<Lagging> {
         match step {
             Step::Activate(kind) => self.ignorant_of_next(kind),
-            Step::Retire(id) => self.holding(id),
+            Step::Retire(id) => {
+                let named = self.authority(id).is_some_and(|one| one.outside.is_some());
+                let outside = named.then(|| Lagging {
+                    who: "the outside authority".into(),
+                    reason: "still names this root: take it out there".into(),
+                });
+                self.holding(id).into_iter().chain(outside).collect()
+            }
             Step::Revoke(id) => {
                 let active = self.authority(id).filter(|found| found.slot == Slot::Active && !found.revoked);
                 let mut all = self.holding(id);
@@ -113,8 +128,8 @@ impl View {
     pub fn next(&self, asked: &BTreeSet<AuthorityKind>) -> Vec<Action> {
         let mut actions = Vec::new();
         for kind in [AuthorityKind::JwtKey, AuthorityKind::Root] {
-            let wanted = asked.contains(&kind);
-            if let Some(next) = self.slot(kind, Slot::Prepared) {
+            let wanted = self.is_wanted(kind, asked);
+            if let Some(next) = self.next_of(kind) {
                 let due = match kind {
                     AuthorityKind::JwtKey => next.since + TOKEN_KEY_NOTICE <= self.now,
                     _ => self.ends_soon(self.slot(kind, Slot::Active)),
@@ -124,7 +139,7 @@ impl View {
                 }
             }
         }
-        let wanted = asked.contains(&AuthorityKind::Root);
+        let wanted = self.is_wanted(AuthorityKind::Root, asked);
         for old in self.old_roots().filter(|old| wanted || self.ends_soon(Some(old))) {
             if wanted && !old.tainted {
                 actions.push(Action::Taint(old.id));
@@ -138,8 +153,27 @@ impl View {
 
     /// Whether a whole rotation of `kind` that was asked for is over.
     pub fn is_over(&self, kind: AuthorityKind) -> bool {
-        self.slot(kind, Slot::Prepared).is_none()
-            && (kind != AuthorityKind::Root || self.old_roots().next().is_none())
+        !self.authorities.iter().any(|one| one.kind == kind && waits(one))
+    }
+
+    /// Whether a rotation of `kind` goes on as soon as the evidence is there: somebody asked for it, or an outside authority did by
+    /// what it gives.
+    pub fn is_wanted(&self, kind: AuthorityKind, asked: &BTreeSet<AuthorityKind>) -> bool {
+        asked.contains(&kind) || kind == AuthorityKind::Root && self.given().is_some()
+    }
+
+    /// The authority of `kind` that is to sign next. Of the roots that an outside authority names it is the one that it signs below.
+    pub fn next_of(&self, kind: AuthorityKind) -> Option<&AuthorityStatus> {
+        match self.given() {
+            Some(given) if kind == AuthorityKind::Root => {
+                Some(given).filter(|next| next.slot == Slot::Prepared)
+            }
+            _ => self.slot(kind, Slot::Prepared),
+        }
+    }
+
+    fn given(&self) -> Option<&AuthorityStatus> {
+        self.authorities.iter().find(|one| one.outside == Some(Outside::Signs) && !one.revoked)
     }
 
     /// How many connected sidecars say that they hold a certificate below `id`.
@@ -207,7 +241,7 @@ impl View {
 
     /// Who could not verify what the next authority of `kind` signs.
     fn ignorant_of_next(&self, kind: AuthorityKind) -> Vec<Lagging> {
-        let Some(next) = self.slot(kind, Slot::Prepared) else { return Vec::new() };
+        let Some(next) = self.next_of(kind) else { return Vec::new() };
         let mut all = Vec::new();
         for sidecar in self.sidecars() {
             let reason = match sidecar.sessions.last() {

@@ -24,6 +24,7 @@ fn authority(kind: AuthorityKind, name: &str, slot: Slot) -> AuthorityStatus {
         tainted: false,
         revoked: false,
         has_key: true,
+        outside: None,
         not_before: now() - 2 * HOUR,
         not_after: now() + 1000 * HOUR,
         since: now() - 2 * HOUR,
@@ -259,6 +260,35 @@ fn a_rotation_goes_on_by_itself_when_asked_or_when_the_end_is_near() {
     let mut ending = old_key_only(self::view());
     ending.authorities[1].remaining = 0.2;
     assert_eq!(ending.next(&BTreeSet::new()), [activate], "the active root comes to its end");
+}
+
+#[test]
+fn the_root_that_an_outside_authority_signs_below_goes_on_by_the_evidence_and_what_it_names_stays() {
+    let nobody = BTreeSet::new();
+    let (activate, taint) = (Action::Activate(AuthorityKind::Root), Action::Taint(key("old")));
+    let given = |place: usize| {
+        let mut view = view();
+        view.authorities.retain(|one| one.kind != AuthorityKind::JwtKey);
+        view.authorities[place].outside = Some(Outside::Signs);
+        view
+    };
+    let mut view = given(0);
+    assert_eq!(view.next(&nobody), [activate, taint], "nobody has to ask");
+    view.sessions[0].trust_known = keys(&[]);
+    assert_eq!(view.next(&nobody), [taint], "the next one is not known");
+
+    // One more root is named, and nothing is signed below it.
+    let mut view = given(1);
+    view.authorities[0].outside = Some(Outside::Names);
+    assert_eq!(view.next(&nobody), [taint]);
+    view.authorities[2].tainted = true;
+    view.sessions[0].certificate = Some(certificate("below active"));
+    assert_eq!(view.next(&nobody), [Action::Retire(key("old"))]);
+    view.authorities[2].outside = Some(Outside::Names);
+    assert_eq!(view.next(&nobody), []);
+    assert!(view.is_over(AuthorityKind::Root), "nothing is left to do here");
+    let lagging = view.lagging(Step::Retire(key("old")));
+    assert_eq!(lagging[0].who, "the outside authority", "{lagging:?}");
 }
 
 #[test]

@@ -156,9 +156,9 @@ impl Upkeep {
         }
     }
 
-    /// Whether a whole rotation of this kind goes on by itself.
-    pub(crate) fn is_asked(&self, kind: AuthorityKind) -> bool {
-        self.asked.lock().contains(&kind)
+    /// Whole rotations that go on by themselves because somebody asked.
+    pub(crate) fn asked(&self) -> BTreeSet<AuthorityKind> {
+        self.asked.lock().clone()
     }
 
     /// Begins a whole rotation, which then goes on by itself; or goes on with one that is prepared. A sentence on what was done.
@@ -179,7 +179,7 @@ impl Upkeep {
             self.publish(now);
             return Ok(format!("intermediate {} is tainted, and another one signs", active.short()));
         }
-        let told = match view.slot(kind, Slot::Prepared) {
+        let told = match view.next_of(kind) {
             Some(next) => format!("{kind} {} was prepared already", next.id.short()),
             None if !view.is_over(kind) => {
                 format!("the last rotation of the {kind} goes on")
@@ -206,7 +206,7 @@ impl Upkeep {
                 format!("{kind} {} is prepared and published", authority.prepare(kind, now)?.short())
             }
             Single::Activate => {
-                if self.view(now).slot(kind, Slot::Prepared).is_some() {
+                if self.view(now).next_of(kind).is_some() {
                     self.check(Step::Activate(kind), force, now)?;
                 }
                 format!("{kind} {} signs now", authority.activate(kind, now)?.short())

@@ -4,6 +4,7 @@
 
 pub mod apps;
 pub mod browser;
+pub mod cacerts;
 pub mod calls;
 pub mod certificates;
 pub mod client;

@@ -16,7 +16,7 @@ use http::StatusCode;
 use postern_identity::KeyId;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
@@ -41,20 +41,20 @@ POST /authorities/<id>/revoke   {\"force\": false}
 pub(super) fn authorities(upkeep: &Upkeep, now: SystemTime) -> Answer {
     let view = upkeep.view(now);
     let trust_domain = upkeep.publisher().trust_domain.to_string();
-    json(StatusCode::OK, &authorities_page(&view, trust_domain, |kind| upkeep.is_asked(kind)))
+    json(StatusCode::OK, &authorities_page(&view, trust_domain, &upkeep.asked()))
 }
 
-fn authorities_page(view: &View, trust_domain: String, asked: impl Fn(AuthorityKind) -> bool) -> Authorities {
+fn authorities_page(view: &View, trust_domain: String, asked: &BTreeSet<AuthorityKind>) -> Authorities {
     let mut pending = Vec::new();
     for kind in [AuthorityKind::Root, AuthorityKind::JwtKey] {
-        if let Some(next) = view.slot(kind, Slot::Prepared) {
+        if let Some(next) = view.next_of(kind) {
             let step = rotation::Step::Activate(kind);
-            pending.push(waiting("activate", next, asked(kind), view.lagging(step)));
+            pending.push(waiting("activate", next, view.is_wanted(kind, asked), view.lagging(step)));
         }
     }
     for old in view.old_roots() {
         let step = rotation::Step::Retire(old.id);
-        pending.push(waiting("retire", old, asked(AuthorityKind::Root), view.lagging(step)));
+        pending.push(waiting("retire", old, view.is_wanted(old.kind, asked), view.lagging(step)));
     }
     Authorities {
         trust_domain,

@@ -23,7 +23,7 @@ mod writer;
 pub use error::{AuthorityError, IssueError, StepError};
 pub use jwt::{DEFAULT_JWT_LIFETIME, JwtIssued, MAX_JWT_LIFETIME};
 pub use sign::Issued;
-pub use status::{AuthorityKind, AuthorityStatus, Event, Published, Slot};
+pub use status::{AuthorityKind, AuthorityStatus, Event, Outside, Published, Slot};
 pub use upstream::{Settings, Upstream, VaultPki};
 
 use crate::attest::Attested;
@@ -122,6 +122,8 @@ impl Authority {
             store.write(&writer.state, &writer.keys)?;
         }
         drop(lock);
+        // For the first tick; that there is an intermediate is no news.
+        writer.news = events.into_iter().filter(|event| !matches!(event, Event::Renewed { .. })).collect();
         let current = Current::of(&writer, &settings.trust_domain, now);
         Ok(Self {
             changes: watch::channel(writer.state.sequence).0,
@@ -231,8 +233,9 @@ impl Authority {
 
     /// All authorities, roots first, each kind in the order of its slots; revoked ones last until they would have ended.
     pub fn status(&self, now: SystemTime) -> Vec<AuthorityStatus> {
-        status::of(&self.current.load().state, &self.writer.lock().keys, now, |id| {
-            let current = self.current.load();
+        let writer = self.writer.lock();
+        let current = self.current.load();
+        status::of(&current.state, &writer.keys, writer.supplied.as_ref(), now, |id| {
             [&current.workloads, &current.server].into_iter().flatten().any(|signer| signer.id == id)
         })
     }
@@ -272,18 +275,7 @@ impl Authority {
     /// # Errors
     /// Nothing is prepared, or it cannot sign here.
     pub fn activate(&self, kind: AuthorityKind, now: SystemTime) -> Result<KeyId, StepError> {
-        self.step(now, |writer| {
-            let waiting = writer.supplied.as_ref().map(|supplied| supplied.signer.root);
-            let (AuthorityKind::Root, Some(root)) = (kind, waiting) else {
-                return writer.state.activate(kind, seconds(now));
-            };
-            let prepared = writer.state.root(root).is_some_and(|root| root.slot == Slot::Prepared);
-            if !prepared {
-                return Err(StepError::NothingPrepared);
-            }
-            writer.state.set_active(root, seconds(now));
-            Ok(root)
-        })
+        self.step(now, |writer| writer.activate(kind, seconds(now)))
     }
 
     /// Publishes an old or prepared root or token key no more. Whether anybody still needs it is the caller's question.
@@ -292,12 +284,9 @@ impl Authority {
     /// It is active, or unknown; or it comes from outside and is named there still.
     pub fn retire(&self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
         self.step(now, |writer| {
-            let named = writer.supplied.as_ref().is_some_and(|supplied| {
-                supplied.anchors.iter().any(|anchor| KeyId::of_certificate(anchor).is_ok_and(|known| known == id))
-            });
-            if named {
+            if writer.supplied.as_ref().and_then(|supplied| supplied.says_of(id)).is_some() {
                 return Err(StepError::NotHere(
-                    "the outside authority still names this root: take it out there, and it is gone here by itself",
+                    "the outside authority still names this root: take it out there first",
                 ));
             }
             writer.state.retire(id).map(|_| ())
@@ -311,7 +300,7 @@ impl Authority {
     /// It is the active root or token key (then what is renewed would come from it again), tainted already, or unknown.
     pub fn taint(&self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
         self.step(now, |writer| {
-            writer.replaceable(id)?;
+            writer.taintable(id)?;
             writer.state.taint(id)
         })
     }
@@ -322,16 +311,7 @@ impl Authority {
     /// # Errors
     /// It is the active root and nothing is prepared, or it is revoked already, or unknown.
     pub fn revoke(&self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
-        self.step(now, |writer| {
-            writer.replaceable(id)?;
-            let kind = AuthorityKind::JwtKey;
-            let active = writer.state.slot(kind, Slot::Active).is_some_and(|key| key.id == id);
-            if active && writer.state.slot(kind, Slot::Prepared).is_none() {
-                let next = writer.make_next(kind, now)?;
-                writer.state.prepare(kind, next)?;
-            }
-            writer.state.revoke(id, seconds(now))
-        })
+        self.step(now, |writer| writer.revoke(id, now))
     }
 
     /// Looks at the outside authority, when there is one, and it is time to. Call it before each [`Authority::tick`]; it waits for

@@ -325,12 +325,12 @@ impl State {
         gone
     }
 
-    /// Takes the roots that an outside authority names. New ones are prepared, and what it names no more is gone; which of them
-    /// signs is said by [`State::set_active`]. Roots whose key is here are left alone.
+    /// Takes the roots that an outside authority names. New ones are prepared; prepared ones that it names no more are gone, and
+    /// what has signed stays until it is retired. Which of them signs is said by [`State::set_active`].
     pub(super) fn follow(&mut self, anchors: Vec<Entry>) {
         let before = self.roots.clone();
         let named = |id| anchors.iter().any(|anchor| anchor.id == id);
-        self.roots.retain(|root| root.key || root.slot == Slot::Active || named(root.id));
+        self.roots.retain(|root| root.slot != Slot::Prepared || named(root.id));
         for anchor in anchors {
             let revoked = self.is_revoked(anchor.id);
             match self.roots.iter_mut().find(|root| root.id == anchor.id) {
@@ -345,6 +345,15 @@ impl State {
             }
         }
         if before != self.roots {
+            self.published_anew();
+        }
+    }
+
+    /// A root that signed before, and that has been published all the time, is to sign again.
+    pub(super) fn prepare_again(&mut self, id: KeyId, now: i64) {
+        let is_it = |root: &&mut Entry| root.id == id && root.slot == Slot::Old;
+        if let Some(root) = self.roots.iter_mut().find(is_it) {
+            (root.slot, root.since, root.tainted) = (Slot::Prepared, now, false);
             self.published_anew();
         }
     }

@@ -1,6 +1,6 @@
 //! What people and other parts may know of the authorities: kinds, slots, a line each, and events.
 
-use super::{instant, journal::Keys, seconds, state::State};
+use super::{instant, journal::Keys, seconds, state::State, upstream::Supplied};
 use postern_identity::{Bundle, KeyId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, time::SystemTime};
@@ -42,6 +42,15 @@ pub enum Slot {
     Old,
 }
 
+/// What an outside authority says of a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// It is to be trusted.
+    Names,
+    /// And what it gives is signed below this one.
+    Signs,
+}
+
 /// One authority, for `postern ca status`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuthorityStatus {
@@ -61,6 +70,8 @@ pub struct AuthorityStatus {
     pub revoked: bool,
     /// Whether this process could sign with it.
     pub has_key: bool,
+    /// What an outside authority says of it; `None` also of a root that it names no more.
+    pub outside: Option<Outside>,
     /// Begin of its validity.
     pub not_before: SystemTime,
     /// End of its validity.
@@ -120,6 +131,15 @@ pub enum Event {
         /// Which.
         id: KeyId,
     },
+    /// Another root signs from the start, whoever has acknowledged it, since nothing here can sign below the one before.
+    Replaced {
+        /// The root that signs.
+        id: KeyId,
+        /// The one that cannot any more.
+        before: KeyId,
+        /// Whether sidecars were told of it earlier.
+        published: bool,
+    },
     /// Nothing that it signed can be valid any more: it is published no more.
     Forgotten {
         /// What it signed.
@@ -138,7 +158,7 @@ impl Event {
     /// Whether somebody has to do something.
     pub fn is_warning(&self) -> bool {
         match self {
-            Self::RenewalFailed { .. } | Self::StateFailed { .. } => true,
+            Self::RenewalFailed { .. } | Self::StateFailed { .. } | Self::Replaced { .. } => true,
             Self::Remaining { percent, .. } => *percent < 50,
             _ => false,
         }
@@ -164,6 +184,18 @@ impl fmt::Display for Event {
             Self::Activated { kind, id } => {
                 write!(f, "{kind} {} signs now, since the one before it comes to its end", id.short())
             }
+            Self::Replaced { id, before, published } => {
+                let known = match published {
+                    true => "sidecars that were connected since it was published know it",
+                    false => "no sidecar was told of it before: each begins again, by the new root.pem",
+                };
+                write!(
+                    f,
+                    "root {} signs at once, since nothing here can sign below {} any more; {known}",
+                    id.short(),
+                    before.short()
+                )
+            }
             Self::Forgotten { kind, id } => write!(f, "{kind} {} has ended and is forgotten", id.short()),
             Self::StateFailed { reason } => write!(f, "what is in memory stays in force: {reason}"),
         }
@@ -174,10 +206,12 @@ fn written(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_else(|_| format!("{} s since 1970", seconds(time)))
 }
 
-/// All authorities of `state`. `signs` says whether an intermediate is used by this process.
+/// All authorities of `state`. `supplied` is what the outside authority gave; `signs` says whether an intermediate is used by this
+/// process.
 pub(super) fn of(
     state: &State,
     keys: &Keys,
+    supplied: Option<&Supplied>,
     now: SystemTime,
     signs: impl Fn(KeyId) -> bool,
 ) -> Vec<AuthorityStatus> {
@@ -191,6 +225,7 @@ pub(super) fn of(
         tainted: state.is_tainted(id),
         revoked: state.is_revoked(id),
         has_key: keys.contains_key(&id),
+        outside: None,
         not_before: instant(not_before),
         not_after: instant(not_after),
         since: instant(since),
@@ -199,6 +234,7 @@ pub(super) fn of(
     let roots = state.roots.iter().map(|root| AuthorityStatus {
         subject: parse_x509_certificate(&root.public)
             .map_or_else(|_| String::new(), |(_, certificate)| certificate.subject().to_string()),
+        outside: supplied.and_then(|supplied| supplied.says_of(root.id)),
         ..line(AuthorityKind::Root, root.id, root.slot, (root.not_before, root.not_after), root.since)
     });
     let intermediates = state.intermediates.iter().filter(|one| !state.is_revoked(one.id)).map(|one| {

@@ -1,7 +1,9 @@
 //! The one who changes an authority: state, keys and signers together, under one lock.
 //!
 //! A change works on a copy. Only when it is whole, and on the disk, it takes the place of what was before; so whoever signs
-//! meanwhile sees one or the other.
+//! meanwhile sees one or the other. `outside` follows an authority that somebody else gives.
+
+mod outside;
 
 use super::{
     AuthorityError, AuthorityKind, Event, IssueError, Settings, Slot, StepError, Upstream,
@@ -20,8 +22,6 @@ use std::{
 
 /// A failure that lasts is told so often, in seconds.
 const TELL_AGAIN: i64 = 60;
-/// An outside authority is asked again so soon, in seconds.
-const ASK_AGAIN: i64 = 5;
 /// Percents of a life at which it is told, and from which the next authority is prepared, and activated without being asked.
 const MARKS: [u8; 3] = [50, 20, 5];
 const PREPARE_PERCENT: u8 = 20;
@@ -36,6 +36,8 @@ pub(super) struct Writer {
     pub signers: BTreeMap<KeyId, Arc<Signer>>,
     /// What the outside authority gave last.
     pub supplied: Option<Supplied>,
+    /// What happened outside [`Writer::refresh`], which tells it.
+    pub news: Vec<Event>,
     own: bool,
     /// Whether the outside authority makes another intermediate when it is asked.
     vault: bool,
@@ -75,6 +77,7 @@ impl Writer {
             keys,
             signers: BTreeMap::new(),
             supplied: None,
+            news: Vec::new(),
             own: matches!(settings.upstream, Upstream::Own),
             vault: matches!(settings.upstream, Upstream::Vault(_)),
             trust_domain: settings.trust_domain.clone(),
@@ -86,14 +89,16 @@ impl Writer {
         match supplied {
             Some(supplied) => writer.follow(supplied, now)?,
             None => {
-                let signs = writer.state.slot(AuthorityKind::Root, Slot::Active).map(|root| root.key);
+                let before = writer.state.slot(AuthorityKind::Root, Slot::Active);
+                let (before, signs) = (before.map(|root| root.id), before.map(|root| root.key));
                 // The first without an outside authority: one of ours from before is known already.
                 let ours = writer.state.roots.iter().filter(|root| {
                     root.key
                         && !root.tainted
                         && super::check_anchor(&root.public, &settings.trust_domain, now).is_ok()
                 });
-                match ours.max_by_key(|root| root.since).map(|root| root.id) {
+                let known = ours.max_by_key(|root| root.since).map(|root| root.id);
+                match known {
                     _ if signs == Some(true) => {}
                     Some(known) => writer.state.set_active(known, at),
                     None => {
@@ -102,6 +107,11 @@ impl Writer {
                         writer.state =
                             with_own_root(state, &mut writer.keys, key, &writer.trust_domain, now)?;
                     }
+                }
+                // What an outside authority gave before cannot sign here any more.
+                let active = writer.state.slot(AuthorityKind::Root, Slot::Active).map(|root| root.id);
+                if let (Some(before), Some(id)) = (before.filter(|before| active != Some(*before)), active) {
+                    writer.news.push(Event::Replaced { id, before, published: known.is_some() });
                 }
             }
         }
@@ -143,16 +153,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether something else can sign when this intermediate no longer may.
-    pub(super) fn replaceable(&self, id: KeyId) -> Result<(), StepError> {
-        match &self.supplied {
-            Some(supplied) if supplied.signer.id == id && !self.vault => Err(StepError::NotHere(
-                "this is the outside authority's own certificate: give another one there first",
-            )),
-            _ => Ok(()),
-        }
-    }
-
     /// Forgets the private keys that the state names no more.
     pub(super) fn keep_only_named_keys(&mut self) {
         let named = self.state.roots.iter().chain(&self.state.jwt_keys);
@@ -176,58 +176,31 @@ impl Writer {
         Ok(entry)
     }
 
-    /// Takes what the outside authority gives. A root that nobody knew is published first, and signs when it is activated, or
-    /// when nothing else can sign any more.
-    pub(super) fn follow(&mut self, supplied: Supplied, now: SystemTime) -> Result<(), AuthorityError> {
-        let at = seconds(now);
-        let root = supplied.signer.root;
-        let refused = |cause: String| AuthorityError::Upstream {
-            place: "what the outside authority gave".into(),
-            trust_domain: self.trust_domain.clone(),
-            cause,
+    /// Lets the next one sign. Of the roots that an outside authority names it is the one that it signs below.
+    pub(super) fn activate(&mut self, kind: AuthorityKind, now: i64) -> Result<KeyId, StepError> {
+        let given = self.supplied.as_ref().map(|supplied| supplied.signer.root);
+        let Some(root) = given.filter(|_| kind == AuthorityKind::Root) else {
+            return self.state.activate(kind, now);
         };
-        if self.state.is_revoked(root) || self.state.is_revoked(supplied.signer.id) {
-            return Err(refused("it was revoked: give another one".into()));
+        if self.state.root(root).is_none_or(|root| root.slot != Slot::Prepared) {
+            return Err(StepError::NothingPrepared);
         }
-        supplied.signer.prove(&self.trust_domain, &supplied.anchors, now).map_err(refused)?;
-        let anchors: Result<Vec<Entry>, String> =
-            supplied.anchors.iter().map(|anchor| Entry::root(anchor, Slot::Prepared, false, at)).collect();
-        let anchors = anchors.map_err(refused)?;
-        self.state.follow(anchors);
-        let waits = self
-            .state
-            .slot(AuthorityKind::Root, Slot::Active)
-            .is_some_and(|active| active.id != root && self.can_sign(active, at));
-        // Made again below what is new.
-        self.signers.remove(&root);
-        self.supplied = Some(supplied);
-        if !waits {
-            self.state.set_active(root, at);
-        }
-        Ok(())
+        self.state.set_active(root, now);
+        Ok(root)
     }
 
-    /// Whether it is time to look at the outside authority.
-    pub(super) fn asks_upstream(&mut self, upstream: &Upstream, now: SystemTime) -> bool {
-        let at = seconds(now);
-        let Some(supplied) = &self.supplied else { return false };
-        let waited = at < self.asked || at >= self.asked.saturating_add(ASK_AGAIN);
-        let due = upstream.is_watched()
-            || self.state.is_revoked(supplied.signer.id)
-            || self.is_due(&supplied.signer, at);
-        if due && waited {
-            self.asked = at;
+    /// Takes an authority out at once; in the place of an active one steps the next one.
+    pub(super) fn revoke(&mut self, id: KeyId, now: SystemTime) -> Result<(), StepError> {
+        self.replaceable(id)?;
+        let is_active = |kind| self.state.slot(kind, Slot::Active).is_some_and(|active| active.id == id);
+        let kind = AuthorityKind::JwtKey;
+        if is_active(kind) && self.state.slot(kind, Slot::Prepared).is_none() {
+            let next = self.make_next(kind, now)?;
+            self.state.prepare(kind, next)?;
+        } else if is_active(AuthorityKind::Root) && self.supplied.is_some() {
+            self.activate(AuthorityKind::Root, seconds(now)).map_err(|_| StepError::Active(id))?;
         }
-        due && waited
-    }
-
-    /// Whether the outside authority gave the same before.
-    pub(super) fn has(&self, supplied: &Supplied) -> bool {
-        self.supplied.as_ref().is_some_and(|last| {
-            last.anchors == supplied.anchors
-                && last.signer.id == supplied.signer.id
-                && last.signer.chain == supplied.signer.chain
-        })
+        self.state.revoke(id, seconds(now))
     }
 
     /// Whether something could be signed below this root.
@@ -256,8 +229,8 @@ impl Writer {
     /// Makes what signs leaves, where there is none or where it is time. What cannot be made anew stays until its end.
     pub(super) fn refresh(&mut self, now: SystemTime) -> Vec<Event> {
         let at = seconds(now);
-        let mut events = Vec::new();
-        self.take_over_when_needed(at);
+        let mut events = std::mem::take(&mut self.news);
+        events.extend(self.take_over_when_needed(at));
         let active = self.state.slot(AuthorityKind::Root, Slot::Active).map(|root| root.id);
         let needed: BTreeSet<KeyId> = active.into_iter().chain(self.server_root(at)).collect();
         self.signers.retain(|root, _| needed.contains(root));
@@ -295,17 +268,6 @@ impl Writer {
             }
         }
         events
-    }
-
-    /// An outside authority's new root signs without being asked, when what signed before it cannot be renewed.
-    fn take_over_when_needed(&mut self, now: i64) {
-        let Some(supplied) = &self.supplied else { return };
-        let Some(active) = self.state.slot(AuthorityKind::Root, Slot::Active) else { return };
-        let signer = self.signers.get(&active.id);
-        let lasts = signer.is_some_and(|signer| now < half_life(signer.made, signer.not_after));
-        if active.id != supplied.signer.root && !self.keys.contains_key(&active.id) && !lasts {
-            self.state.set_active(supplied.signer.root, now);
-        }
     }
 
     fn is_due(&self, signer: &Signer, now: i64) -> bool {

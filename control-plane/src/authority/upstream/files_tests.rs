@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use crate::authority::{
-    Authority, AuthorityKind, AuthorityStatus, INTERMEDIATE_LIFETIME, Settings, Slot, StepError, Upstream,
+    Authority, AuthorityKind, AuthorityStatus, Event, INTERMEDIATE_LIFETIME, Settings, Slot, StepError,
+    Upstream,
     tests::{HOUR, attested, now, p256, request},
     unix,
 };
@@ -274,13 +275,93 @@ fn a_new_root_is_published_first_and_signs_when_it_is_activated() {
         .into_iter()
         .find(|one| one.slot == Slot::Old && one.kind == AuthorityKind::Root);
     assert!(matches!(authority.retire(named.unwrap().id, later), Err(StepError::NotHere(_))));
-    // Taken out there, it is gone here; and the next process finds it so.
+    // Taken out there, it stays until somebody says that nobody needs it; and the next process finds it so.
     write(folder.path(), &intermediate(&new), &[&new]);
     run(authority.renew_upstream(later + Duration::from_secs(10)));
+    assert_eq!(authority.bundle().anchors.len(), 2);
+    let old = authority
+        .status(later)
+        .into_iter()
+        .find(|one| one.slot == Slot::Old && one.kind == AuthorityKind::Root);
+    authority.retire(old.unwrap().id, later).unwrap();
     assert_eq!(authority.bundle().anchors.len(), 1);
     let again = open_at(folder.path(), Some(state.path()), later).unwrap();
     assert_eq!(again.bundle().anchors, authority.bundle().anchors);
     assert_eq!(again.bundle().jwt_keys, authority.bundle().jwt_keys);
+}
+
+/// Opens below `old`, puts `new` in its place, and looks.
+fn replaced(folder: &Path, state: &Path, old: &Ca, new: &Ca) -> Authority {
+    write(folder, &intermediate(old), &[old]);
+    let authority = open_at(folder, Some(state), now()).unwrap();
+    write(folder, &intermediate(new), &[new]);
+    assert!(run(authority.renew_upstream(now() + Duration::from_secs(10))).is_empty());
+    authority
+}
+
+#[test]
+fn a_new_root_waits_as_long_as_something_signs_below_the_old_one() {
+    let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (old, new) = (root(), root());
+    let authority = replaced(folder.path(), state.path(), &old, &new);
+    let told = |at| authority.tick(at).iter().map(ToString::to_string).collect::<Vec<_>>();
+    // The step logged that it is prepared. Nobody has acknowledged it, and half of the old one's life goes by.
+    let known = Bundle::from_pem("cluster.local".parse().unwrap(), old.pem.as_bytes()).unwrap();
+    for day in [1, 100, 200, 345] {
+        let at = now() + DAY * day;
+        told(at);
+        assert_eq!(slots(&authority), [Slot::Prepared, Slot::Active], "day {day}");
+        assert_eq!(judged(known.clone(), &chain(&authority, at), at), Ok(()), "day {day}");
+    }
+    // 5 % of its life: it is time.
+    let late = now() + DAY * 348;
+    let events = told(late);
+    assert!(
+        events.iter().any(|event| event.contains("signs now, since the one before it comes to its end")),
+        "{events:?}"
+    );
+    assert_eq!(judged(known, &chain(&authority, late), late), Err("unknown-issuer"));
+    assert_eq!(judged(authority.bundle(), &chain(&authority, late), late), Ok(()));
+}
+
+#[test]
+fn the_root_before_comes_back_when_the_files_do() {
+    let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (old, new) = (root(), root());
+    let authority = replaced(folder.path(), state.path(), &old, &new);
+    authority.activate(AuthorityKind::Root, now()).unwrap();
+    let later = now() + Duration::from_secs(20);
+    write(folder.path(), &intermediate(&old), &[&old]);
+    run(authority.renew_upstream(later));
+    assert_eq!(slots(&authority), [Slot::Prepared, Slot::Active]);
+    authority.activate(AuthorityKind::Root, later).unwrap();
+    let known = Bundle::from_pem("cluster.local".parse().unwrap(), old.pem.as_bytes()).unwrap();
+    assert_eq!(judged(known, &chain(&authority, later), later), Ok(()));
+}
+
+#[test]
+fn after_a_restart_a_new_root_signs_at_once_where_nothing_can_sign_below_the_old_one_and_says_so() {
+    let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (old, new) = (root(), root());
+    write(folder.path(), &intermediate(&old), &[&old]);
+    drop(open_at(folder.path(), Some(state.path()), now()).unwrap());
+    write(folder.path(), &intermediate(&new), &[&new]);
+    let authority = open_at(folder.path(), Some(state.path()), now()).unwrap();
+    // Who holds something below the old one is let in as before.
+    assert_eq!(slots(&authority), [Slot::Active, Slot::Old]);
+    let told = authority.tick(now());
+    let [warning @ Event::Replaced { published: false, .. }] = told.as_slice() else { panic!("{told:?}") };
+    assert!(warning.is_warning() && warning.to_string().contains("no sidecar was told of it before"));
+    assert!(authority.tick(now()).is_empty(), "once");
+
+    // The twin: both roots stood in the files before what signs was replaced.
+    let (folder, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write(folder.path(), &intermediate(&old), &[&old, &new]);
+    drop(open_at(folder.path(), Some(state.path()), now()).unwrap());
+    write(folder.path(), &intermediate(&new), &[&old, &new]);
+    let authority = open_at(folder.path(), Some(state.path()), now()).unwrap();
+    let told = authority.tick(now());
+    assert!(matches!(told.as_slice(), [Event::Replaced { published: true, .. }]), "{told:?}");
 }
 
 #[test]
@@ -311,6 +392,7 @@ fn a_mesh_moves_from_its_own_root_to_a_given_one_and_back() {
     let known = given.bundle();
     drop(given);
     let back = own(now());
+    assert!(matches!(back.tick(now()).as_slice(), [Event::Replaced { published: true, .. }]));
     assert_eq!(judged(back.bundle(), &chain(&back, now()), now()), Ok(()));
     assert!(known.anchors.iter().all(|anchor| back.bundle().anchors.contains(anchor)));
 }

@@ -7,8 +7,8 @@ mod vault;
 
 pub use vault::VaultPki;
 
-use super::{AuthorityError, sign::Signer};
-use postern_identity::TrustDomain;
+use super::{AuthorityError, sign::Signer, status::Outside};
+use postern_identity::{KeyId, TrustDomain};
 use rustls_pki_types::CertificateDer;
 use std::{
     path::PathBuf,
@@ -56,6 +56,18 @@ pub(super) struct Supplied {
     pub direct: bool,
     /// All roots to publish; the one above `signer` is among them.
     pub anchors: Vec<CertificateDer<'static>>,
+}
+
+impl Supplied {
+    /// What is said of a root.
+    pub(super) fn says_of(&self, id: KeyId) -> Option<Outside> {
+        let is_it = |anchor| KeyId::of_certificate(anchor).is_ok_and(|known| known == id);
+        match self.anchors.iter().any(|anchor| is_it(anchor)) {
+            _ if self.signer.root == id => Some(Outside::Signs),
+            true => Some(Outside::Names),
+            false => None,
+        }
+    }
 }
 
 impl Upstream {

@@ -43,8 +43,7 @@ enum Mood {
 }
 
 struct Server {
-    root: String,
-    issuer: Issuer<'static, KeyPair>,
+    ca: Mutex<(String, Issuer<'static, KeyPair>)>,
     mood: Mutex<Mood>,
     asked: Mutex<Vec<String>>,
     now: Mutex<SystemTime>,
@@ -63,9 +62,9 @@ fn ca() -> (String, Issuer<'static, KeyPair>) {
 
 impl Server {
     async fn start() -> (Arc<Self>, String) {
-        let (root, issuer) = ca();
+        let ca = Mutex::new(ca());
         let (mood, asked) = (Mutex::new(Mood::Good), Mutex::default());
-        let server = Arc::new(Self { root, issuer, mood, asked, now: Mutex::new(now()) });
+        let server = Arc::new(Self { ca, mood, asked, now: Mutex::new(now()) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let serving = Arc::clone(&server);
@@ -102,7 +101,7 @@ impl Server {
             }
             "/v1/pki/ca_chain" => (200, String::new()),
             "/v1/pki/ca/pem" if matches!(mood, Mood::NoAuthority) => (200, String::new()),
-            "/v1/pki/ca/pem" => (200, self.root.clone()),
+            "/v1/pki/ca/pem" => (200, self.root()),
             "/v1/pki/root/sign-intermediate" => match mood {
                 Mood::Refuses(status, said) => (status, json!({ "errors": [said] }).to_string()),
                 Mood::Garbage => (200, "<html>".into()),
@@ -115,6 +114,10 @@ impl Server {
         let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", answer.len());
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(answer.as_bytes()).await
+    }
+
+    fn root(&self) -> String {
+        self.ca.lock().unwrap().0.clone()
     }
 
     /// As Vault signs: the subject and names of the request, everything else by its own mind.
@@ -141,10 +144,10 @@ impl Server {
         if matches!(mood, Mood::AnotherKey) {
             key = SubjectPublicKeyInfo::from_der(&p256().subject_public_key_info()).unwrap();
         }
-        let other = ca().1;
-        let issuer = if matches!(mood, Mood::AnotherRoot) { &other } else { &self.issuer };
+        let (other, ca) = (ca().1, self.ca.lock().unwrap());
+        let issuer = if matches!(mood, Mood::AnotherRoot) { &other } else { &ca.1 };
         let certificate = params.signed_by(&key, issuer).unwrap().pem();
-        json!({ "data": { "certificate": certificate, "issuing_ca": self.root } }).to_string()
+        json!({ "data": { "certificate": certificate, "issuing_ca": ca.0 } }).to_string()
     }
 }
 
@@ -186,7 +189,7 @@ async fn vault_signs_an_intermediate_whose_key_never_leaves_us() {
     let folder = tempfile::tempdir().unwrap();
     let (server, address) = Server::start().await;
     let authority = Authority::open(settings(&address, &token(folder.path())), now()).await.unwrap();
-    assert_eq!(authority.bundle().to_pem(), server.root.replace('\r', ""));
+    assert_eq!(authority.bundle().to_pem(), server.root().replace('\r', ""));
     let leaf = chain(&authority, now());
     assert_eq!(leaf.len(), 2);
     assert_eq!(judged(authority.bundle(), &leaf, now()), Ok(()));
@@ -206,6 +209,37 @@ async fn vault_signs_an_intermediate_whose_key_never_leaves_us() {
     assert!(judged(authority.bundle(), &leaf, now() + HOUR).unwrap_err().contains("revoked"));
     let roots = authority.status(now()).into_iter().filter(|one| one.kind == AuthorityKind::Root);
     assert_eq!(roots.map(|root| (root.slot, root.has_key)).collect::<Vec<_>>(), [(Slot::Active, false)]);
+}
+
+#[tokio::test]
+async fn another_root_in_vault_is_published_first_and_signs_when_it_is_activated_or_when_it_is_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, address) = Server::start().await;
+    for waits in [true, false] {
+        let start = now();
+        *server.now.lock().unwrap() = start;
+        let authority = Authority::open(settings(&address, &token(folder.path())), start).await.unwrap();
+        let known = authority.bundle();
+        *server.ca.lock().unwrap() = ca();
+        let half = start + INTERMEDIATE_LIFETIME / 2;
+        *server.now.lock().unwrap() = half;
+        assert!(authority.renew_upstream(half).await.is_empty());
+        let told = authority.tick(half);
+        assert!(!told.iter().any(|event| matches!(event, Event::Activated { .. })), "{told:?}");
+        assert_eq!(authority.bundle().anchors.len(), 2);
+        let late = start + INTERMEDIATE_LIFETIME * 94 / 100;
+        if waits {
+            authority.tick(late);
+            assert_eq!(judged(known.clone(), &chain(&authority, late), late), Ok(()), "the old one signs");
+            let told = authority.tick(start + INTERMEDIATE_LIFETIME * 96 / 100);
+            assert!(told.iter().any(|event| matches!(event, Event::Activated { .. })), "{told:?}");
+        } else {
+            authority.activate(AuthorityKind::Root, half).unwrap();
+        }
+        let leaf = chain(&authority, late);
+        assert!(judged(known, &leaf, late).is_err());
+        assert_eq!(judged(authority.bundle(), &leaf, late), Ok(()));
+    }
 }
 
 /// Opens with a mood, and renews with it: both must say `part`, and the last good intermediate stays.
