@@ -292,7 +292,8 @@ async fn certificates_and_numbers_show_who_holds_what() {
     for line in [
         "postern_sidecars_connected 1\n",
         "postern_sidecars_missing 0\n",
-        "{kind=\"root\",id=\"",
+        "postern_authority_expiry_timestamp_seconds{kind=\"root\",id=\"",
+        "postern_authority_not_before_timestamp_seconds{kind=\"root\",id=\"",
         "{outcome=\"issued\"} 1\n",
     ] {
         assert!(numbers.contains(line), "{line} is not in\n{numbers}");

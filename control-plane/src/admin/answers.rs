@@ -29,7 +29,7 @@ GET  /config                    the inbound policy that each sidecar should have
 GET  /flows?since=SECONDS       who calls whom: calls, errors, denials, mutual TLS, durations; and rules by use
 GET  /denials?since=SECONDS     what was denied, to whom, and the closest rule
 GET  /topology?since=SECONDS    who calls whom by namespace and service account, with what each sidecar adds to a call
-GET  /events                    server-sent events: what each sidecar reports, as it comes
+GET  /events                    server-sent events: what each sidecar reports, and what becomes of authorities, as it comes
 GET  /decisions/<id>            one denial: what was decided then and why, and what would be now
 POST /tap                       {\"from\": …, \"to\": …, \"status\": \"4xx\", \"seconds\": 60}: calls as they pass, a line each
 GET  /metrics                   numbers for Prometheus

@@ -1,7 +1,7 @@
 //! Numbers in the text format of Prometheus. Ends are absolute, so that an alarm needs no clock of ours.
 
 use super::answers::{kind_name, newest, slot_name};
-use crate::{rotation::View, upkeep::Upkeep};
+use crate::{authority::AuthorityStatus, rotation::View, upkeep::Upkeep};
 use std::{
     fmt::Write as _,
     sync::atomic::{AtomicU64, Ordering},
@@ -35,12 +35,19 @@ pub(super) fn written(upkeep: &Upkeep, now: SystemTime) -> String {
 
 fn of(view: &View) -> String {
     let mut out = String::new();
-    let name = "postern_authority_expiry_timestamp_seconds";
-    head(&mut out, name, "gauge", "End of validity of each authority, in seconds since 1970.");
-    for one in view.authorities.iter().filter(|one| !one.revoked) {
-        let ends = one.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let (kind, slot) = (kind_name(one.kind), slot_name(one.slot));
-        let _ = writeln!(out, "{name}{{kind=\"{kind}\",id=\"{}\",slot=\"{slot}\"}} {ends}", one.id);
+    type Instant = fn(&AuthorityStatus) -> SystemTime;
+    let instants: [(&str, &str, Instant); 2] = [
+        ("postern_authority_expiry_timestamp_seconds", "End", |one| one.not_after),
+        ("postern_authority_not_before_timestamp_seconds", "Begin", |one| one.not_before),
+    ];
+    for (name, which, instant) in instants {
+        let help = format!("{which} of validity of each authority, in seconds since 1970.");
+        head(&mut out, name, "gauge", &help);
+        for one in view.authorities.iter().filter(|one| !one.revoked) {
+            let at = instant(one).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let (kind, slot) = (kind_name(one.kind), slot_name(one.slot));
+            let _ = writeln!(out, "{name}{{kind=\"{kind}\",id=\"{}\",slot=\"{slot}\"}} {at}", one.id);
+        }
     }
     let earliest = view
         .sessions

@@ -73,6 +73,32 @@ pub struct Pending {
     pub lagging: Vec<Lagging>,
 }
 
+/// An `authority` event of `GET /events`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityEvent {
+    /// The clock of the control plane.
+    pub now: String,
+    /// `remaining` (once at 50, 20 and 5 % of a life, and once more after a restart), `renewed`, `renewal-failed`, `prepared`,
+    /// `activated`, `replaced` (by an outside authority, before anybody could acknowledge it), `forgotten` or `state-failed`.
+    pub event: String,
+    /// `root`, `intermediate` or `jwt-key`; `None` when it is about none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Which authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Of `remaining`: 50, 20 or 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// Of `remaining` and `renewed`: when the authority ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+    /// Somebody has to do something.
+    pub warning: bool,
+    /// The same in a sentence, as the log has it.
+    pub told: String,
+}
+
 /// `GET /certificates`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Certificates {

@@ -39,7 +39,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use upstream::Supplied;
 use writer::Writer;
 
@@ -53,6 +53,8 @@ pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
 /// An authority that ends sooner than this is a problem to report.
 const WARN_DAYS: i64 = 60;
+/// Events that wait for the slowest listener.
+const EVENTS: usize = 64;
 /// Namespace of the control plane's own identity.
 pub const NAMESPACE: &str = "postern-system";
 /// Service account of the control plane's own identity.
@@ -68,6 +70,7 @@ pub struct Authority {
     writer: Mutex<Writer>,
     current: ArcSwap<Current>,
     changes: watch::Sender<u64>,
+    events: broadcast::Sender<Event>,
 }
 
 impl Authority {
@@ -127,6 +130,7 @@ impl Authority {
         let current = Current::of(&writer, &settings.trust_domain, now);
         Ok(Self {
             changes: watch::channel(writer.state.sequence).0,
+            events: broadcast::Sender::new(EVENTS),
             current: ArcSwap::from_pointee(current),
             trust_domain: settings.trust_domain,
             upstream: settings.upstream,
@@ -149,6 +153,11 @@ impl Authority {
     /// The sequence of [`Authority::published`], at each change of it.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// What happens by itself from now on. Who falls behind by more than 64 events has missed some.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
     }
 
     /// What others need to verify the certificates of this authority.
@@ -329,13 +338,14 @@ impl Authority {
         });
         let told = taken.err().and_then(|cause| self.writer.lock().complain(seconds(now), cause.to_string()));
         let events = Vec::from_iter(told);
-        log(&events);
+        self.tell(&events);
         events
     }
 
     /// What is to be done at `now`: call it every second or so. Renews the intermediate at half of its life, prepares the next
     /// token key or own root when 20 % of the active one's life are left and activates it at 5 % when nobody has, drops what has
-    /// ended, and takes over what another process changed in the state folder. What happened is logged, and returned.
+    /// ended, and takes over what another process changed in the state folder. What happened is logged, told to
+    /// [`Authority::events`], and returned.
     pub fn tick(&self, now: SystemTime) -> Vec<Event> {
         let mut writer = self.writer.lock();
         let mut next = writer.clone();
@@ -367,7 +377,7 @@ impl Authority {
         }
         drop(lock);
         events.extend(advanced.into_iter().chain(refreshed).chain(next.remaining(now)));
-        log(&events);
+        self.tell(&events);
         *writer = next;
         self.publish(&writer, now);
         events
@@ -411,7 +421,7 @@ impl Authority {
             store.write(&next.state, &next.keys)?;
         }
         drop(lock);
-        log(&events);
+        self.tell(&events);
         *writer = next;
         self.publish(&writer, now);
         Ok(outcome)
@@ -429,6 +439,18 @@ impl Authority {
         Ok(())
     }
 
+    /// To the log, and to whoever listens.
+    fn tell(&self, events: &[Event]) {
+        for event in events {
+            match event.is_warning() {
+                true => tracing::warn!("{event}"),
+                false => tracing::info!("{event}"),
+            }
+            // Nobody may listen.
+            let _ = self.events.send(event.clone());
+        }
+    }
+
     fn publish(&self, writer: &Writer, now: SystemTime) {
         let current = Current::of(writer, &self.trust_domain, now);
         let changed = current.published != self.current.load().published;
@@ -443,15 +465,6 @@ impl Authority {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
-    }
-}
-
-fn log(events: &[Event]) {
-    for event in events {
-        match event.is_warning() {
-            true => tracing::warn!("{event}"),
-            false => tracing::info!("{event}"),
-        }
     }
 }
 

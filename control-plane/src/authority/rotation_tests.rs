@@ -167,7 +167,8 @@ fn what_was_made_while_the_clock_was_ahead_is_made_again_when_it_comes_back() {
 fn a_long_life_goes_by_itself_and_is_told_at_its_marks() {
     let authority = authority();
     let first_root = one(&authority, AuthorityKind::Root, Slot::Active);
-    let (mut told, mut key_changes) = (Vec::new(), 0);
+    let first_key = one(&authority, AuthorityKind::JwtKey, Slot::Active);
+    let (mut told, mut told_of_key, mut key_changes) = (Vec::new(), Vec::new(), 0);
     // A day at a time, eleven years; each day somebody asks for a certificate and a token.
     for day in 0..365 * 11 {
         let at = now() + DAY * day;
@@ -175,6 +176,9 @@ fn a_long_life_goes_by_itself_and_is_told_at_its_marks() {
             match event {
                 Event::Remaining { kind: AuthorityKind::Root, id, percent, .. } if id == first_root => {
                     told.push(percent);
+                }
+                Event::Remaining { kind: AuthorityKind::JwtKey, id, percent, .. } if id == first_key => {
+                    told_of_key.push(percent);
                 }
                 Event::Activated { kind: AuthorityKind::JwtKey, .. } => key_changes += 1,
                 Event::RenewalFailed { reason } => panic!("day {day}: {reason}"),
@@ -188,7 +192,79 @@ fn a_long_life_goes_by_itself_and_is_told_at_its_marks() {
         }
     }
     assert_eq!(told, [50, 20, 5]);
+    assert_eq!(told_of_key, [50, 20, 5]);
     assert!((100..200).contains(&key_changes), "{key_changes}");
     assert_ne!(one(&authority, AuthorityKind::Root, Slot::Active), first_root);
     assert!(authority.status(now()).len() < 10, "nothing heaps up: {:#?}", authority.status(now()));
+}
+
+/// What is logged meanwhile, by lines.
+fn logged(work: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(log, work);
+    let bytes = lines.0.lock().clone();
+    String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_marks_of_a_life_are_in_the_log_and_told_to_whoever_listens_and_again_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let settings = Settings {
+            state: Some(folder.path().to_owned()),
+            trust_domain: "cluster.local".parse().unwrap(),
+            upstream: Upstream::Own,
+            intermediate_lifetime: INTERMEDIATE_LIFETIME,
+            leaf_lifetime: HOUR,
+            allow_ending: false,
+        };
+        Authority::open_with(settings, None, now()).unwrap()
+    };
+    let authority = open();
+    let root = one(&authority, AuthorityKind::Root, Slot::Active);
+    let mut heard = authority.events();
+    let mut told = || {
+        let events = std::iter::from_fn(|| heard.try_recv().ok());
+        let of_root = |event| match event {
+            Event::Remaining { id, percent, .. } if id == root => Some(percent),
+            _ => None,
+        };
+        events.filter_map(of_root).collect::<Vec<_>>()
+    };
+    for (years, percent, level) in
+        [(4, None, ""), (6, Some(50), "INFO"), (7, None, ""), (9, Some(20), "WARN")]
+    {
+        let lines = logged(|| drop(authority.tick(now() + DAY * 365 * years)));
+        let line =
+            |percent| format!("{percent} % of the life of root {} are left: it ends at ", root.short());
+        match percent {
+            Some(percent) => {
+                let found: Vec<_> = lines.iter().filter(|one| one.contains(&line(percent))).collect();
+                assert_eq!(found.len(), 1, "{years}: {lines:#?}");
+                assert!(found[0].contains(level), "{found:?}");
+            }
+            None => {
+                assert!(!lines.iter().any(|one| one.contains("of the life of root")), "{years}: {lines:#?}")
+            }
+        }
+        assert_eq!(told(), Vec::from_iter(percent), "{years}");
+    }
+    // The marks are in memory.
+    let again = open();
+    let events = again.tick(now() + DAY * 365 * 9);
+    let is_it = |event: &Event| matches!(event, Event::Remaining { id, percent: 20, .. } if *id == root);
+    assert_eq!(events.iter().filter(|event| is_it(event)).count(), 1, "{events:?}");
 }

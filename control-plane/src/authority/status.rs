@@ -94,7 +94,7 @@ pub struct Published {
 /// Something that happened by itself and that an operator may want to know. `Display` is a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// So much of an authority's life is left: told once at 50, 20 and 5 percent.
+    /// So much of an authority's life is left: told once at 50, 20 and 5 percent by each process, so again after a restart.
     Remaining {
         /// What it signs.
         kind: AuthorityKind,

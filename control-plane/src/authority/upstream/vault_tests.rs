@@ -212,6 +212,27 @@ async fn vault_signs_an_intermediate_whose_key_never_leaves_us() {
 }
 
 #[tokio::test]
+async fn an_intermediate_that_cannot_be_renewed_is_told_at_its_marks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, address) = Server::start().await;
+    let authority = Authority::open(settings(&address, &token(folder.path())), now()).await.unwrap();
+    let first = KeyId::of_certificate(&chain(&authority, now())[1]).unwrap();
+    *server.mood.lock().unwrap() = Mood::Refuses(503, "Vault is sealed");
+    let mut told = Vec::new();
+    for hour in 0..24 {
+        let at = now() + HOUR * hour;
+        authority.renew_upstream(at).await;
+        for event in authority.tick(at) {
+            if let Event::Remaining { kind: AuthorityKind::Intermediate, id, percent, not_after } = event {
+                assert_eq!((id, not_after), (first, now() + INTERMEDIATE_LIFETIME));
+                told.push((hour, percent));
+            }
+        }
+    }
+    assert_eq!(told, [(12, 50), (20, 20), (23, 5)]);
+}
+
+#[tokio::test]
 async fn another_root_in_vault_is_published_first_and_signs_when_it_is_activated_or_when_it_is_time() {
     let folder = tempfile::tempdir().unwrap();
     let (server, address) = Server::start().await;
