@@ -1,5 +1,8 @@
 //! Steady load on a mesh of processes: allowed calls at a fixed rate, on kept and on new connections, some of gRPC, and tokens;
 //! beside them forbidden ones that must never be answered.
+//!
+//! Allowed calls are due by the clock, whatever becomes of those before them: what a slow answer holds up is made up for, at the end
+//! too, so that a mesh that answers late does not get fewer calls.
 
 use crate::{
     Answer, Request,
@@ -17,7 +20,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,17 +28,22 @@ use std::{
 use tokio::{
     net::TcpStream,
     task::JoinSet,
-    time::{Interval, MissedTickBehavior},
+    time::{Instant, Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
-/// Lanes of allowed calls on connections that are kept, and on a new connection each; each lane calls 20 times a second, unless
-/// an answer takes longer.
+/// Lanes of allowed calls on connections that are kept, and on a new connection each; each lane calls 20 times a second.
 const KEPT: usize = 6;
 const NEW: usize = 4;
 /// And of unary calls of gRPC, on a new connection each.
 const GRPC: usize = 2;
 const EVERY: Duration = Duration::from_millis(50);
+/// What the mesh has to answer on a machine with time to spare, in calls a second; 240 are due.
+const RATE: f64 = 200.0;
+/// Below this share of spare time a machine is busy with something else.
+const SPARE: f64 = 0.1;
+/// How long after the end the calls that were due before it may still be made.
+const MAKE_UP: Duration = Duration::from_secs(15);
 /// The header that no allowed call carries.
 pub const FORBIDDEN: &str = "x-forbidden";
 /// Failures that are told; the rest is counted.
@@ -55,10 +63,16 @@ pub struct Load {
     stop: CancellationToken,
     lanes: JoinSet<()>,
     sums: Arc<Sums>,
+    began: Instant,
+    processors: Option<Processors>,
 }
 
 #[derive(Default)]
 struct Sums {
+    /// When no more calls became due.
+    ended: OnceLock<Instant>,
+    due: AtomicU64,
+    made: AtomicU64,
     allowed: AtomicU64,
     forbidden: AtomicU64,
     refused: [AtomicU64; FORBIDDEN_KINDS],
@@ -70,7 +84,16 @@ struct Sums {
 /// What came of it.
 #[derive(Debug)]
 pub struct Report {
-    /// Allowed calls that were made.
+    /// Allowed calls that were due, those for tokens apart.
+    pub due: u64,
+    /// How many of them were made.
+    pub made: u64,
+    /// From the first to the last of them.
+    pub took: Duration,
+    /// Share of the processors' time that was nobody's, or somebody's who steps aside for us, 0 to 1; 0 also where that is not
+    /// known.
+    pub spare: f64,
+    /// Allowed calls that were made, those for tokens included.
     pub allowed: u64,
     /// Allowed calls that were not answered 200.
     pub failed: u64,
@@ -97,7 +120,13 @@ impl Load {
 
     /// Begins where clocks jump: tokens live five minutes, and stand one minute of that.
     pub fn start_without_tokens(mesh: &Standalone) -> Self {
-        let mut load = Self { stop: CancellationToken::new(), lanes: JoinSet::new(), sums: Arc::default() };
+        let mut load = Self {
+            stop: CancellationToken::new(),
+            lanes: JoinSet::new(),
+            sums: Arc::default(),
+            began: Instant::now(),
+            processors: Processors::look(),
+        };
         let (entry, port) = (mesh.entry("client"), mesh.inbound("server"));
         for lane in 0..KEPT + NEW {
             let (stop, sums) = (load.stop.clone(), load.sums.clone());
@@ -136,12 +165,20 @@ impl Load {
 
     /// Ends, and tells.
     pub async fn stop(mut self) -> Report {
+        let _ = self.sums.ended.set(Instant::now());
         self.stop.cancel();
         while let Some(lane) = self.lanes.join_next().await {
             lane.expect("a lane does not break off");
         }
-        let Sums { allowed, forbidden, refused, failures, failed, breaches } = &*self.sums;
+        let took = self.began.elapsed();
+        let spare = self.processors.zip(Processors::look()).map_or(0.0, |(then, now)| then.spare_until(&now));
+        let Sums { ended: _, due, made, allowed, forbidden, refused, failures, failed, breaches } =
+            &*self.sums;
         Report {
+            due: due.load(Ordering::Relaxed),
+            made: made.load(Ordering::Relaxed),
+            took,
+            spare,
             allowed: allowed.load(Ordering::Relaxed),
             failed: failed.load(Ordering::Relaxed),
             failures: failures.lock().unwrap().clone(),
@@ -166,6 +203,18 @@ impl Report {
     /// No allowed call was lost, no forbidden one answered, and the app saw none of those.
     pub fn assert_whole(&self, mesh: &Standalone) {
         assert!(self.allowed >= 50, "there was load: {self:?}");
+        assert_eq!(self.made, self.due, "calls were due and could not be made: {self:?}\n{}", mesh.told());
+        // Few enough for a double.
+        #[allow(clippy::cast_precision_loss)]
+        let rate = self.made as f64 / self.took.as_secs_f64();
+        eprintln!(
+            "{rate:.0} allowed calls a second, {:.0} % of the processors' time spare",
+            self.spare * 100.0
+        );
+        assert!(
+            rate >= RATE || self.spare < SPARE,
+            "{rate:.0} calls a second were answered, while processors had time to spare: {self:?}"
+        );
         assert!(
             self.refused.iter().all(|count| *count >= REFUSALS),
             "somebody was there to refuse: {self:?}"
@@ -190,9 +239,46 @@ impl Report {
     }
 }
 
+/// The turns of a lane of allowed calls: due by the clock.
+struct Due {
+    first: Instant,
+    made: u32,
+    stop: CancellationToken,
+    sums: Arc<Sums>,
+}
+
+impl Due {
+    fn new(stop: CancellationToken, sums: Arc<Sums>) -> Self {
+        Self { first: Instant::now(), made: 0, stop, sums }
+    }
+
+    /// Waits until the next call is due. False when no more are, or when there was no time for them.
+    async fn next(&mut self) -> bool {
+        let due = self.first + EVERY * self.made;
+        self.stop.run_until_cancelled(tokio::time::sleep_until(due)).await;
+        let over = self.sums.ended.get().filter(|_| self.stop.is_cancelled());
+        if over.is_some_and(|ended| due > *ended || ended.elapsed() > MAKE_UP) {
+            return false;
+        }
+        self.made += 1;
+        self.sums.made.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+}
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        let end = self.sums.ended.get().copied().unwrap_or_else(Instant::now);
+        // The first one at once; none for a lane that began too late.
+        let time = end.checked_duration_since(self.first);
+        let due = time.map_or(0, |time| time.as_nanos() / EVERY.as_nanos() + 1);
+        self.sums.due.fetch_add(u64::try_from(due).unwrap(), Ordering::Relaxed);
+    }
+}
+
 async fn allowed(entry: SocketAddr, keep: bool, stop: CancellationToken, sums: Arc<Sums>) {
-    let (mut kept, mut turns) = (None, turns());
-    while stop.run_until_cancelled(turns.tick()).await.is_some() {
+    let (mut kept, mut turns) = (None, Due::new(stop, sums.clone()));
+    while turns.next().await {
         let outcome = tokio::time::timeout(Duration::from_secs(10), call(entry, &mut kept)).await;
         sums.allowed.fetch_add(1, Ordering::Relaxed);
         let failure = match outcome {
@@ -290,8 +376,8 @@ fn grpc_status(answer: &Answer) -> Option<&str> {
 }
 
 async fn unary(request: Request, stop: CancellationToken, sums: Arc<Sums>) {
-    let mut turns = turns();
-    while stop.run_until_cancelled(turns.tick()).await.is_some() {
+    let mut turns = Due::new(stop, sums.clone());
+    while turns.next().await {
         // Sooner than a [`Request`] breaks the whole test off.
         let outcome = tokio::time::timeout(Duration::from_secs(9), request.clone().send()).await;
         sums.allowed.fetch_add(1, Ordering::Relaxed);
@@ -343,7 +429,31 @@ async fn refused(
     }
 }
 
-/// The turns of a lane.
+/// What the processors of this machine have done so far, in ticks of the kernel.
+struct Processors {
+    spare: u64,
+    all: u64,
+}
+
+impl Processors {
+    /// `None` where the kernel does not say.
+    fn look() -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/stat").ok()?;
+        let numbers = text.lines().next()?.strip_prefix("cpu")?;
+        // user nice system idle iowait irq softirq steal; what guests take is in user already.
+        let ticks: Vec<u64> = numbers.split_whitespace().take(8).filter_map(|n| n.parse().ok()).collect();
+        Some(Self { spare: ticks.get(1)? + ticks.get(3)? + ticks.get(4)?, all: ticks.iter().sum() })
+    }
+
+    fn spare_until(&self, later: &Self) -> f64 {
+        // Differences of minutes: exact in a double.
+        #[allow(clippy::cast_precision_loss)]
+        let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
+        share(later.spare.saturating_sub(self.spare), later.all.saturating_sub(self.all))
+    }
+}
+
+/// The turns of a lane of forbidden calls.
 fn turns() -> Interval {
     let mut turns = tokio::time::interval(EVERY);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);

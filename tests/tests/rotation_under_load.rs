@@ -1,7 +1,8 @@
-//! Rotation while 200 calls a second pass and forbidden ones are tried all the time: no call is lost, none gets through, at
+//! Rotation while more than 200 calls a second pass and forbidden ones are tried all the time: no call is lost, none gets through, at
 //! any step, whoever is killed in between.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use postern_control_plane::admin::pages::Authority;
 use postern_tests::{
     load::{Load, is_good_token, token},
     standalone::{SOON, Settings, Standalone, until},
@@ -37,6 +38,29 @@ async fn workload_certificates_of_a_few_seconds_rotate_and_no_call_is_lost() {
     for _ in 0..3 {
         serials = renewed(&mesh, &serials).await;
     }
+    load.pass(200).await;
+    load.stop().await.assert_whole(&mesh);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workload_certificates_of_a_few_seconds_rotate_while_the_control_plane_is_killed_all_the_time_and_no_call_is_lost()
+ {
+    let settings = Settings { certificate_lifetime: Some(8), ..Settings::default() };
+    let mut mesh = Standalone::start(settings).await;
+    let load = Load::start(&mesh);
+    let mut kills = 0;
+    for _ in 0..3 {
+        let before = mesh.serials().await;
+        let began = Instant::now();
+        // Killed a second after it began to serve, whatever it signs just then.
+        while !mesh.serials().await.is_disjoint(&before) {
+            assert!(began.elapsed() < SOON, "no new certificates\n{}", mesh.told());
+            mesh.restart_control_plane().await;
+            kills += 1;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+    assert!(kills >= 6, "{kills} kills in three lives of a certificate");
     load.pass(200).await;
     load.stop().await.assert_whole(&mesh);
 }
@@ -143,6 +167,86 @@ async fn the_control_plane_is_killed_during_and_after_each_step_and_no_call_is_l
     assert_eq!(anchors(&mesh), 1);
     mesh.all_heard().await;
     load.pass(50).await;
+    load.stop().await.assert_whole(&mesh);
+}
+
+/// Posts `body` to `page` and kills the control plane some microseconds later, until what was asked for is so; and kills it once more
+/// right after that. Gives how often it was not so after a kill.
+async fn killed_over(
+    mesh: &mut Standalone,
+    page: &str,
+    body: &str,
+    is_done: impl Fn(&Standalone) -> bool,
+) -> u32 {
+    let mut cut_short = 0;
+    for instant in [0, 300, 600, 1500, 4000, 10_000] {
+        mesh.all_heard().await;
+        let asked = mesh.post(page, body);
+        std::thread::sleep(Duration::from_micros(instant));
+        mesh.restart_control_plane().await;
+        drop(asked);
+        if is_done(mesh) {
+            break;
+        }
+        cut_short += 1;
+    }
+    if !is_done(mesh) {
+        mesh.all_heard().await;
+        let asked = mesh.post(page, body);
+        until("it is so", || is_done(mesh)).await;
+        drop(asked);
+    }
+    mesh.restart_control_plane().await;
+    assert!(is_done(mesh), "{page} {body} is remembered");
+    mesh.all_heard().await;
+    cut_short
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_plane_is_killed_over_a_taint_a_revocation_and_the_end_of_a_token_key_and_no_call_is_lost()
+ {
+    let mut mesh = Standalone::start(Settings::default()).await;
+    // A token of before would be refused with its key, as it should be.
+    let load = Load::start_without_tokens(&mesh);
+    load.pass(100).await;
+    let mut cut_short = 0;
+    for _ in 0..2 {
+        let old = mesh.authority("root", "active").unwrap();
+        for step in ["prepare", "activate"] {
+            mesh.all_heard().await;
+            mesh.must(&["ca", "rotate", "--step", step]);
+        }
+        let found = |mesh: &Standalone, is_so: fn(&Authority) -> bool| {
+            mesh.authorities().authorities.iter().any(|one| one.id == old && is_so(one))
+        };
+        let before = mesh.serials().await;
+        let path = format!("/authorities/{old}/taint");
+        cut_short += killed_over(&mut mesh, &path, "", |mesh| found(mesh, |one| one.tainted)).await;
+        renewed(&mesh, &before).await;
+        until("nobody holds a certificate below the old root", || {
+            let all = mesh.authorities().pending;
+            all.iter().all(|one| one.step != "retire" || one.lagging.is_empty())
+        })
+        .await;
+        let path = format!("/authorities/{old}/revoke");
+        cut_short += killed_over(&mut mesh, &path, "", |mesh| found(mesh, |one| one.revoked)).await;
+        assert_eq!(anchors(&mesh), 1);
+
+        for step in ["prepare", "activate"] {
+            mesh.all_heard().await;
+            mesh.must(&["ca", "rotate", "--kind", "jwt", "--step", step]);
+        }
+        // Tokens live for minutes yet.
+        let retire = r#"{"kind": "jwt", "step": "retire", "force": true}"#;
+        let is_gone = |mesh: &Standalone| mesh.authority("jwt-key", "old").is_none();
+        assert!(!is_gone(&mesh));
+        cut_short += killed_over(&mut mesh, "/authorities/rotate", retire, is_gone).await;
+        // The twin: what the key in force signs is good.
+        let token = token(&mesh.workload_api("client"), "an-audience").await.unwrap();
+        assert_eq!(is_good_token(&mesh.workload_api("server"), "an-audience", &token).await, Ok(()));
+    }
+    assert!(cut_short > 0, "no kill came in time to cut a step short");
+    load.pass(100).await;
     load.stop().await.assert_whole(&mesh);
 }
 
