@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod histogram;
+pub mod process;
 
 use std::marker::PhantomData;
 use tonic::codec::{BufferSettings, Codec};

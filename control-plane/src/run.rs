@@ -9,6 +9,7 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use postern_api::process::harden;
 use postern_config::{Documents, Severity, documents};
 use std::{
     collections::BTreeMap,
@@ -144,6 +145,8 @@ pub fn avoid_huge_pages() {
 /// Runs the control plane until SIGTERM or SIGINT. Exit code 0, or 1 with the reason on standard error.
 pub fn run(flags: Flags) -> ExitCode {
     avoid_huge_pages();
+    // The keys of the authority are read or made below.
+    harden();
     // The program around us may have set up a log already; then that one stays.
     let filter = tracing_subscriber::EnvFilter::new("warn,postern_control_plane=info");
     let _ = tracing_subscriber::fmt()

@@ -373,20 +373,6 @@ impl Bootstrap {
     }
 }
 
-/// As many descriptors as we may have; no core dump with keys in it, and no debugger of an equal user. Best effort: a
-/// platform that refuses one of these is no reason not to serve.
-pub(crate) fn harden() {
-    use nix::sys::{
-        prctl,
-        resource::{Resource, getrlimit, setrlimit},
-    };
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    let _ = prctl::set_dumpable(false);
-}
-
 /// Without a token nothing begins, so a start without one fails, unless there may be a certificate of before.
 fn join_tokens(path: PathBuf, may_come_later: bool) -> anyhow::Result<JoinTokens> {
     let file = TokenFile(path);

@@ -1,10 +1,11 @@
 //! The sidecar as a program: from flags to an exit code.
 
 use crate::{
-    bootstrap::{Bootstrap, Failure, Flags, harden},
+    bootstrap::{Bootstrap, Failure, Flags},
     log,
 };
 use anyhow::Context;
+use postern_api::process::harden;
 use std::process::ExitCode;
 
 /// Keeps the kernel from giving this process memory by 2 MiB at a time, which would double what a sidecar holds while it is idle, beside
