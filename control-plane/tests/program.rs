@@ -4,7 +4,7 @@
 use notify::{RecursiveMode, Watcher as _};
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -137,6 +137,60 @@ fn what_stands_in_the_way_of_a_start_is_said_with_a_remedy_and_ends_with_1() {
         .args(["--listen", "127.0.0.1:0", "--trust-domain", "b.example"])
         .output();
     check_failure(&output.unwrap(), 1, &["a.example", "b.example", "make them equal"]);
+}
+
+#[test]
+fn a_life_of_certificates_that_cannot_be_kept_is_refused_at_its_bounds() {
+    for (seconds, is_good) in [("299", false), ("300", true), ("86400", true), ("86401", false)] {
+        let dir = folder();
+        let mut command = program(dir.path());
+        command.args(["--listen", "127.0.0.1:0", "--certificate-lifetime", seconds]);
+        if is_good {
+            let (running, line) = Running::start(command);
+            assert!(line.contains("listening"), "{seconds}: {line}");
+            assert_eq!(running.ends_after(nix::sys::signal::Signal::SIGTERM), Some(0));
+        } else {
+            let output = command.output().unwrap();
+            check_failure(&output, 1, &[&format!("cannot live {seconds} s"), "300", "86400"]);
+            assert!(!dir.path().join("state").exists(), "nothing was begun");
+        }
+    }
+}
+
+/// Answers each request with this, and says what was asked.
+fn vault(status: &'static str, body: &'static str) -> (String, mpsc::Receiver<String>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut head = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|read| read > 0) {}
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(answer.as_bytes());
+            if tell.send(head).is_err() {
+                return;
+            }
+        }
+    });
+    (address, told)
+}
+
+#[test]
+fn vault_is_asked_as_the_flags_say_and_one_that_is_sealed_ends_the_start_with_what_to_do() {
+    let dir = folder();
+    let token = dir.path().join("vault-token");
+    fs::write(&token, "s.secret\n").unwrap();
+    let (address, asked) = vault("503 Service Unavailable", r#"{"errors":["Vault is sealed"]}"#);
+    let mut command = program(dir.path());
+    command.args(["--listen", "127.0.0.1:0", "--vault-addr", &address, "--vault-pki-path", "/mesh/pki/"]);
+    let output = command.arg("--vault-token-file").arg(&token).output().unwrap();
+    check_failure(&output, 1, &["Vault is sealed", "unseal it", &address]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("s.secret"));
+    let head = asked.recv_timeout(DEADLINE).unwrap();
+    assert!(head.starts_with("POST /v1/mesh/pki/root/sign-intermediate HTTP/1.1"), "{head}");
+    assert!(head.contains("x-vault-token: s.secret"), "{head}");
 }
 
 #[test]

@@ -21,6 +21,8 @@ static NAMES: AtomicU32 = AtomicU32::new(0);
 pub struct Cacerts {
     pub root: Vec<u8>,
     pub signs: Vec<u8>,
+    /// When what signs ends.
+    pub ends: OffsetDateTime,
     files: [(&'static str, String); 4],
 }
 
@@ -31,16 +33,15 @@ impl Cacerts {
         let params = params("root", BasicConstraints::Unconstrained, Duration::days(3650));
         let root = params.self_signed(&root_key).unwrap();
         let above = Issuer::new(params, root_key);
-        let ca = self::params("istio ca", BasicConstraints::Constrained(0), lifetime)
-            .signed_by(&key, &above)
-            .unwrap();
+        let params = self::params("istio ca", BasicConstraints::Constrained(0), lifetime);
+        let (ends, ca) = (params.not_after, params.signed_by(&key, &above).unwrap());
         let files = [
             (ROOTS, root.pem()),
             ("ca-cert.pem", ca.pem()),
             ("cert-chain.pem", ca.pem() + &root.pem()),
             ("ca-key.pem", key.serialize_pem()),
         ];
-        Self { root: root.der().to_vec(), signs: ca.der().to_vec(), files }
+        Self { root: root.der().to_vec(), signs: ca.der().to_vec(), ends, files }
     }
 
     /// Writes all four files, each whole.

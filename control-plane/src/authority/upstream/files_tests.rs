@@ -67,13 +67,22 @@ fn write(folder: &Path, ca: &Ca, roots: &[&Ca]) {
 }
 
 fn open_at(folder: &Path, state: Option<&Path>, at: SystemTime) -> Result<Authority, String> {
+    open_with(folder, state, at, false)
+}
+
+fn open_with(
+    folder: &Path,
+    state: Option<&Path>,
+    at: SystemTime,
+    allow_ending: bool,
+) -> Result<Authority, String> {
     let settings = Settings {
         state: state.map(Path::to_owned),
         trust_domain: "cluster.local".parse().unwrap(),
         upstream: Upstream::Files(folder.to_owned()),
         intermediate_lifetime: INTERMEDIATE_LIFETIME,
         leaf_lifetime: HOUR,
-        allow_ending: false,
+        allow_ending,
     };
     run(Authority::open(settings, at)).map_err(|error| error.to_string())
 }
@@ -149,6 +158,29 @@ fn istios_layouts_sign_with_an_intermediate_of_ours_where_there_is_room_for_one(
         |f| fs::write(f.join("cert-chain.pem"), deep.pem.clone() + &roomy.pem).unwrap(),
         Ok(3),
     );
+}
+
+#[test]
+fn an_authority_that_ends_soon_signs_when_it_may_and_nothing_that_outlives_it() {
+    let root = root();
+    let half = now() + HOUR / 2;
+    for path_length in [0, 1] {
+        let mut params = params("ending", BasicConstraints::Constrained(path_length));
+        params.not_after = OffsetDateTime::from(half);
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &signed(params, p256(), Some(&root)), &[&root]);
+        let refused = open_with(folder.path(), None, now(), false).unwrap_err();
+        assert!(
+            refused.contains("sooner than two lives") && refused.contains("--allow-ending-authority"),
+            "{refused}"
+        );
+        let authority = open_with(folder.path(), None, now(), true).unwrap();
+        let issued = authority.issue(&request(&p256(), |_| {}), &attested(), HOUR, now()).unwrap();
+        assert_eq!(issued.not_after, half, "pathLen {path_length}");
+        assert_eq!(judged(authority.bundle(), &issued.chain, half - HOUR / 60), Ok(()));
+        let late = authority.issue(&request(&p256(), |_| {}), &attested(), HOUR, half);
+        assert!(late.is_err(), "pathLen {path_length}");
+    }
 }
 
 #[test]

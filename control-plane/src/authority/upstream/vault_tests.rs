@@ -22,7 +22,7 @@ use std::{
 };
 use time::OffsetDateTime;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
@@ -44,6 +44,8 @@ enum Mood {
 
 struct Server {
     ca: Mutex<(String, Issuer<'static, KeyPair>)>,
+    /// What `ca_chain` says; a mount that holds the root itself says nothing.
+    chain: Mutex<String>,
     mood: Mutex<Mood>,
     asked: Mutex<Vec<String>>,
     now: Mutex<SystemTime>,
@@ -60,23 +62,47 @@ fn ca() -> (String, Issuer<'static, KeyPair>) {
     (params.self_signed(&key).unwrap().pem(), Issuer::new(params, key))
 }
 
+/// An authority of a mount below a root that lies elsewhere, which may have one more below it.
+fn ca_below(root: &Issuer<'static, KeyPair>) -> (String, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "vault intermediate");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = OffsetDateTime::from(now() - HOUR);
+    params.not_after = OffsetDateTime::from(now() + HOUR * 24 * 30);
+    let key = p256();
+    (params.signed_by(&key, root).unwrap().pem(), Issuer::new(params, key))
+}
+
 impl Server {
     async fn start() -> (Arc<Self>, String) {
+        let (server, port) = Self::start_over(|stream| async { Ok(stream) }).await;
+        (server, format!("http://127.0.0.1:{port}"))
+    }
+
+    /// Serves what `prepare` makes of each connection. Gives the port.
+    async fn start_over<S, F>(prepare: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> (Arc<Self>, u16)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+        F: Future<Output = std::io::Result<S>> + Send,
+    {
         let ca = Mutex::new(ca());
         let (mood, asked) = (Mutex::new(Mood::Good), Mutex::default());
-        let server = Arc::new(Self { ca, mood, asked, now: Mutex::new(now()) });
+        let server = Arc::new(Self { ca, chain: Mutex::default(), mood, asked, now: Mutex::new(now()) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let port = listener.local_addr().unwrap().port();
         let serving = Arc::clone(&server);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let _ = serving.answer(stream).await;
+                if let Ok(stream) = prepare(stream).await {
+                    let _ = serving.answer(stream).await;
+                }
             }
         });
-        (server, address)
+        (server, port)
     }
 
-    async fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn answer(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
         let mut bytes = Vec::new();
         let (head, body) = loop {
             if stream.read_buf(&mut bytes).await? == 0 {
@@ -99,7 +125,7 @@ impl Server {
             _ if !head.contains("x-vault-token: s.secret") => {
                 (403, json!({"errors": ["no token"]}).to_string())
             }
-            "/v1/pki/ca_chain" => (200, String::new()),
+            "/v1/pki/ca_chain" => (200, self.chain.lock().unwrap().clone()),
             "/v1/pki/ca/pem" if matches!(mood, Mood::NoAuthority) => (200, String::new()),
             "/v1/pki/ca/pem" => (200, self.root()),
             "/v1/pki/root/sign-intermediate" => match mood {
@@ -113,7 +139,8 @@ impl Server {
         };
         let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", answer.len());
         stream.write_all(head.as_bytes()).await?;
-        stream.write_all(answer.as_bytes()).await
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await
     }
 
     fn root(&self) -> String {
@@ -177,6 +204,10 @@ fn chain(authority: &Authority, at: SystemTime) -> Vec<CertificateDer<'static>> 
     authority.issue(&request(&p256(), |_| {}), &attested(), HOUR, at).unwrap().chain
 }
 
+fn chain_of(authority: &Authority) -> Vec<CertificateDer<'static>> {
+    chain(authority, now())
+}
+
 fn judged(bundle: Bundle, chain: &[CertificateDer<'_>], at: SystemTime) -> Result<(), String> {
     let accept = Accept::trust_domain(bundle.trust_domain.clone());
     verify(chain, &TrustBundles::from_iter([bundle]), &accept, true, unix(at))
@@ -209,6 +240,83 @@ async fn vault_signs_an_intermediate_whose_key_never_leaves_us() {
     assert!(judged(authority.bundle(), &leaf, now() + HOUR).unwrap_err().contains("revoked"));
     let roots = authority.status(now()).into_iter().filter(|one| one.kind == AuthorityKind::Root);
     assert_eq!(roots.map(|root| (root.slot, root.has_key)).collect::<Vec<_>>(), [(Slot::Active, false)]);
+}
+
+#[tokio::test]
+async fn a_mount_below_a_root_that_lies_elsewhere_signs_with_its_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, address) = Server::start().await;
+    let (root, above) = ca();
+    let (mount, issuer) = ca_below(&above);
+    *server.ca.lock().unwrap() = (mount.clone(), issuer);
+    let opened = async |chain: String| {
+        *server.chain.lock().unwrap() = chain;
+        Authority::open(settings(&address, &token(folder.path())), now()).await
+    };
+    let anchors = |authority: &Authority| authority.bundle().to_pem().replace('\r', "");
+    let der = |pem: &str| {
+        Bundle::from_pem("cluster.local".parse().unwrap(), pem.as_bytes()).unwrap().anchors.remove(0)
+    };
+    for chain in [mount.clone() + &root, root.clone() + &mount] {
+        let authority = opened(chain).await.unwrap();
+        assert_eq!(anchors(&authority), root.replace('\r', ""), "the root alone is trusted");
+        let leaf = chain_of(&authority);
+        assert_eq!((leaf.len(), &leaf[2]), (3, &der(&mount)), "ours, and the mount's own");
+        assert_eq!(judged(authority.bundle(), &leaf, now()), Ok(()));
+    }
+    // Vault was not told of the root above: what it has is what everybody trusts.
+    let authority = opened(mount.clone()).await.unwrap();
+    assert_eq!(anchors(&authority), mount.replace('\r', ""));
+    let leaf = chain_of(&authority);
+    assert_eq!((leaf.len(), judged(authority.bundle(), &leaf, now())), (2, Ok(())));
+    // Another mount's chain.
+    let error = opened(ca_below(&above).0 + &root).await.unwrap_err().to_string();
+    assert!(error.contains("cannot be used"), "{error}");
+}
+
+#[tokio::test]
+async fn vault_is_asked_over_https_and_its_server_has_to_be_vouched_for_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let vouched = |name: &str| {
+        let own = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let key = rustls_pki_types::PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+        (own.cert.der().clone(), own.cert.pem(), rustls_pki_types::PrivateKeyDer::from(key))
+    };
+    for (name, has_file, part) in [
+        ("127.0.0.1", true, None),
+        ("127.0.0.1", false, Some("TLS handshake failed")),
+        ("vault.example", true, Some("TLS handshake failed")),
+    ] {
+        let (certificate, pem, key) = vouched(name);
+        let config = rustls::ServerConfig::builder_with_provider(postern_identity::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let (server, port) = Server::start_over(move |stream| {
+            let acceptor = acceptor.clone();
+            async move { acceptor.accept(stream).await }
+        })
+        .await;
+        let mut settings = settings(&format!("https://127.0.0.1:{port}"), &token(folder.path()));
+        let Upstream::Vault(vault) = &mut settings.upstream else { panic!() };
+        let roots = folder.path().join("vault-ca.pem");
+        fs::write(&roots, if has_file { pem } else { vouched(name).1 }).unwrap();
+        vault.server_roots = Some(roots);
+        match (Authority::open(settings, now()).await, part) {
+            (Ok(authority), None) => {
+                assert_eq!(judged(authority.bundle(), &chain_of(&authority), now()), Ok(()));
+                assert_eq!(server.asked.lock().unwrap().len(), 3, "each over TLS");
+            }
+            (Err(error), Some(part)) => {
+                assert!(error.to_string().contains(part), "{name}: {error}");
+                assert_eq!(server.asked.lock().unwrap().len(), 0, "no token was sent");
+            }
+            (opened, part) => panic!("{name}: {opened:?}, expected {part:?}"),
+        }
+    }
 }
 
 #[tokio::test]
