@@ -1,14 +1,16 @@
 //! An Envoy that takes certificate and trust by SDS from a sidecar's socket, and calls, and is called by, another sidecar.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use postern_api::open::{X509svidRequest, spiffe_workload_api_client::SpiffeWorkloadApiClient};
+use postern_identity::KeyId;
 use postern_tests::{
     Mesh, Request,
     envoy::{self, Envoy},
     envoy_sidecar::{self, PLAIN, assignment, tls},
-    mesh::DEADLINE,
+    mesh::{DEADLINE, within},
     ports,
     scenario::{mode, payments, policy},
-    workload_api::{renew, settings},
+    workload_api::{channel, marked, renew, settings},
 };
 use serde_json::{Value, json};
 use std::{
@@ -51,6 +53,26 @@ async fn answers(address: SocketAddr, status: u16) {
     panic!("{address} did not answer {status}: {last:?}");
 }
 
+/// SHA-256 of the certificate that the socket gives now.
+async fn certificate(socket: &Path) -> String {
+    let mut client = SpiffeWorkloadApiClient::new(channel(socket.to_owned()).await);
+    let mut answers = client.fetch_x509svid(marked(X509svidRequest {})).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    // The chain is one certificate behind the other, each a SEQUENCE with two bytes of length.
+    let chain = &answer.svids[0].x509_svid;
+    assert_eq!(chain[..2], [0x30, 0x82]);
+    let leaf = &chain[..4 + usize::from(u16::from_be_bytes([chain[2], chain[3]]))];
+    // A key id is the SHA-256 of what it is of.
+    KeyId::of_spki(leaf).to_string()
+}
+
+/// SHA-256 of the certificate of the last call that reached the app, by the sidecar's word.
+fn shown(mesh: &Mesh) -> String {
+    let told = mesh.app("payments-api").last().header("x-forwarded-client-cert").join(",");
+    let hash = told.split(';').find_map(|part| part.strip_prefix("Hash="));
+    hash.unwrap_or_else(|| panic!("{told}")).to_owned()
+}
+
 async fn program() -> Option<std::path::PathBuf> {
     tokio::task::spawn_blocking(envoy::program).await.unwrap()
 }
@@ -72,6 +94,12 @@ async fn an_envoy_with_a_pods_identity_calls_a_sidecar_and_is_judged_as_that_pod
         let cluster = json!({
             "name": "payments", "type": "STATIC", "connect_timeout": "5s",
             "transport_socket": tls("Upstream", peer, PLAIN),
+            // Each call shows the certificate that Envoy has by then.
+            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "common_http_protocol_options": {"max_requests_per_connection": 1},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }},
             "load_assignment": assignment("payments", &address),
         });
         let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "payments"}});
@@ -85,9 +113,19 @@ async fn an_envoy_with_a_pods_identity_calls_a_sidecar_and_is_judged_as_that_pod
     answers(denied, 403).await;
     let (_misled, misled) = start("checkout-api", CHECKOUT);
     answers(misled, 503).await;
-    // And with the next certificate.
+    // And with the next certificate, which Envoy shows by itself.
+    let socket = folder.path().join("checkout-api.sock");
+    let first = certificate(&socket).await;
+    assert_eq!(shown(&mesh), first);
     renew(mesh.workload("checkout-api")).await;
-    answers(allowed, 200).await;
+    let next = certificate(&socket).await;
+    assert_ne!(next, first);
+    within("Envoy shows the next certificate", async {
+        while shown(&mesh) != next {
+            answers(allowed, 200).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -65,3 +65,43 @@ fn row(one: &Certificate, now: &str, paint: Paint) -> Vec<String> {
     let left = left(now, not_after);
     vec![pod, one.identity.clone(), authority, not_after.clone(), left, life(remaining, paint)]
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_table_shows_the_life_of_each_certificate_as_a_bar_and_who_is_missing() {
+        let page: Certificates = serde_json::from_value(json!({
+            "now": "2026-01-01T00:00:00Z",
+            "certificates": [
+                {
+                    "namespace": "shop", "pod": "cart", "identity": "spiffe://cluster.local/ns/shop/sa/cart",
+                    "serial": "41", "not_before": "2025-12-31T23:42:00Z", "not_after": "2026-01-01T00:42:00Z",
+                    "issuer": "aa01".repeat(16), "root": "bb02".repeat(16), "remaining": 0.7,
+                    "trust_acked": "v", "connected_since": "2025-12-31T23:42:00Z",
+                },
+                {
+                    "namespace": "shop", "pod": "new", "identity": "spiffe://cluster.local/ns/shop/sa/new",
+                    "serial": null, "not_before": null, "not_after": null, "issuer": null, "root": null,
+                    "remaining": null, "trust_acked": "", "connected_since": "2026-01-01T00:00:00Z",
+                },
+            ],
+            "missing": [{"who": "shop/away", "reason": "has not been connected since noon"}],
+        }))
+        .unwrap();
+        let text = table(&page, Paint::default());
+        let lines: Vec<&str> = text.lines().collect();
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+        assert_eq!(words(lines[0]), "POD IDENTITY AUTHORITY UNTIL LEFT LIFE");
+        let cart = "shop/cart spiffe://cluster.local/ns/shop/sa/cart aa01aa01 < bb02bb02 2026-01-01T00:42:00Z 42 min ███████░░░ 70 %";
+        assert_eq!(words(lines[1]), cart);
+        assert!(words(lines[2]).starts_with("shop/new spiffe://cluster.local/ns/shop/sa/new"), "{text}");
+        assert!(!lines[2].contains('█'), "nothing is known of it: {text}");
+        assert!(text.ends_with("not connected, so nothing is known of what they hold:\n  shop/away has not been connected since noon\n"), "{text}");
+        let none = Certificates { certificates: Vec::new(), missing: Vec::new(), ..page };
+        assert_eq!(table(&none, Paint::default()), "no sidecar is connected\n");
+    }
+}

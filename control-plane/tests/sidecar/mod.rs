@@ -87,14 +87,20 @@ async fn dial(
 
 /// A connection to the control plane, with a client certificate or without.
 pub async fn channel(control_plane: &ControlPlane, key: Option<Arc<CertifiedKey>>) -> Channel {
+    try_channel(control_plane, key).await.unwrap()
+}
+
+/// [`channel`], for a certificate that may be refused.
+pub async fn try_channel(
+    control_plane: &ControlPlane,
+    key: Option<Arc<CertifiedKey>>,
+) -> Result<Channel, tonic::transport::Error> {
     let (connector, address) = (connector(control_plane, key), control_plane.address());
     let connect = tower::service_fn(move |_| {
         let connector = connector.clone();
         async move { dial(connector, address).await.map(TokioIo::new) }
     });
-    soon("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect))
-        .await
-        .unwrap()
+    soon("a connection", Endpoint::from_static("http://control-plane").connect_with_connector(connect)).await
 }
 
 /// A connection over `stream`, which leads to the control plane already: its unix socket.
@@ -191,16 +197,12 @@ impl Stream {
     pub async fn open(channel: Channel, instance: &str) -> Result<Self, Status> {
         let (say, said) = mpsc::channel(16);
         let mut client = DiscoveryClient::new(channel);
+        let hello = v1::Hello { build: "test".into(), instance: instance.into(), ..Default::default() };
+        let message = Some(sidecar_message::Message::Hello(hello));
+        // There is room for it, whatever becomes of the stream.
+        say.send(v1::SidecarMessage { message }).await.unwrap();
         let hear = soon("a stream", client.connect(ReceiverStream::new(said))).await?.into_inner();
-        let stream = Self { say, hear };
-        stream
-            .say(sidecar_message::Message::Hello(v1::Hello {
-                build: "test".into(),
-                instance: instance.into(),
-                ..Default::default()
-            }))
-            .await;
-        Ok(stream)
+        Ok(Self { say, hear })
     }
 
     pub async fn say(&self, message: sidecar_message::Message) {
