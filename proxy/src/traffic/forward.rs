@@ -44,6 +44,10 @@ pub fn upstream_request(
         uri.authority = Some(target.authority.as_bytes().try_into().map_err(|_| BAD)?);
     } else {
         parts.headers.insert(HOST, target.authority);
+        // hyper sends no body with a GET or HEAD that does not say how it is framed, and the app would see another request.
+        if upload.size_hint().exact().is_none() {
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
     }
     if wish == Wish::WebSocket {
         headers::ask_upgrade(&mut parts.headers, HeaderValue::from_static("websocket"));
