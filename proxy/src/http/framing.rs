@@ -1,10 +1,10 @@
 //! HTTP/1 framing, read strictly before hyper reads it.
 //!
 //! hyper forgives what other parsers read differently: bare line feeds, a Content-Length beside Transfer-Encoding, equal
-//! duplicates, odd chunk sizes. This reader follows the messages of one connection; at the first octet
-//! that breaks a rule it hands hyper a NUL instead, which hyper answers with 400 and a close (in a head), or an error, which
-//! aborts the body. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a body, and
-//! for a client that does not read.
+//! duplicates, odd chunk sizes. This reader follows the messages of one connection. When an octet breaks a rule, hyper gets a NUL in
+//! place of what it has not had of that request, which it answers with 400 and a close; a body whose head hyper has had before is
+//! aborted by an error. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a
+//! body, and for a client that does not read.
 
 use std::{
     io,
@@ -162,14 +162,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
         if fresh.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        if let Err(at) = this.parser.feed(fresh) {
-            buf.set_filled(before + at);
-            if !is_in_head(&this.parser) && !matches!(this.parser.state, State::Start { .. }) {
-                this.broken = true;
-                return if at == 0 { Poll::Ready(Err(malformed())) } else { Poll::Ready(Ok(())) };
+        if let Err(Broken { at, head }) = this.parser.feed(fresh) {
+            // Of a request whose body is known to be broken nobody needs to hear.
+            if let Some(head) = head {
+                buf.set_filled(before + head);
+                this.poison = Some(put(buf, POISON));
+                return Poll::Ready(Ok(()));
             }
-            this.poison = Some(put(buf, POISON));
-            return Poll::Ready(Ok(()));
+            buf.set_filled(before + at);
+            this.broken = true;
+            return if at == 0 { Poll::Ready(Err(malformed())) } else { Poll::Ready(Ok(())) };
         }
         // The clock of a head, and that of a wait for the first, runs on while it drips; every other one begins anew with each octet.
         let is_there_still = std::mem::discriminant(&was) == std::mem::discriminant(&this.parser.state);
@@ -273,11 +275,23 @@ impl Default for Parser {
     }
 }
 
+/// A rule was broken.
+#[derive(Debug)]
+struct Broken {
+    /// The octet that breaks it.
+    at: usize,
+    /// Where the head of that request begins or goes on, unless it was complete before.
+    head: Option<usize>,
+}
+
 impl Parser {
-    /// Follows `bytes`; `Err(at)`: the octet at `at` breaks a rule.
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), usize> {
-        let mut at = 0;
+    /// Follows `bytes`.
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        let (mut at, mut head) = (0, matches!(self.state, State::Head).then_some(0));
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            if matches!(self.state, State::Start { .. }) {
+                head = Some(at);
+            }
             let skip = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
             match self.state {
                 State::Opaque => return Ok(()),
@@ -296,7 +310,7 @@ impl Parser {
                 State::ChunkEnd(seen_cr) => {
                     let wanted = if seen_cr { b'\n' } else { b'\r' };
                     if rest.first() != Some(&wanted) {
-                        return Err(at);
+                        return Err(Broken { at, head });
                     }
                     at += 1;
                     self.state = if seen_cr { State::ChunkSize } else { State::ChunkEnd(true) };
@@ -310,7 +324,7 @@ impl Parser {
                     let length = self.line.len() + part.len();
                     // hyper's own limits answer with 414 or 431 when it was the target or the head that was too large.
                     if length > MAX_LINE && !matches!(self.state, State::Head | State::Start { .. }) {
-                        return Err(at);
+                        return Err(Broken { at, head });
                     }
                     if !is_whole {
                         self.line.extend_from_slice(part);
@@ -331,9 +345,10 @@ impl Parser {
                     };
                     let mut kept = std::mem::take(&mut self.line);
                     let line = if is_whole { part } else { &kept };
-                    let line = line.strip_suffix(b"\r").ok_or(at + end)?;
+                    let broken = || Broken { at: at + end, head };
+                    let line = line.strip_suffix(b"\r").ok_or_else(broken)?;
                     let line = line.get(..MAX_LINE).unwrap_or(line);
-                    self.end_of_line(line).map_err(|()| at + end)?;
+                    self.end_of_line(line).map_err(|()| broken())?;
                     // The buffer is worth keeping while lines follow.
                     kept.clear();
                     self.line = kept;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 fn follow(bytes: &[u8]) -> (u64, Option<usize>) {
     let mut parser = Parser::default();
     let broken = parser.feed(bytes).err();
-    (parser.requests, broken)
+    (parser.requests, broken.map(|broken| broken.at))
 }
 
 fn check(bytes: &str, requests: u64, is_fine: bool) {
@@ -16,8 +16,8 @@ fn check(bytes: &str, requests: u64, is_fine: bool) {
     assert_eq!((whole.0, whole.1.is_none()), (requests, is_fine), "{}", String::from_utf8_lossy(bytes));
     for at in 1..bytes.len() {
         let mut parser = Parser::default();
-        let broken =
-            parser.feed(&bytes[..at]).err().or_else(|| parser.feed(&bytes[at..]).err().map(|end| end + at));
+        let mut broken = |from: usize, to: usize| parser.feed(&bytes[from..to]).err().map(|b| b.at + from);
+        let broken = broken(0, at).or_else(|| broken(at, bytes.len()));
         assert_eq!((parser.requests, broken), whole, "split at {at}: {}", String::from_utf8_lossy(bytes));
     }
 }
@@ -93,17 +93,45 @@ fn patience(first: Duration) -> Patience {
     }
 }
 
-#[tokio::test]
-async fn the_offending_octet_and_all_behind_it_never_arrive() {
+/// What hyper gets of these pieces, each a read of its own, and whether that ends with an error.
+async fn arriving(pieces: &[&str]) -> (String, bool) {
     let (mut client, server) = duplex(1024);
-    client
-        .write_all(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nGET /admin")
-        .await
-        .unwrap();
+    let mut strict = Strict::new(server, patience(Duration::from_secs(10)));
+    let mut got = Vec::with_capacity(1024);
+    for piece in pieces {
+        client.write_all(piece.as_bytes()).await.unwrap();
+        if strict.read_buf(&mut got).await.is_err() {
+            return (String::from_utf8(got).unwrap(), true);
+        }
+    }
     drop(client);
-    let mut read = Vec::new();
-    Strict::new(server, patience(Duration::from_secs(10))).read_to_end(&mut read).await.unwrap();
-    assert!(read.ends_with(b"chunked\r\n\r\0\r\n\r\n"), "{}", String::from_utf8_lossy(&read));
+    let is_broken = strict.read_to_end(&mut got).await.is_err();
+    (String::from_utf8(got).unwrap(), is_broken)
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_a_rule_never_arrives_unless_its_head_has_before() {
+    let (good, head) = ("GET / HTTP/1.1\r\n\r\n", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let poison = "\0\r\n\r\n";
+    let twice = "GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nGET /admin";
+    for (pieces, arrives) in [
+        (vec![twice], poison.to_owned()),
+        (vec![&*format!("{good}{twice}")], format!("{good}{poison}")),
+        (vec![&*format!("{head}2\r\nok\r\nx\r\nGET /admin")], poison.into()),
+        (vec![&*format!("{head}2\r\nok\r\n0\r\nx: y\n\r\n")], poison.into()),
+        (vec![&*format!("{good}{head}2\r\nok\r\nx\r\n")], format!("{good}{poison}")),
+        (vec!["POST / HT", &*format!("{}x\r\n", &head[9..])], format!("POST / HT{poison}")),
+        (vec!["\r", &*format!("\n{head}x\r\n")], format!("\r\n{poison}")),
+        // A head that is complete goes on, and one behind a body that began earlier is its own.
+        (
+            vec![&*format!("{head}2\r\nok\r\n"), &*format!("0\r\n\r\n{head}x\r\n")],
+            format!("{head}2\r\nok\r\n0\r\n\r\n{poison}"),
+        ),
+    ] {
+        assert_eq!(arriving(&pieces).await, (arrives, false), "{pieces:?}");
+    }
+    let late = arriving(&[head, "2\r\nok\r\nx\r\nGET /admin"]).await;
+    assert_eq!(late, (format!("{head}2\r\nok\r\nx\r"), true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,12 @@
 //! S-H1: the length of a request is said once, in one way; after the first octet that breaks a rule nothing is read.
 
-use crate::arena::{Arena, BOTH, Before, talk, talk_until};
+use crate::{
+    arena::{Arena, BOTH, Before, talk, talk_until},
+    goaway::mentions,
+};
+use postern_tests::raw::Heard;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Behind an attack, on the same connection: whoever reads on would serve it.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -115,9 +120,10 @@ async fn a_second_request_is_read_as_strictly_as_the_first() {
     arena.survived().await;
 }
 
-/// Lines 09 and 24: found while the body streams, so the app must see a request that was never finished.
+/// Lines 09 and 24: a body that is broken within the first read is refused before the app hears of it; where its head has gone on
+/// already, the app must see a request that was never finished.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_breaks_framing_is_aborted_towards_the_app_and_answered_400() {
+async fn a_body_that_breaks_framing_is_answered_400_and_is_none_for_the_app() {
     let arena = Arena::new("").await;
     for side in BOTH {
         for chunks in [
@@ -142,23 +148,26 @@ async fn a_body_that_breaks_framing_is_aborted_towards_the_app_and_answered_400(
         ] {
             let head = "POST /body HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
             for first in ["", "2\r\nok\r\n"] {
-                let what = format!("S-H1-09 {side:?} {first:?} {chunks:?}");
+                let whole = format!("{head}{first}{chunks}{SMUGGLED}");
+                arena.refused(side, "S-H1-09", whole.as_bytes(), 400).await;
+
+                let what = format!("S-H1-09/24 {side:?} {first:?} {chunks:?}");
                 let before = Before::of(&arena, side);
+                let begun = mentions(&arena.app().heard(), "POST /body ");
+                let mut stream = arena.open(side, 80).await;
+                stream.write_all(format!("{head}{first}").as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+                arena.app().until(&what, |all| mentions(all, "POST /body ") > begun).await;
                 let behind = format!("{chunks}{SMUGGLED}");
-                // In one write, and with the head sent ahead, so that it is upstream already.
-                let stream = arena.open(side, 80).await;
-                let pieces = [format!("{head}{first}"), behind];
-                let pieces: Vec<&[u8]> = pieces.iter().map(String::as_bytes).collect();
-                let answer = talk(stream, &pieces, Duration::from_secs(8)).await;
+                let answer = talk(stream, &[behind.as_bytes()], Duration::from_secs(8)).await;
                 assert!(answer.is_closed, "I7, {what}: {}", answer.text);
                 assert_eq!(answer.statuses(), [400], "{what}: {}", answer.text);
                 before.nothing_completed(&arena, &what).await;
                 assert!(!arena.app().text().contains("smuggled"), "{what}");
             }
         }
-        let closed = |heard: &[postern_tests::raw::Heard]| {
-            heard.iter().filter(|heard| heard.complete == 0).all(|heard| heard.is_over)
-        };
+        let closed =
+            |heard: &[Heard]| heard.iter().filter(|heard| heard.complete == 0).all(|heard| heard.is_over);
         arena.app().until("every aborted request was closed towards it", closed).await;
     }
     arena.survived().await;
@@ -171,7 +180,6 @@ async fn a_client_that_expects_continue_gets_it_and_other_expectations_fail() {
     for side in BOTH {
         let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\nExpect: ";
         let mut stream = arena.open(side, 80).await;
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         stream.write_all(format!("{head}100-Continue\r\n\r\n").as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
         let mut interim = [0; 25];
