@@ -32,9 +32,19 @@ pub enum Side {
     App,
     /// A workload with a certificate of the mesh, to the sidecar of payments-api.
     Peer,
+    /// The app of checkout-api again, but what it calls has no sidecar: its own speaks with that app, and nobody else does.
+    Bare,
 }
 
 pub const BOTH: [Side; 2] = [Side::App, Side::Peer];
+/// Where a hostile upstream may stand: behind both sidecars, behind the inbound one, behind the outbound one.
+pub const UPSTREAMS: [Side; 3] = [Side::App, Side::Peer, Side::Bare];
+
+/// A pod outside of injection, whose app is bytes too.
+const BARE: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: bare, namespace: outside, labels: {app: bare}}\n\
+    spec: {containers: [{name: app, command: [none], ports: [{name: http-raw, containerPort: 8080}]}]}\n\
+    ---\napiVersion: v1\nkind: Service\nmetadata: {name: bare, namespace: outside}\n\
+    spec: {selector: {app: bare}, ports: [{name: http, port: 80, targetPort: 8080}]}\n";
 
 /// A connection of bytes.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -82,7 +92,7 @@ impl Arena {
         let one = ONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("authority");
-        let yaml = payments(&(mode("payments", "STRICT") + policies)).replace(
+        let yaml = payments(&(mode("payments", "STRICT") + BARE + policies)).replace(
             "{name: http, containerPort: 8080}, {name: web, containerPort: 8081}",
             "{name: http-raw, containerPort: 8080}, {name: raw, containerPort: 8081}",
         );
@@ -92,13 +102,13 @@ impl Arena {
         let (last, logged) = Default::default();
         let mut arena = Self { mesh, signer, rss: 0, last, logged, _folder: folder, _one: one };
         // What is made at first use is no growth, and takes the time it takes on a busy machine.
-        for side in BOTH {
+        for side in UPSTREAMS {
             let warm = talk_until(arena.open(side, 80).await, b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n").await;
             assert_eq!(warm.statuses(), [200], "{}", warm.text);
         }
-        // Nor is a line that comes late one of what follows: the call of the app passed both sidecars.
-        for (side, lines) in [(Side::App, 1), (Side::Peer, 2)] {
-            arena.log(side).at_least(lines).await;
+        // Nor is a line that comes late one of what follows: each sidecar has seen two of the three.
+        for side in BOTH {
+            arena.log(side).at_least(2).await;
         }
         arena.rss = rss();
         arena
@@ -109,10 +119,18 @@ impl Arena {
         &self.mesh.workload("payments-api").raw
     }
 
+    /// The app that is called from there.
+    pub fn app_of(&self, side: Side) -> &Raw {
+        match side {
+            Side::App | Side::Peer => self.app(),
+            Side::Bare => &self.mesh.workload("bare").raw,
+        }
+    }
+
     /// The access log of the sidecar that is attacked.
     pub fn log(&self, side: Side) -> &AccessLog {
         match side {
-            Side::App => self.mesh.access_log("checkout-api"),
+            Side::App | Side::Bare => self.mesh.access_log("checkout-api"),
             Side::Peer => self.mesh.access_log("payments-api"),
         }
     }
@@ -120,6 +138,7 @@ impl Arena {
     fn entry(&self, side: Side, port: u16) -> SocketAddr {
         match side {
             Side::App => self.mesh.entry("checkout-api", &format!("payments-api:{port}")).0,
+            Side::Bare => self.mesh.entry("checkout-api", &format!("bare:{port}")).0,
             Side::Peer => self.mesh.workload("payments-api").inbound(port + 8000),
         }
     }
@@ -141,7 +160,7 @@ impl Arena {
         let stream = TcpStream::connect(to).await.unwrap();
         stream.set_nodelay(true).unwrap();
         self.came_from(stream.local_addr().unwrap());
-        if side == Side::App {
+        if side != Side::Peer {
             return Box::new(stream);
         }
         let key = self.signer.issue(&Leaf::good(PEER), |_| {});
@@ -210,9 +229,16 @@ impl Arena {
         got
     }
 
-    /// I6: no panic, and a good request on a new connection is answered within a second, on both sides.
+    /// I4: the line of the last connection. That it is the only one is seen at the end.
+    pub async fn one_line(&self, side: Side, what: &str) -> Value {
+        let from = self.last.lock().unwrap().unwrap();
+        self.logged.lock().unwrap().push((side, from));
+        self.log(side).next_matching(what, |line| is_from(line, from)).await
+    }
+
+    /// I6: no panic, and a good request on a new connection is answered within a second, from every side.
     pub async fn is_well(&self) {
-        for side in BOTH {
+        for side in UPSTREAMS {
             let good = talk_until(self.open(side, 80).await, b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n");
             let answer = tokio::time::timeout(Duration::from_secs(1), good).await;
             let answer = answer.unwrap_or_else(|_| panic!("I6: no answer within a second on {side:?}"));
@@ -260,33 +286,30 @@ pub struct Before {
 
 impl Before {
     pub fn of(arena: &Arena, side: Side) -> Self {
-        let (heard, complete) = (arena.app().bytes().len(), arena.app().complete());
+        let app = arena.app_of(side);
+        let (heard, complete) = (app.bytes().len(), app.complete());
         Self { side, heard, complete }
     }
 
     /// I1, I4: no byte to the app, one line in the log, with a reason.
     pub async fn nothing_happened(&self, arena: &Arena, what: &str) {
-        let line = self.one_line(arena, what).await;
+        let line = arena.one_line(self.side, what).await;
         let is_reasoned = line["postern.reason"].is_string()
             || line["postern.decision"] == "deny"
-            || line["http.response.status_code"] == 403;
+            || line["http.response.status_code"] == 403
+            // The same in gRPC's word.
+            || line["rpc.response.status_code"] == 7;
         assert!(is_reasoned, "I4, {what}: no reason: {line}");
-        assert_eq!(arena.app().bytes().len(), self.heard, "I1, {what}: {:?}", arena.app().text());
+        let app = arena.app_of(self.side);
+        assert_eq!(app.bytes().len(), self.heard, "I1, {what}: {:?}", app.text());
     }
 
     /// The app may have seen a beginning, but no complete request.
     pub async fn nothing_completed(&self, arena: &Arena, what: &str) {
-        let line = self.one_line(arena, what).await;
+        let line = arena.one_line(self.side, what).await;
         assert!(line["postern.reason"].is_string(), "I4, {what}: no reason: {line}");
-        assert_eq!(arena.app().complete(), self.complete, "{what}: {:?}", arena.app().text());
-    }
-
-    async fn one_line(&self, arena: &Arena, what: &str) -> Value {
-        let from = arena.last.lock().unwrap().unwrap();
-        arena.logged.lock().unwrap().push((self.side, from));
-        let log = arena.log(self.side);
-        log.until(what, |all| all.iter().any(|line| is_from(line, from))).await;
-        log.lines().into_iter().find(|line| is_from(line, from)).unwrap()
+        let app = arena.app_of(self.side);
+        assert_eq!(app.complete(), self.complete, "{what}: {:?}", app.text());
     }
 }
 
@@ -354,7 +377,21 @@ pub async fn read_answer(stream: &mut Box<dyn Io>) -> Answer {
 
 /// Resident memory of this process, in bytes.
 pub fn rss() -> usize {
+    memory("VmRSS:")
+}
+
+/// The most of it since [`forget_peak`].
+pub fn peak() -> usize {
+    memory("VmHWM:")
+}
+
+/// From here on the peak is a new one (proc_pid_clear_refs(5)).
+pub fn forget_peak() {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+}
+
+fn memory(which: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(which)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }

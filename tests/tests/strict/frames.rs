@@ -26,26 +26,47 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A header list, each line as a literal that is not indexed.
 pub fn block(lines: &[(&[u8], &[u8])]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, value) in lines {
-        out.push(0);
-        for text in [name, value] {
-            // An integer with a prefix of seven bits (RFC 7541 section 5.1).
-            if text.len() < 127 {
-                out.push(text.len() as u8);
-            } else {
-                out.push(127);
-                let mut rest = text.len() - 127;
-                while rest >= 128 {
-                    out.push((rest % 128) as u8 | 128);
-                    rest /= 128;
-                }
-                out.push(rest as u8);
+    lines.iter().flat_map(|(name, value)| literal(0, name, value)).collect()
+}
+
+/// A line that goes into the dynamic table, where [`AGAIN`] refers to it.
+pub fn kept(name: &[u8], value: &[u8]) -> Vec<u8> {
+    literal(0x40, name, value)
+}
+
+/// The newest line of the dynamic table once more (RFC 7541 section 6.1, index 62).
+pub const AGAIN: u8 = 0x80 | 62;
+
+fn literal(form: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut out = vec![form];
+    for text in [name, value] {
+        // An integer with a prefix of seven bits (RFC 7541 section 5.1).
+        if text.len() < 127 {
+            out.push(text.len() as u8);
+        } else {
+            out.push(127);
+            let mut rest = text.len() - 127;
+            while rest >= 128 {
+                out.push((rest % 128) as u8 | 128);
+                rest /= 128;
             }
-            out.extend_from_slice(text);
+            out.push(rest as u8);
         }
+        out.extend_from_slice(text);
     }
     out
+}
+
+/// HEADERS of a header block of any length, with CONTINUATION as needed.
+pub fn headers(flags: u8, stream: u32, block: &[u8]) -> Vec<u8> {
+    let mut chunks = block.chunks(16_000).peekable();
+    let (mut bytes, mut kind, mut flags) = (Vec::new(), HEADERS, flags);
+    while let Some(chunk) = chunks.next() {
+        let last = if chunks.peek().is_none() { END_HEADERS } else { 0 };
+        bytes.extend(frame(kind, flags | last, stream, chunk));
+        (kind, flags) = (CONTINUATION, 0);
+    }
+    bytes
 }
 
 /// HEADERS of a GET that is complete.
@@ -142,6 +163,14 @@ impl Wire {
             }
         };
         tokio::time::timeout(Duration::from_secs(8), waiting).await.unwrap_or(End::Silence)
+    }
+}
+
+impl Wire {
+    /// Waits until the other side has closed, whatever else it says before: true, if it does.
+    pub async fn closes(&mut self) -> bool {
+        let closing = async { while self.next().await.is_some() {} };
+        tokio::time::timeout(Duration::from_secs(8), closing).await.is_ok()
     }
 }
 

@@ -1,7 +1,7 @@
 //! S-H2: what HTTP/2 lets a client say is read as strictly as HTTP/1, and floods end.
 
 use crate::{
-    arena::{Arena, BOTH, Before, Side},
+    arena::{Arena, BOTH, Before, Side, UPSTREAMS},
     frames::*,
 };
 use postern_tests::{Step, raw::Heard, scenario::policy};
@@ -109,11 +109,18 @@ async fn header_lists_that_have_no_one_reading_are_refused() {
     for side in BOTH {
         for (what, lines) in &table {
             let what = format!("{what} {side:?}");
-            let heard = arena.app().bytes().len();
-            let end = ask(&arena, side, lines).await;
+            let before = Before::of(&arena, side);
+            let mut wire = wire(&arena, side).await;
+            let _ = wire.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(lines))).await;
+            let end = wire.end_of(1).await;
             let refused = matches!(end, End::Status(400 | 405 | 417) | End::Reset(1) | End::GoAway(1));
             assert!(refused, "{what}: {end:?}");
-            assert_eq!(arena.app().bytes().len(), heard, "I1, {what}: {}", arena.app().text());
+            if end == End::GoAway(1) {
+                let _ = wire.send(&get(3, "/behind")).await;
+                assert!(wire.closes().await, "I7, {what}: the connection must close");
+            }
+            drop(wire);
+            before.nothing_happened(&arena, &what).await;
         }
         let good: [&[(&[u8], &[u8])]; 3] = [
             &lines_of_get("/good"),
@@ -145,20 +152,9 @@ async fn each_broken_connection_leaves_exactly_one_line_with_its_reason() {
         // S-HDR-08: large lists in CONTINUATION frames, and many lines.
         let before = Before::of(&arena, side);
         let mut wire = wire(&arena, side).await;
-        let lines = with(&[(b"x", &large)]);
-        let list = block(&lines);
-        let mut chunks = list.chunks(16_000).peekable();
-        let mut bytes = frame(HEADERS, END_STREAM, 1, chunks.next().unwrap());
-        while let Some(chunk) = chunks.next() {
-            bytes.extend(frame(
-                CONTINUATION,
-                if chunks.peek().is_none() { END_HEADERS } else { 0 },
-                1,
-                chunk,
-            ));
-        }
-        wire.send(&bytes).await.unwrap();
+        wire.send(&headers(END_STREAM, 1, &block(&with(&[(b"x", &large)])))).await.unwrap();
         assert_eq!(wire.end_of(1).await, End::Status(431), "S-HDR-08");
+        drop(wire);
         before.nothing_happened(&arena, "S-HDR-08").await;
         let before = Before::of(&arena, side);
         let names: Vec<String> = (0..101).map(|n| format!("x-{n}")).collect();
@@ -175,16 +171,12 @@ async fn crumbs_of_a_cookie_are_joined_once_before_policy() {
     let rules = "action: DENY, rules: [{when: [{key: 'request.headers[cookie]', values: ['a=1; b=2']}]}]";
     let arena = Arena::new(&policy("cookie", rules)).await;
     for side in BOTH {
-        let heard = arena.app().bytes().len();
-        assert_eq!(
-            ask(&arena, side, &with(&[(b"cookie", b"a=1"), (b"cookie", b"b=2")])).await,
-            End::Status(403)
-        );
-        assert_eq!(arena.app().bytes().len(), heard, "I1");
-        assert_eq!(
-            ask(&arena, side, &with(&[(b"cookie", b"a=1"), (b"cookie", b"b=3")])).await,
-            End::Status(200)
-        );
+        let before = Before::of(&arena, side);
+        let denied = ask(&arena, side, &with(&[(b"cookie", b"a=1"), (b"cookie", b"b=2")])).await;
+        assert_eq!(denied, End::Status(403));
+        before.nothing_happened(&arena, "S-H2-16").await;
+        let passes = ask(&arena, side, &with(&[(b"cookie", b"a=1"), (b"cookie", b"b=3")])).await;
+        assert_eq!(passes, End::Status(200));
         assert!(arena.app().text().contains("\r\ncookie: a=1; b=3\r\n"), "{}", arena.app().text());
     }
     arena.survived().await;
@@ -195,21 +187,33 @@ async fn crumbs_of_a_cookie_are_joined_once_before_policy() {
 async fn grpc_is_refused_in_its_own_words() {
     let rules = "action: DENY, rules: [{to: [{operation: {paths: ['/svc/*']}}]}]";
     let arena = Arena::new(&policy("svc", rules)).await;
-    let call = |path: &str| {
-        let address = arena.mesh.entry("checkout-api", "payments-api").0;
-        let request = postern_tests::Request::new(address, "a").http2().method("POST").path(path);
-        request.header("content-type", "application/grpc").header("te", "trailers")
+    let call = async |side, path: &str, more: &[(&str, &str)]| {
+        let request = postern_tests::Request::new(([127, 0, 0, 1], 80).into(), "a").http2().method("POST");
+        let request = request.header("content-type", "application/grpc").header("te", "trailers").path(path);
+        let request = more.iter().fold(request, |request, (name, value)| request.header(name, value));
+        request.send_over(arena.open_h2(side).await).await.unwrap()
     };
-    for path in ["/svc/method", "/svc/x/../method", "/x/../svc/method"] {
+    for side in BOTH {
+        for path in ["/svc/method", "/svc/x/../method", "/x/../svc/method"] {
+            let what = format!("S-H2-13 {side:?} {path}");
+            let before = Before::of(&arena, side);
+            let denied = call(side, path, &[]).await;
+            assert_eq!((denied.status, denied.header("grpc-status")), (200, Some("7")), "{what}");
+            assert!(denied.body.is_empty() && denied.trailers.is_empty(), "{what}: trailers only");
+            before.nothing_happened(&arena, &what).await;
+        }
+        for bad in ["123456789S", "1x", "S", "", "1.5S", "-1S"] {
+            let what = format!("S-H2-13 {side:?} grpc-timeout {bad:?}");
+            let before = Before::of(&arena, side);
+            let refused = call(side, "/pay/x", &[("grpc-timeout", bad)]).await;
+            assert_eq!((refused.status, refused.header("grpc-status")), (200, Some("3")), "{what}");
+            before.nothing_happened(&arena, &what).await;
+        }
+        // The twin: what nobody refuses arrives, as HTTP/2, which this app answers with what is none.
         let heard = arena.app().bytes().len();
-        let denied = call(path).send().await.unwrap();
-        assert_eq!((denied.status, denied.header("grpc-status")), (200, Some("7")), "{path}");
-        assert!(denied.body.is_empty() && denied.trailers.is_empty(), "trailers only");
-        assert_eq!(arena.app().bytes().len(), heard, "I1");
-    }
-    for bad in ["123456789S", "1x", "S", "", "1.5S", "-1S"] {
-        let refused = call("/pay/x").header("grpc-timeout", bad).send().await.unwrap();
-        assert_eq!((refused.status, refused.header("grpc-status")), (200, Some("3")), "grpc-timeout {bad:?}");
+        let passed = call(side, "/pay/x", &[("grpc-timeout", "5S")]).await;
+        assert!(!matches!(passed.header("grpc-status"), Some("3" | "7")), "{side:?}: {passed:?}");
+        assert!(arena.app().bytes().len() > heard, "{side:?}: the twin must arrive");
     }
     arena.survived().await;
 }
@@ -299,14 +303,14 @@ fn lines_of(method: &str) -> Lines<'_> {
     lines
 }
 
-/// S-H2-14: trailers cross from HTTP/2 to HTTP/1 and back, and are as clean as any.
+/// S-H2-14: trailers cross from HTTP/2 to HTTP/1 and back, and are as clean as any; so does the body before them, of a GET too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn trailers_cross_between_the_versions() {
+async fn bodies_and_trailers_cross_between_the_versions() {
     let arena = Arena::new("").await;
     let said = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n";
     arena.app().answer(move |_| vec![Step::Hear, say(said)]);
-    for side in BOTH {
-        let mut lines = lines_of("POST");
+    for (side, method) in BOTH.into_iter().flat_map(|side| [(side, "POST"), (side, "GET")]) {
+        let mut lines = lines_of(method);
         lines.extend([(&b"te"[..], &b"trailers"[..]), (b"trailer", b"x-sum, authorization")]);
         let trailers = block(&[(b"x-sum", b"7"), (b"authorization", b"forged"), (b"content-length", b"3")]);
         let mut wire = wire(&arena, side).await;
@@ -320,7 +324,8 @@ async fn trailers_cross_between_the_versions() {
         let whole = wire.whole(1).await;
         assert_eq!((whole.status, whole.trailers, &whole.broken), (200, 1, &None), "{whole:?}");
         let got = String::from_utf8_lossy(&arena.app().bytes()[heard..]).into_owned();
-        assert!(got.ends_with("0\r\nx-sum: 7\r\n\r\n") && !got.contains("forged"), "S-H2-14 {side:?}: {got}");
+        let is_whole = got.ends_with("3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n");
+        assert!(is_whole && !got.contains("forged"), "S-H2-14 {side:?} {method}: {got}");
     }
     arena.app().be_honest();
     arena.survived().await;
@@ -355,6 +360,10 @@ async fn a_hostile_upstream_of_http2_costs_its_own_callers_only() {
             once(frame(HEADERS, END_HEADERS, 1, &[&[0x88][..], &block(&[(b"x", b"a\nb")])].concat())),
         ),
         ("a stream that nobody opened", once(frame(HEADERS, END_HEADERS, 99, &[0x88]))),
+        (
+            "a bomb of HPACK",
+            once(headers(0, 1, &[&[0x88][..], &kept(b"x", &[b'v'; 3900]), &[AGAIN; 64 << 10]].concat())),
+        ),
         ("a push", once(frame(5, END_HEADERS, 1, &[0, 0, 0, 2, 0x82]))),
         ("a window of too much", once(frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()))),
         ("a flood of WINDOW_UPDATE", flood(frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()))),
@@ -363,14 +372,17 @@ async fn a_hostile_upstream_of_http2_costs_its_own_callers_only() {
         ("a flood of PING", flood(frame(PING, 0, 0, &[0; 8]))),
         ("a flood of SETTINGS", flood(settings.clone())),
     ];
-    let address = arena.mesh.entry("checkout-api", "payments-api").0;
-    for (what, script) in scripts {
-        let lines = arena.log(Side::App).lines().len();
-        arena.app().answer(move |_| script.clone());
+    let rows = UPSTREAMS.into_iter().flat_map(|side| scripts.iter().cloned().map(move |row| (side, row)));
+    for (side, (what, script)) in rows {
+        let what = format!("{what} {side:?}");
+        let app = arena.app_of(side);
+        app.answer(move |_| script.clone());
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 80));
         let request =
             postern_tests::Request::new(address, "a").http2().method("POST").path("/pay.Charges/Create");
         let request = request.header("content-type", "application/grpc").header("te", "trailers");
-        let answer = tokio::time::timeout(Duration::from_secs(6), request.send()).await;
+        let call = request.send_over(arena.open_h2(side).await);
+        let answer = tokio::time::timeout(Duration::from_secs(6), call).await;
         let answer = answer.unwrap_or_else(|_| panic!("S-H2-18 {what}: no answer within six seconds"));
         // In the trailers where the upstream's head had been passed on before.
         let status = answer.as_ref().ok().and_then(|answer| {
@@ -379,8 +391,8 @@ async fn a_hostile_upstream_of_http2_costs_its_own_callers_only() {
         });
         let is_refused = answer.is_err() || matches!(status, Some("13" | "14" | "2"));
         assert!(is_refused, "S-H2-18 {what}: {answer:?}");
-        arena.log(Side::App).at_least(lines + 1).await;
-        arena.app().be_honest();
+        arena.one_line(side, &what).await;
+        app.be_honest();
         arena.is_well().await;
     }
     arena.survived().await;

@@ -10,6 +10,7 @@ mod framing;
 mod goaway;
 mod headers;
 mod host;
+mod hpack;
 mod http2;
 mod interception;
 mod log;

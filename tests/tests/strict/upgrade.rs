@@ -1,7 +1,10 @@
 //! S-H1-15: a tunnel begins with a 101 that was asked for, and not one byte earlier.
 
-use crate::arena::{Arena, BOTH, Io, Side, read_answer, talk};
-use postern_tests::{Step, scenario::policy};
+use crate::{
+    arena::{Arena, BOTH, Io, Side, UPSTREAMS, read_answer, talk},
+    goaway::mentions,
+};
+use postern_tests::{Step, raw::Heard, scenario::policy};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -22,11 +25,12 @@ fn switching() -> Step {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_behind_an_upgrade_are_held_until_the_app_has_switched() {
     let arena = Arena::new("").await;
-    for side in BOTH {
-        let heard = arena.app().bytes().len();
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
+        let (asked, said) = (mentions(&app.heard(), "GET /ws "), mentions(&app.heard(), "hello"));
         let (go, gone) = tokio::sync::oneshot::channel::<()>();
         let gone = std::sync::Mutex::new(Some(gone));
-        arena.app().answer(move |_| {
+        app.answer(move |_| {
             let gone = gone.lock().unwrap().take().unwrap();
             tokio::task::block_in_place(|| gone.blocking_recv().unwrap());
             vec![switching(), Step::More, Step::Say(b"world".to_vec()), Step::Close]
@@ -34,20 +38,16 @@ async fn bytes_behind_an_upgrade_are_held_until_the_app_has_switched() {
         let mut stream = arena.open(side, 80).await;
         stream.write_all(format!("{ASK}hello").as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
-        arena
-            .app()
-            .until("the head has come", |all| all.iter().any(|heard| heard.bytes.ends_with(b"\r\n\r\n")))
-            .await;
-        let got = String::from_utf8_lossy(&arena.app().bytes()[heard..]).into_owned();
-        assert!(!got.contains("hello"), "S-H1-15: sent before the 101: {got}");
+        app.until("the head has come", |all| mentions(all, "GET /ws ") > asked).await;
+        assert_eq!(mentions(&app.heard(), "hello"), said, "S-H1-15: sent before the 101: {}", app.text());
         go.send(()).unwrap();
         let mut read = Vec::new();
         stream.read_to_end(&mut read).await.unwrap();
         let read = String::from_utf8_lossy(&read).into_owned();
         assert!(read.starts_with("HTTP/1.1 101 ") && read.ends_with("world"), "{read}");
-        assert!(arena.app().text().ends_with("hello"), "{}", arena.app().text());
+        assert!(app.text().ends_with("hello"), "{}", app.text());
+        app.be_honest();
     }
-    arena.app().be_honest();
     arena.survived().await;
 }
 
@@ -125,7 +125,8 @@ async fn half_a_wish_for_an_upgrade_does_not_open_the_way_for_loose_framing() {
 async fn a_101_that_nobody_asked_for_is_a_502_and_the_app_is_cut_off() {
     let arena = Arena::new("").await;
     let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-    for side in BOTH {
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
         for (ask, said) in [
             (
                 get,
@@ -136,20 +137,16 @@ async fn a_101_that_nobody_asked_for_is_a_502_and_the_app_is_cut_off() {
             (ASK, "HTTP/1.1 101 X\r\n\r\nevil"),
         ] {
             let what = format!("S-H1-21 {side:?} {ask:?} {said:?}");
-            let lines = arena.log(side).lines().len();
-            arena.app().answer(move |_| vec![Step::Hear, Step::Say(said.into()), Step::More]);
+            app.answer(move |_| vec![Step::Hear, Step::Say(said.into()), Step::More]);
             let answer = talk_once(arena.open(side, 80).await, ask).await;
             assert_eq!(answer, [502], "{what}");
-            arena.log(side).at_least(lines + 1).await;
-            assert!(arena.log(side).lines()[lines]["http.response.status_code"] == 502, "{what}");
-            arena
-                .app()
-                .until("it was cut off", |all| {
-                    all.iter().all(|h| h.is_over || !h.bytes.starts_with(ask.as_bytes()))
-                })
-                .await;
+            let line = arena.one_line(side, &what).await;
+            assert_eq!(line["http.response.status_code"], 502, "I4, {what}: {line}");
+            let line = ask.lines().next().unwrap();
+            let is_it = |h: &Heard| String::from_utf8_lossy(&h.bytes).contains(line);
+            app.until("it was cut off", |all| all.iter().filter(|h| is_it(h)).all(|h| h.is_over)).await;
         }
-        arena.app().be_honest();
+        app.be_honest();
         arena.is_well().await;
     }
     arena.survived().await;

@@ -1,6 +1,6 @@
 //! S-H1-21 to 23: a hostile upstream. What it breaks stays broken for the client, and never spills into another exchange.
 
-use crate::arena::{Arena, BOTH, Side, talk, talk_until};
+use crate::arena::{Arena, Side, UPSTREAMS, talk, talk_until};
 use postern_tests::Step;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -16,8 +16,9 @@ fn say(text: &str) -> Step {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_breaks_the_protocol_is_a_502_and_its_connection_is_closed() {
     let arena = Arena::new("").await;
-    for side in BOTH {
-        for said in [
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
+        for (row, said) in [
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
             "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nhello!",
             "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
@@ -37,34 +38,38 @@ async fn an_answer_that_breaks_the_protocol_is_a_502_and_its_connection_is_close
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             "SSH-2.0-OpenSSH_9.2\r\n\r\n",
             "220 mail ready\r\n\r\n",
-        ] {
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let what = format!("S-H1-21 {side:?} {said:?}");
-            let lines = arena.log(side).lines().len();
-            arena.app().answer(move |_| vec![Step::Hear, say(said), Step::More]);
-            let answer = talk_until(arena.open(side, 80).await, GET).await;
+            app.answer(move |_| vec![Step::Hear, say(said), Step::More]);
+            let path = format!("/{side:?}/{row}");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let answer = talk_until(arena.open(side, 80).await, request.as_bytes()).await;
             assert_eq!(answer.statuses(), [502], "{what}: {}", answer.text);
             assert!(!answer.text.contains("hello"), "{what}: {}", answer.text);
-            arena.log(side).at_least(lines + 1).await;
-            let line = arena.log(side).lines()[lines].clone();
-            assert!(
-                line["http.response.status_code"] == 502 && line["postern.flags"] == "UPE"
-                    || side == Side::App,
-                "I4, {what}: {line}"
-            );
-            arena.app().until(&what, |all| all.iter().filter(|h| !h.is_over).count() <= 1).await;
+            let line = arena.one_line(side, &what).await;
+            assert_eq!(line["http.response.status_code"], 502, "I4, {what}: {line}");
+            // Of the sidecar that speaks with the app; to the one before it this is an answer like another.
+            let finder = if side == Side::App { Side::Peer } else { side };
+            let line = arena.log(finder).next_with(&[("url.path", json!(path))]).await;
+            let is_found = line["http.response.status_code"] == 502 && line["postern.flags"] == "UPE";
+            assert!(is_found && line["postern.reason"].is_string(), "I4, {what}: {line}");
+            app.until(&what, |all| all.iter().filter(|h| !h.is_over).count() <= 1).await;
         }
         let header = "x: y\r\n".repeat(101);
         let many = format!("HTTP/1.1 200 OK\r\n{header}Content-Length: 0\r\n\r\n");
-        arena.app().answer(move |_| vec![Step::Hear, say(&many)]);
+        app.answer(move |_| vec![Step::Hear, say(&many)]);
         assert_eq!(talk_until(arena.open(side, 80).await, GET).await.statuses(), [502], "101 lines");
         for (kib, status) in [(60, 200), (200, 502), (1024, 502)] {
             let value = "v".repeat(kib << 10);
             let huge = format!("HTTP/1.1 200 OK\r\nx: {value}\r\nContent-Length: 0\r\n\r\n");
-            arena.app().answer(move |_| vec![Step::Hear, say(&huge)]);
+            app.answer(move |_| vec![Step::Hear, say(&huge)]);
             let answer = talk_until(arena.open(side, 80).await, GET).await;
             assert_eq!(answer.statuses(), [status], "{kib} KiB of head");
         }
-        arena.app().be_honest();
+        app.be_honest();
     }
     arena.survived().await;
 }
@@ -73,9 +78,10 @@ async fn an_answer_that_breaks_the_protocol_is_a_502_and_its_connection_is_close
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interim_answers_end() {
     let arena = Arena::new("").await;
-    for side in BOTH {
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
         let some = "HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n".repeat(15);
-        arena.app().answer(move |_| {
+        app.answer(move |_| {
             vec![Step::Hear, say(&some), say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")]
         });
         let answer = talk_until(arena.open(side, 80).await, GET).await;
@@ -85,17 +91,19 @@ async fn interim_answers_end() {
             "HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n",
             "HTTP/1.1 199 X\r\n\r\n",
         ] {
-            arena.app().answer(move |_| vec![Step::Hear, Step::Repeat(flood.into())]);
+            app.answer(move |_| vec![Step::Hear, Step::Repeat(flood.into())]);
             let began = Instant::now();
             let answer = talk_until(arena.open(side, 80).await, GET).await;
             assert_eq!(answer.statuses(), [502], "S-H1-21 {flood:?}: {}", answer.text);
             assert!(began.elapsed() < Duration::from_secs(2), "{flood:?}: {:?}", began.elapsed());
+            let line = arena.one_line(side, flood).await;
+            assert_eq!(line["http.response.status_code"], 502, "I4, {flood:?}: {line}");
         }
         let long = format!("HTTP/1.1 103 Early Hints\r\nx: {}", "y".repeat(1000));
-        arena.app().answer(move |_| vec![Step::Hear, Step::Repeat(long.clone().into())]);
+        app.answer(move |_| vec![Step::Hear, Step::Repeat(long.clone().into())]);
         let answer = talk_until(arena.open(side, 80).await, GET).await;
         assert_eq!(answer.statuses(), [502], "an interim head without end");
-        arena.app().be_honest();
+        app.be_honest();
     }
     arena.survived().await;
 }
@@ -104,7 +112,8 @@ async fn interim_answers_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_truncated_answer_never_ends_well() {
     let arena = Arena::new("").await;
-    for side in BOTH {
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
         for (case, (said, end)) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", Step::Close),
             ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", Step::Reset),
@@ -119,8 +128,8 @@ async fn a_truncated_answer_never_ends_well() {
         .enumerate()
         {
             let what = format!("S-H1-21/22 {side:?} {said:?} {end:?}");
-            arena.app().answer(move |_| vec![Step::Hear, say(said), end.clone()]);
-            let path = format!("/cut-{case}");
+            app.answer(move |_| vec![Step::Hear, say(said), end.clone()]);
+            let path = format!("/cut/{side:?}/{case}");
             let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
             let answer =
                 talk(arena.open(side, 80).await, &[request.as_bytes()], Duration::from_secs(8)).await;
@@ -141,7 +150,7 @@ async fn a_truncated_answer_never_ends_well() {
             assert!(line["postern.reason"].is_string(), "I4, {what}: {line}");
         }
         // The twin: a clean end of a close-delimited answer is an end.
-        arena.app().answer(|_| vec![Step::Hear, say("HTTP/1.1 200 OK\r\n\r\nhello"), Step::Close]);
+        app.answer(|_| vec![Step::Hear, say("HTTP/1.1 200 OK\r\n\r\nhello"), Step::Close]);
         let answer = talk(arena.open(side, 80).await, &[CLOSING], Duration::from_secs(8)).await;
         assert!(
             answer.is_closed && answer.statuses() == [200] && answer.text.contains("hello"),
@@ -149,7 +158,7 @@ async fn a_truncated_answer_never_ends_well() {
             answer.text
         );
         assert!(answer.text.ends_with("0\r\n\r\n"), "S-H1-22: {}", answer.text);
-        arena.app().be_honest();
+        app.be_honest();
     }
     arena.survived().await;
 }
@@ -159,7 +168,8 @@ async fn a_truncated_answer_never_ends_well() {
 async fn nothing_behind_an_answer_reaches_the_next_client() {
     let arena = Arena::new("").await;
     let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
-    for side in BOTH {
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
         for (ask, said, status) in [
             ("GET", format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok{evil}"), 200),
             ("GET", format!("HTTP/1.1 204 No Content\r\n\r\n{evil}"), 204),
@@ -185,7 +195,7 @@ async fn nothing_behind_an_answer_reaches_the_next_client() {
             ),
         ] {
             let what = format!("S-H1-21 {side:?} {ask} {said:?}");
-            arena.app().answer(move |_| vec![Step::Hear, say(&said)]);
+            app.answer(move |_| vec![Step::Hear, say(&said)]);
             let request = format!("{ask} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
             let answer =
                 talk(arena.open(side, 80).await, &[request.as_bytes()], Duration::from_secs(8)).await;
@@ -201,7 +211,7 @@ async fn nothing_behind_an_answer_reaches_the_next_client() {
             if status != 200 || ask == "HEAD" {
                 assert!(!answer.text.contains("abc"), "{what}: {}", answer.text);
             }
-            arena.app().be_honest();
+            app.be_honest();
             for _ in 0..2 {
                 let next =
                     talk_until(arena.open(side, 80).await, b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -220,14 +230,15 @@ async fn nothing_behind_an_answer_reaches_the_next_client() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_the_app_closes_between_requests_loses_no_get_and_repeats_no_post() {
     let arena = Arena::new("").await;
-    // Says 200 once, then closes at the next request without a word.
-    let served = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let count = served.clone();
-    arena.app().answer(move |head| match count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 2 {
-        1 if !head.contains("/even") => vec![Step::Reset],
-        _ => vec![Step::Hear, Step::Echo],
-    });
-    for side in BOTH {
+    for side in UPSTREAMS {
+        let app = arena.app_of(side);
+        // Says 200 once, then closes at the next request without a word.
+        let served = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = served.clone();
+        app.answer(move |head| match count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 2 {
+            1 if !head.contains("/even") => vec![Step::Reset],
+            _ => vec![Step::Hear, Step::Echo],
+        });
         // An even number of requests so far, so that the first is answered and the second, on its connection, is not.
         served.store(0, std::sync::atomic::Ordering::SeqCst);
         let warm = talk_until(arena.open(side, 80).await, GET).await;
@@ -235,12 +246,12 @@ async fn a_connection_that_the_app_closes_between_requests_loses_no_get_and_repe
         let retried = talk_until(arena.open(side, 80).await, GET).await;
         assert_eq!(retried.statuses().first(), Some(&200), "S-H1-23 GET: {}", retried.text);
         served.store(1, std::sync::atomic::Ordering::SeqCst);
-        let complete = arena.app().text().matches("POST /once").count();
+        let complete = app.text().matches("POST /once").count();
         let post = b"POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
         let lost = talk_until(arena.open(side, 80).await, post).await;
         assert_eq!(lost.statuses(), [503], "S-H1-23 POST: {}", lost.text);
-        assert_eq!(arena.app().text().matches("POST /once").count(), complete + 1, "sent once");
+        assert_eq!(app.text().matches("POST /once").count(), complete + 1, "sent once");
+        app.be_honest();
     }
-    arena.app().be_honest();
     arena.survived().await;
 }
