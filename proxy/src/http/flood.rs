@@ -1,8 +1,9 @@
 //! Floods of HTTP/2 frames that cost their sender nothing: WINDOW_UPDATE, PRIORITY, PING, SETTINGS, and types nobody knows.
 //!
-//! h2 bounds resets, CONTINUATION, empty DATA and header lists; these it answers or skips for as long as they come. A reader
-//! in front of it counts them. Beyond the budget it hands h2 something that h2 answers with GOAWAY and ENHANCE_YOUR_CALM (11),
-//! at the next boundary of frames, and nothing after it is read. It also holds the deadline of a peer that takes nothing.
+//! h2 bounds CONTINUATION, empty DATA, header lists, and resets of requests that nobody has taken up yet; these it answers or
+//! skips for as long as they come. A reader in front of it counts them, and what a client resets besides. Beyond the budget it
+//! hands h2 something that h2 answers with GOAWAY and ENHANCE_YOUR_CALM (11), at the next boundary of frames, and nothing after it
+//! is read. It also holds the deadline of a peer that takes nothing.
 
 use super::gather::Gather;
 use std::{
@@ -22,7 +23,7 @@ use tokio::{
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Such frames a second, over time; as many may come at once. One more for each KiB that we send, since windows are opened
-    /// by what was received.
+    /// by what was received. A reset by a client counts as [`RESET`] of them.
     pub frames: u32,
     /// How long a peer may take nothing of what we have for it.
     pub stalled: Duration,
@@ -69,20 +70,20 @@ impl Seen {
 impl<S> Paced<S> {
     /// In front of our server.
     pub fn server(stream: S, bounds: Bounds) -> (Self, Rc<Seen>) {
-        Self::new(stream, bounds, PREFACE)
+        Self::new(stream, bounds, Frames { left: PREFACE, reset: RESET, ..Frames::default() })
     }
 
     /// In front of our client.
     pub fn client(stream: S, bounds: Bounds) -> (Self, Rc<Seen>) {
-        Self::new(stream, bounds, 0)
+        Self::new(stream, bounds, Frames::default())
     }
 
-    fn new(stream: S, bounds: Bounds, skip: usize) -> (Self, Rc<Seen>) {
+    fn new(stream: S, bounds: Bounds, frames: Frames) -> (Self, Rc<Seen>) {
         let seen = Rc::new(Seen::default());
         let paced = Self {
             stream,
             gather: Gather::default(),
-            frames: Frames { left: skip, ..Frames::default() },
+            frames,
             budget: Budget::full(bounds.frames),
             poison: None,
             seen: seen.clone(),
@@ -217,6 +218,8 @@ struct Frames {
     // Between HEADERS and the end of its block no other frame may stand.
     in_block: bool,
     tripped: bool,
+    // What a RST_STREAM costs.
+    reset: u32,
     last_stream: u32,
     streams: u64,
     settings: Settings,
@@ -256,7 +259,12 @@ impl Settings {
     }
 }
 
+/// What a RST_STREAM of a client costs, in frames that carry nothing: the request that it takes back may have gone on already, and
+/// another one may take its place at once (CVE-2023-44487). An upstream's resets are answers to requests of ours.
+const RESET: u32 = 10;
+
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const ACK: u8 = 1;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
@@ -311,7 +319,8 @@ impl Frames {
                 if kind == SETTINGS && flags & ACK == 0 {
                     self.settings.begin();
                 }
-                if is_cheap(kind) && !budget.takes_one() {
+                let cost = if kind == RST_STREAM { self.reset } else { u32::from(is_cheap(kind)) };
+                if cost > 0 && !budget.takes(cost) {
                     self.tripped = true;
                 }
             }
@@ -320,7 +329,7 @@ impl Frames {
     }
 }
 
-/// A bucket of tokens, which looks at the clock only when it is empty.
+/// A bucket of tokens, which looks at the clock only when too few are left.
 #[derive(Debug)]
 struct Budget {
     tokens: u32,
@@ -340,20 +349,20 @@ impl Budget {
         }
     }
 
-    fn takes_one(&mut self) -> bool {
+    fn takes(&mut self, cost: u32) -> bool {
         if self.since.is_none() {
             self.since = Some(Instant::now());
         }
-        if self.tokens == 0 {
+        if self.tokens < cost {
             let now = Instant::now();
             let gone = self.since.replace(now).map_or(Duration::ZERO, |since| now - since);
             let earned = gone.as_secs_f64() * f64::from(self.a_second);
             // Both are bounded before they are cut to integers.
             let earned = earned.min(f64::from(self.a_second)) as u32;
             let opened = u32::try_from(std::mem::take(&mut self.sent) / 1024).unwrap_or(u32::MAX);
-            self.tokens = earned.saturating_add(opened);
+            self.tokens = self.tokens.saturating_add(earned).saturating_add(opened);
         }
-        self.tokens = match self.tokens.checked_sub(1) {
+        self.tokens = match self.tokens.checked_sub(cost) {
             Some(left) => left,
             None => return false,
         };
@@ -390,6 +399,14 @@ mod tests {
         }
         for kind in [0, 1, 3, 7, 9] {
             assert_eq!(follow(&frame(kind, 4, 5).repeat(20), 3, 2), None, "type {kind} is bounded by h2");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reset_of_a_client_costs_more_and_one_of_an_upstream_nothing() {
+        for (reset, end) in [(RESET, Some(3 * 13)), (0, None)] {
+            let (mut frames, mut budget) = (Frames { reset, ..Frames::default() }, Budget::full(2 * RESET));
+            assert_eq!(frames.feed(&frame(RST_STREAM, 0, 4).repeat(5), &mut budget).err(), end);
         }
     }
 
@@ -431,13 +448,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_budget_comes_back_with_time_and_with_what_we_send() {
         let mut budget = Budget::full(10);
-        assert!((0..10).all(|_| budget.takes_one()));
-        assert!(!budget.takes_one());
+        assert!((0..10).all(|_| budget.takes(1)));
+        assert!(!budget.takes(1));
         tokio::time::advance(Duration::from_millis(500)).await;
-        assert!((0..5).all(|_| budget.takes_one()));
-        assert!(!budget.takes_one());
+        assert!((0..5).all(|_| budget.takes(1)));
+        assert!(!budget.takes(1));
         budget.sent(&Poll::Ready(Ok(3 * 1024)));
-        assert!((0..3).all(|_| budget.takes_one()));
-        assert!(!budget.takes_one());
+        assert!((0..3).all(|_| budget.takes(1)));
+        assert!(!budget.takes(1));
     }
 }

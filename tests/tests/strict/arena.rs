@@ -236,6 +236,13 @@ impl Arena {
         self.log(side).next_matching(what, |line| is_from(line, from)).await
     }
 
+    /// A line of the last connection with a reason, where others may stand beside it.
+    pub async fn reasoned_line(&self, side: Side, what: &str) -> Value {
+        let from = self.last.lock().unwrap().unwrap();
+        let is_it = |line: &Value| is_from(line, from) && line["postern.reason"].is_string();
+        self.log(side).next_matching(what, is_it).await
+    }
+
     /// I6: no panic, and a good request on a new connection is answered within a second, from every side.
     pub async fn is_well(&self) {
         for side in UPSTREAMS {

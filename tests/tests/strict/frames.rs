@@ -172,6 +172,21 @@ impl Wire {
         let closing = async { while self.next().await.is_some() {} };
         tokio::time::timeout(Duration::from_secs(8), closing).await.is_ok()
     }
+
+    /// The code of the GOAWAY that ends the connection, if one does, and how many streams the other side has reset before.
+    pub async fn resets_until_goaway(&mut self) -> (usize, Option<u32>) {
+        let mut resets = 0;
+        let reading = async {
+            loop {
+                match self.next().await? {
+                    came if came.kind == GOAWAY => return Some(number(&came.payload[4..])),
+                    came => resets += usize::from(came.kind == RST_STREAM),
+                }
+            }
+        };
+        let code = tokio::time::timeout(Duration::from_secs(8), reading).await.ok().flatten();
+        (resets, code)
+    }
 }
 
 /// How one answer went.
