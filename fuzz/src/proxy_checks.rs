@@ -22,7 +22,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Longer inputs say nothing new, and are split at every position.
 const LONGEST: usize = 4096;
@@ -180,28 +180,41 @@ pub fn header_rules(text: &str) {
     }
 }
 
-/// A chunked body, and what follows it: the same at every split, nothing but a beginning of what came passes, and a body
-/// that passes whole is one for a second reading, too.
+/// A chunked body, and what follows it: whether it is refused does not depend on how it is cut, nothing but a beginning of what came
+/// passes, and a body that passes whole is one for a second reading, too.
 pub fn chunked(bytes: &[u8]) {
     const HEAD: &[u8] = CHUNKED_HEAD;
+    const POISON: &[u8] = b"\0\r\n\r\n";
     let bytes = &bytes[..bytes.len().min(LONGEST)];
     let all = [HEAD, bytes].concat();
-    let (passed, is_broken) = follow(&all, all.len());
-    assert!(passed.len() >= HEAD.len(), "the head is good");
-    let body = passed.get(HEAD.len()..).unwrap_or_default();
-    let (poisoned, beginning) = match body.strip_suffix(b"\0\r\n\r\n") {
-        Some(beginning) if !bytes.starts_with(body) => (true, beginning),
-        _ => (false, body),
+    let judge = |(passed, is_broken): (Vec<u8>, bool)| {
+        let (poisoned, beginning) = match passed.strip_suffix(POISON) {
+            Some(beginning) if !all.starts_with(&passed) => (true, beginning),
+            _ => (false, &*passed),
+        };
+        assert!(all.starts_with(beginning), "more than came: {bytes:?} -> {passed:?}");
+        assert!(is_broken || poisoned || beginning == all, "not all of it passed: {bytes:?}");
+        (is_broken || poisoned, beginning.len())
     };
-    assert!(bytes.starts_with(beginning), "more than came: {bytes:?} -> {body:?}");
-    assert!(is_broken || poisoned || beginning == bytes, "not all of it passed: {bytes:?}");
-    for at in splits(all.len()) {
-        assert_eq!(follow(&all, at), (passed.clone(), is_broken), "split at {at}: {bytes:?}");
+    // The head has gone on before.
+    let (is_refused, passed) = judge(follow(HEAD.chain(bytes)));
+    assert!(passed >= HEAD.len(), "the head is good");
+    for at in splits(bytes.len()) {
+        let split = judge(follow(HEAD.chain(halves(bytes, at))));
+        assert_eq!(split.0, is_refused, "split at {at}: {bytes:?}");
     }
-    // A rule broken in the body or behind it: a plain reading must see what was wrong, or find the body complete.
+    for at in splits(all.len()) {
+        assert_eq!(judge(follow(halves(&all, at))).0, is_refused, "split at {at}: {bytes:?}");
+    }
+    // A plain reading must see what was wrong, or find the body complete.
     match plain(bytes) {
-        Plain::Broken(at) => assert!(is_broken && beginning.len() <= at, "{at}: {bytes:?} -> {beginning:?}"),
-        Plain::Complete { .. } | Plain::Unfinished => assert!(!is_broken, "{bytes:?}"),
+        Plain::Broken(at) => {
+            assert!(is_refused && passed <= HEAD.len() + at, "{at}: {bytes:?} -> {passed}");
+            assert_eq!(first_read(&all), POISON, "in one read nothing passes: {bytes:?}");
+        }
+        Plain::Unfinished => assert!(!is_refused, "{bytes:?}"),
+        // What follows it has rules of its own.
+        Plain::Complete { .. } => {}
     }
 }
 
@@ -278,12 +291,22 @@ fn patience() -> Patience {
     Patience { first_head, head: long, idle: long, body: long, stalled: long }
 }
 
+fn strict<S: AsyncRead + Unpin>(bytes: S) -> Strict<impl AsyncRead + AsyncWrite + Unpin> {
+    Strict::new(tokio::io::join(bytes, tokio::io::sink()), patience())
+}
+
 /// What passes, and whether it ended with an error.
-fn follow(bytes: &[u8], at: usize) -> (Vec<u8>, bool) {
-    let mut strict = Strict::new(tokio::io::join(halves(bytes, at), tokio::io::sink()), patience());
+fn follow(bytes: impl AsyncRead + Unpin) -> (Vec<u8>, bool) {
     let mut read = Vec::new();
-    let ended = now(strict.read_to_end(&mut read));
+    let ended = now(strict(bytes).read_to_end(&mut read));
     (read, ended.is_err())
+}
+
+/// What passes of all the bytes at once.
+fn first_read(bytes: &[u8]) -> Vec<u8> {
+    let mut read = Vec::with_capacity(2 * LONGEST);
+    now(strict(bytes).read_buf(&mut read)).unwrap();
+    read
 }
 
 enum Plain {
