@@ -115,6 +115,7 @@ async fn a_second_request_is_read_as_strictly_as_the_first() {
             assert!(!arena.app().text().contains("smuggled"), "{bad:?}");
             arena.log(side).at_least(lines + 2).await;
             assert_eq!(arena.log(side).lines().len(), lines + 2, "I4: {bad:?}");
+            arena.reasoned_line(side, bad).await;
         }
     }
     arena.survived().await;

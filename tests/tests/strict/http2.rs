@@ -257,6 +257,11 @@ async fn an_answer_that_was_cut_off_is_reset_and_a_complete_one_ends() {
                 // 503 when the break came before the head was sent on; otherwise a reset, never a clean end.
                 let is_refused = matches!(whole.status, 502 | 503);
                 assert!(is_refused || matches!(whole.broken, Some(End::Reset(_))), "{what}: {whole:?}");
+                drop(wire);
+                let line = arena.one_line(side, &what).await;
+                // To the caller's sidecar the other one's refusal is an answer like another.
+                let is_reasoned = line["postern.reason"].is_string();
+                assert!(is_reasoned || is_refused && side == Side::App, "I4, {what}: {line}");
             }
         }
         arena.app().be_honest();
@@ -291,6 +296,8 @@ async fn a_request_that_is_reset_never_ends_for_the_app() {
                 drop(wire);
                 arena.app().until(&what, |all| all.iter().filter(|h| is_begun(h)).all(|h| h.is_over)).await;
                 assert_eq!(arena.app().complete(), complete, "{what}");
+                let line = arena.one_line(side, &what).await;
+                assert!(line["postern.reason"].is_string(), "I4, {what}: {line}");
             }
         }
     }
