@@ -18,6 +18,7 @@ use postern_tests::{
     workload_api::{Client, channel, endpoint, go, marked, python, renew, settings},
 };
 use std::collections::BTreeSet;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 const ID: &str = "spiffe://cluster.local/ns/checkout/sa/checkout-api";
@@ -221,6 +222,12 @@ async fn clients_of_a_sidecar_whose_authority_is_revoked_are_told_to_stop_and_wh
     let mut bundles = client.fetch_x509_bundles(marked(X509BundlesRequest {})).await.unwrap().into_inner();
     let first = within("the first certificate", svids.message()).await.unwrap().unwrap();
     let old_root = first.svids[0].bundle.clone();
+    // An Envoy beside it.
+    let mut envoy = SecretDiscoveryServiceClient::new(channel(mesh.workload_api("client")).await);
+    let wanted = DiscoveryRequest { resource_names: vec!["default".into()], ..DiscoveryRequest::default() };
+    let asks = tokio_stream::iter([wanted]).chain(tokio_stream::pending());
+    let mut secrets = envoy.stream_secrets(asks).await.unwrap().into_inner();
+    assert!(within("the first secret", secrets.message()).await.unwrap().is_some());
     mesh.must(&["ca", "rotate", "--step", "prepare"]);
     mesh.all_heard().await;
     mesh.must(&["ca", "revoke", &old, "--force"]);
@@ -233,6 +240,8 @@ async fn clients_of_a_sidecar_whose_authority_is_revoked_are_told_to_stop_and_wh
         }
     });
     assert_eq!(ended.await.unwrap_err().code(), Code::PermissionDenied);
+    let ended = within("the stream of secrets ends", secrets.message()).await.unwrap_err();
+    assert_eq!(ended.code(), Code::PermissionDenied);
     let trusted = within("the old root is trusted no more", async {
         loop {
             let said = bundles.message().await.unwrap().unwrap().bundles["spiffe://cluster.local"].clone();
