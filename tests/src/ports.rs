@@ -34,7 +34,8 @@ pub fn substitute(yaml: &str) -> String {
         let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
         let (digits, after) = number.split_at(end);
         let is_word = before.ends_with(|c: char| c.is_alphanumeric() || c == '.');
-        let port = digits.parse().ok().filter(|_| !is_word).map(real);
+        // As it is written: a number that begins with a zero is none, but a piece of base64.
+        let port = digits.parse().ok().filter(|_| !is_word && !digits.starts_with('0')).map(real);
         text.push_str(before);
         text.push_str(&port.map_or_else(|| digits.to_owned(), |port| port.to_string()));
         rest = after;
@@ -45,6 +46,6 @@ pub fn substitute(yaml: &str) -> String {
 #[test]
 fn only_whole_numbers_that_are_ports_are_replaced() {
     let [http, _, tcp, _] = *USED;
-    let yaml = "p: 8080, q: '9000', x: v8080 18080 10.8080 8080a";
-    assert_eq!(substitute(yaml), format!("p: {http}, q: '{tcp}', x: v8080 18080 10.8080 {http}a"));
+    let yaml = "p: 8080, q: '9000', x: v8080 18080 10.8080 8080a +07/08080";
+    assert_eq!(substitute(yaml), format!("p: {http}, q: '{tcp}', x: v8080 18080 10.8080 {http}a +07/08080"));
 }

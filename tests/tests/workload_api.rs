@@ -10,6 +10,7 @@ use postern_api::open::{
     },
     spiffe_workload_api_client::SpiffeWorkloadApiClient,
 };
+use postern_identity::{Accept, Bundle, verify::verify};
 use postern_tests::{
     Mesh,
     mesh::{DEADLINE, within},
@@ -17,6 +18,7 @@ use postern_tests::{
     standalone::{self, Standalone},
     workload_api::{Client, channel, endpoint, go, marked, python, renew, settings},
 };
+use rustls_pki_types::{CertificateDer, UnixTime};
 use std::collections::BTreeSet;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
@@ -127,6 +129,40 @@ async fn the_crate_spiffe_and_pypi_spiffe_check_tokens_and_follow_the_key_that_s
     assert_eq!((&fetched["id"], &accepted["accepted"]), (&id.clone().into(), &id.into()));
     assert!(fetched["keys"].as_u64().unwrap() >= 1, "{fetched}");
     assert!(refused["refused"].as_str().unwrap().contains("is not for `somebody-else`"), "{refused}");
+    source.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_crate_spiffe_follows_the_rotation_of_a_root() {
+    let mesh = Standalone::start(standalone::Settings::default()).await;
+    let socket = format!("unix://{}", mesh.workload_api("client").display());
+    let source = within("the source", spiffe::X509Source::builder().endpoint(&socket).build()).await.unwrap();
+    let domain = spiffe::TrustDomain::new("cluster.local").unwrap();
+    let roots = || -> BTreeSet<Vec<u8>> {
+        let bundle = source.try_bundle_for_trust_domain(&domain).unwrap();
+        bundle.authorities().iter().map(|root| root.as_bytes().to_vec()).collect()
+    };
+    let chain =
+        || source.svid().unwrap().cert_chain().iter().map(|c| c.as_bytes().to_vec()).collect::<Vec<_>>();
+    let (old, before) = (roots(), chain());
+    let mut updates = source.updated();
+    mesh.must(&["ca", "rotate"]);
+    // Both roots, the new one's certificate, the old root gone: each is an update, and what came last is asserted.
+    while !roots().is_disjoint(&old) {
+        within("the source sees the new root alone", updates.changed()).await.unwrap();
+    }
+    let after = chain();
+    assert_ne!(
+        (&before[0], &before[1]),
+        (&after[0], &after[1]),
+        "another certificate, below another authority"
+    );
+    let anchors: Vec<_> = roots().into_iter().map(CertificateDer::from).collect();
+    assert_eq!(anchors.len(), 1);
+    let trust = [Bundle::new("cluster.local".parse().unwrap(), anchors)].into_iter().collect();
+    let after: Vec<_> = after.into_iter().map(CertificateDer::from).collect();
+    let anybody = Accept::TrustDomains(["cluster.local".parse().unwrap()].into());
+    verify(&after, &trust, &anybody, true, UnixTime::now()).unwrap();
     source.shutdown().await;
 }
 
