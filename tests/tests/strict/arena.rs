@@ -233,13 +233,13 @@ impl Arena {
     pub async fn one_line(&self, side: Side, what: &str) -> Value {
         let from = self.last.lock().unwrap().unwrap();
         self.logged.lock().unwrap().push((side, from));
-        self.log(side).next_matching(what, |line| is_from(line, from)).await
+        self.log(side).next_matching(what, |line| is_from(line, side, from)).await
     }
 
     /// A line of the last connection with a reason, where others may stand beside it.
     pub async fn reasoned_line(&self, side: Side, what: &str) -> Value {
         let from = self.last.lock().unwrap().unwrap();
-        let is_it = |line: &Value| is_from(line, from) && line["postern.reason"].is_string();
+        let is_it = |line: &Value| is_from(line, side, from) && line["postern.reason"].is_string();
         self.log(side).next_matching(what, is_it).await
     }
 
@@ -263,7 +263,7 @@ impl Arena {
         self.is_well().await;
         for (side, from) in self.logged.lock().unwrap().iter() {
             let lines = self.log(*side).lines();
-            let lines: Vec<&Value> = lines.iter().filter(|line| is_from(line, *from)).collect();
+            let lines: Vec<&Value> = lines.iter().filter(|line| is_from(line, *side, *from)).collect();
             assert_eq!(lines.len(), 1, "I4: one connection, one line: {lines:#?}");
         }
         let limit = self.rss + self.rss / 10 + (8 << 20);
@@ -320,8 +320,14 @@ impl Before {
     }
 }
 
-fn is_from(line: &Value, address: SocketAddr) -> bool {
-    line["network.peer.address"] == address.ip().to_string() && line["network.peer.port"] == address.port()
+/// The service of [`BARE`], the second of the arena.
+const BARE_SERVICE: &str = "10.96.0.2";
+
+/// Whether it is a line of this connection. Two that lead elsewhere may come from the same port.
+fn is_from(line: &Value, side: Side, address: SocketAddr) -> bool {
+    line["network.peer.address"] == address.ip().to_string()
+        && line["network.peer.port"] == address.port()
+        && (line["network.local.address"] == BARE_SERVICE) == (side == Side::Bare)
 }
 
 /// Writes the pieces and reads until the other side closes, or for so long.

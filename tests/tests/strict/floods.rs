@@ -161,7 +161,7 @@ async fn resets_of_requests_that_were_taken_up_end_the_connection_too() {
     let mut after_first = None;
     for side in [BOTH, BOTH].concat() {
         let what = format!("S-H2-03 {side:?}");
-        let asked = asked(&arena);
+        let began = Instant::now();
         let mut wire = wire(&arena, side).await;
         let (mut resets, mut end) = (0, None);
         // A hundred at a time, as many as there may be. The PING is answered behind them.
@@ -184,8 +184,9 @@ async fn resets_of_requests_that_were_taken_up_end_the_connection_too() {
             resets += 100;
         }
         assert_eq!(end, Some(11), "{what}: after {resets}");
-        let asked = self::asked(&arena) - asked;
-        assert!(asked <= 200, "{what}: the app saw {asked} requests of {resets}");
+        // A thousand at once, as many a second, and what is on its way.
+        let most = 1200.0 + began.elapsed().as_secs_f64() * 1000.0;
+        assert!(f64::from(resets) < most, "{what}: {resets} after {:?}", began.elapsed());
         assert!(wire.closes().await, "I7, {what}: the connection must close");
         arena.reasoned_line(side, &format!("with a reason (I4, {what})")).await;
         // What this process has freed it may keep; nothing is left when the next attacks need no more. Lines are still coming in.
@@ -271,6 +272,10 @@ async fn a_hundred_answers_that_nobody_reads_hold_a_bounded_memory() {
             // What this process has freed it may keep; nothing is left when the next attack needs no more.
             most.get_or_insert(held);
             arena.is_well().await;
+            drop(wire);
+            let is_it = |heard: &&Heard| String::from_utf8_lossy(&heard.bytes).contains("/unread");
+            let over = |all: &[Heard]| all.iter().filter(is_it).all(|heard| heard.is_over);
+            arena.app().until("all hundred were closed towards it", over).await;
         }
     }
     arena.app().be_honest();
