@@ -36,7 +36,7 @@ const FORBIDDEN_PATIENCE: Duration = Duration::from_secs(2);
 const FORBIDDEN: &str = "forbidden-";
 /// So many of each kind must have been refused for the reason that is meant, and not because nobody was there.
 const REFUSALS: u64 = 3;
-const FORBIDDEN_KINDS: usize = 5;
+const FORBIDDEN_KINDS: usize = 6;
 
 /// Ids of the calls of lanes begin so.
 pub const STEADY: &str = "call-";
@@ -369,6 +369,7 @@ enum Asks {
     Plaintext,
     Grpc,
     WebSocket,
+    Bytes,
 }
 
 impl Forbidden {
@@ -380,6 +381,7 @@ impl Forbidden {
             new("an identity that no rule allows", intruder, *service, Asks::Identity),
             new("a method of gRPC that no rule allows", client, *service, Asks::Grpc),
             new("a WebSocket at a path that no rule allows", client, *service, Asks::WebSocket),
+            new("bytes of an identity that no rule allows", intruder, places.echo, Asks::Bytes),
         ];
         let plain = pods.iter().map(|pod| new("plaintext to a STRICT port", legacy, *pod, Asks::Plaintext));
         all.extend(plain);
@@ -396,13 +398,14 @@ impl Forbidden {
                 Ok(_) => Ok((101, String::new())),
                 Err(refused) => Ok(wire::told(refused)),
             },
+            Asks::Bytes => wire::ask_bytes(from, to, id).await,
         }
     }
 
     /// Whether it ended as is meant, and not because nobody was there.
     fn is_meant(&self, end: &Result<(u16, String), String>) -> bool {
         match (self.asks, end) {
-            (Asks::Plaintext, Err(broken)) => {
+            (Asks::Plaintext | Asks::Bytes, Err(broken)) => {
                 broken.starts_with("request: ") && broken.contains("ConnectionReset")
             }
             (Asks::Grpc, Ok((status, message))) => {

@@ -240,3 +240,15 @@ pub async fn upgraded(
     let upgraded = hyper::upgrade::on(response).await.map_err(|e| format!("upgrade: {e:?}"))?;
     Ok(Ok(TokioIo::new(upgraded)))
 }
+
+/// Bytes on a connection of their own, and what comes back.
+pub async fn ask_bytes(from: &PodNetwork, to: SocketAddr, id: &str) -> Result<(u16, String), String> {
+    let mut stream = from.connect(to).await.map_err(|e| format!("connect: {e}"))?;
+    stream.write_all(id.as_bytes()).await.map_err(|e| format!("request: {:?}", e.kind()))?;
+    let mut answer = vec![0; 64];
+    match stream.read(&mut answer).await {
+        Ok(0) => Err("request: closed without a word".into()),
+        Ok(_) => Ok((200, String::from_utf8_lossy(&answer).into_owned())),
+        Err(error) => Err(format!("request: {:?}", error.kind())),
+    }
+}
