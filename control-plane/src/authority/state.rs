@@ -10,7 +10,10 @@ use postern_identity::{
 };
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{SystemTime, UNIX_EPOCH},
+};
 use x509_parser::parse_x509_certificate;
 
 /// More authorities of a kind than anybody rotates through; a journal with more was not written by us.
@@ -118,8 +121,10 @@ pub(super) fn validity(certificate: &[u8]) -> Result<(i64, i64), String> {
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
-fn first_sequence(now: i64) -> u64 {
-    u64::try_from(now).unwrap_or_default().saturating_mul(1000)
+/// Milliseconds: a step takes longer than one, so that the next start is above all steps before it, however soon it comes.
+fn first_sequence(now: SystemTime) -> u64 {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn point_id(point: &[u8]) -> KeyId {
@@ -127,8 +132,8 @@ fn point_id(point: &[u8]) -> KeyId {
 }
 
 impl State {
-    /// The sequence begins with the time, so that it grows also after a lost disk, and leaves room for the steps of each second.
-    pub(super) fn new(trust_domain: &str, now: i64) -> Self {
+    /// The sequence begins with the time, so that it grows also after a lost disk.
+    pub(super) fn new(trust_domain: &str, now: SystemTime) -> Self {
         Self {
             trust_domain: trust_domain.to_owned(),
             sequence: first_sequence(now),
@@ -141,7 +146,7 @@ impl State {
 
     /// The same after a start. It may be a backup, which the others have to follow all the same: nobody follows a sequence that
     /// goes back.
-    pub(super) fn begun_again(mut self, now: i64) -> Self {
+    pub(super) fn begun_again(mut self, now: SystemTime) -> Self {
         self.sequence = self.sequence.max(first_sequence(now));
         self
     }

@@ -61,9 +61,9 @@ impl Writer {
     ) -> Result<Self, AuthorityError> {
         let at = seconds(now);
         let found = store.map_or(Ok(Found::Nothing), |store| store.find(&settings.trust_domain))?;
-        let fresh = State::new(settings.trust_domain.as_str(), at);
+        let fresh = State::new(settings.trust_domain.as_str(), now);
         let (state, keys) = match found {
-            Found::State(state, keys) => (state.begun_again(at), keys),
+            Found::State(state, keys) => (state.begun_again(now), keys),
             Found::Nothing => (fresh, Keys::new()),
             Found::Key(key) => {
                 let mut keys = Keys::new();
