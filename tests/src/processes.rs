@@ -4,7 +4,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::path::PathBuf;
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// A process, by number and start, so that a number used again is somebody else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,4 +60,17 @@ impl Process {
     pub fn kill(&self) {
         kill(Pid::from_raw(self.pid), Signal::SIGKILL).unwrap();
     }
+}
+
+/// Whether a sidecar's probe `what`, `ready` or `live`, is answered well.
+pub fn probe(probes: SocketAddr, what: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect_timeout(&probes, Duration::from_millis(200)) else {
+        return false;
+    };
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+    let request = format!("GET /healthz/{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let _ = stream.write_all(request.as_bytes());
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer.starts_with("HTTP/1.1 200")
 }

@@ -277,12 +277,12 @@ impl Standalone {
 
     /// Whether the sidecar of a pod says that it is ready.
     pub fn is_ready(&self, name: &str) -> bool {
-        probe(self.sidecars[name].probes, "ready")
+        crate::processes::probe(self.sidecars[name].probes, "ready")
     }
 
     /// Whether it says that it is alive.
     pub fn is_live(&self, name: &str) -> bool {
-        probe(self.sidecars[name].probes, "live")
+        crate::processes::probe(self.sidecars[name].probes, "live")
     }
 
     /// A metric of the sidecar of a pod, by its name and labels as a scrape has them; 0 when it is not there.
@@ -480,18 +480,6 @@ pub fn faketime() -> Option<PathBuf> {
         "/usr/lib/faketime",
     ];
     folders.iter().map(|folder| Path::new(folder).join("libfaketimeMT.so.1")).find(|path| path.exists())
-}
-
-fn probe(probes: SocketAddr, what: &str) -> bool {
-    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&probes, Duration::from_millis(200)) else {
-        return false;
-    };
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-    let request = format!("GET /healthz/{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    let _ = stream.write_all(request.as_bytes());
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    answer.starts_with("HTTP/1.1 200")
 }
 
 /// Polls until it is true; fails after [`SOON`].
