@@ -1,20 +1,30 @@
 //! What the fuzz targets of `proxy` demand of any input. Also compiled into `proxy/tests/corpora.rs`, which runs the corpora.
-use bytes::Bytes;
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, request::Parts};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
 use postern_config::path::Normalization;
 use postern_proxy::{
     http::{
+        Body,
+        body::Upload,
         canonical::canonical,
         framing::{Patience, Strict},
         headers::{clean_request, clean_response, clean_trailers},
+        http1::{
+            body::{Left, Part},
+            client::Connection,
+            server, upstream_heads,
+        },
+        incoming::Incoming,
     },
-    net::sniff::{self, Application, Transport},
+    net::{
+        Prefixed,
+        sniff::{self, Application, Transport},
+    },
+    tls::{Stream, open::Watch},
 };
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     net::SocketAddr,
     pin::pin,
@@ -22,7 +32,10 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 /// Longer inputs say nothing new, and are split at every position.
 const LONGEST: usize = 4096;
@@ -218,15 +231,15 @@ pub fn chunked(bytes: &[u8]) {
     }
 }
 
-/// The same through two of our readers with hyper behind each, as it goes through a pair of sidecars: what reaches the far end as a whole
-/// body is what a plain reading makes of it, and what is not whole never looks so there.
+/// The same through a pair of sidecars' connections: what reaches the far end as a whole body is what a plain reading makes of it, and
+/// what is not whole never looks so there.
 pub fn chunked_through_a_pair(bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(LONGEST)];
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let all = [CHUNKED_HEAD, bytes].concat();
     let got = tokio::task::LocalSet::new().block_on(&runtime, through_a_pair(&all));
     match plain(bytes) {
-        // What may follow is another request, and lines behind the last chunk may be refused by hyper.
+        // What may follow is another request, and lines behind the last chunk may be no header lines.
         Plain::Complete { data, trailers } => match got.first() {
             Some(Some(body)) => assert_eq!(*body, data, "{bytes:?}"),
             other => assert!(trailers, "a good body is lost: {bytes:?} -> {other:?}"),
@@ -237,10 +250,16 @@ pub fn chunked_through_a_pair(bytes: &[u8]) {
     }
 }
 
+/// Two ends of a connection.
+async fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let near = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("it listens");
+    (near, listener.accept().await.expect("it was called").0)
+}
+
 /// The bodies of the requests that reached the far end; `None`: one that broke off.
 async fn through_a_pair(sent: &[u8]) -> Vec<Option<Vec<u8>>> {
-    let (mut client, near) = tokio::io::duplex(64 * 1024);
-    let (between, far) = tokio::io::duplex(64 * 1024);
+    let ((mut client, near), (between, far)) = (connected().await, connected().await);
     let seen = Rc::new(RefCell::new(Vec::new()));
     let noted = seen.clone();
     let server = tokio::task::spawn_local(serve(far, move |request: Request<Incoming>| {
@@ -248,16 +267,22 @@ async fn through_a_pair(sent: &[u8]) -> Vec<Option<Vec<u8>>> {
         async move {
             let body = request.into_body().collect().await.ok().map(|body| body.to_bytes().to_vec());
             noted.borrow_mut().push(body);
-            Ok::<_, hyper::Error>(Response::new(Empty::<Bytes>::new()))
+            Ok(Response::new(Body::empty()))
         }
     }));
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(between)).await.expect("it is there");
-    drop(tokio::task::spawn_local(connection));
-    let sender = Rc::new(tokio::sync::Mutex::new(sender));
+    let upstream = Rc::new(RefCell::new(Some(Connection::new(plain_stream(between), &Watch::default()))));
+    let next = upstream.clone();
     let proxy = serve(near, move |request: Request<Incoming>| {
-        let sender = sender.clone();
-        async move { sender.lock().await.send_request(request).await }
+        let upstream = next.clone();
+        async move {
+            // What breaks off takes its connection with it, as in the pool.
+            let connection = upstream.borrow_mut().take().ok_or(())?;
+            let mut request = request.map(|incoming| Upload::new(incoming, Rc::default()).0);
+            let response = connection.send(&mut request).await.map_err(drop)?;
+            response.into_body().collect().await.map_err(drop)?;
+            *upstream.borrow_mut() = Some(connection).filter(Connection::persists);
+            Ok(Response::new(Body::empty()))
+        }
     });
     let talk = async {
         // The other side may have closed already.
@@ -266,21 +291,77 @@ async fn through_a_pair(sent: &[u8]) -> Vec<Option<Vec<u8>>> {
         let _ = client.read_to_end(&mut Vec::new()).await;
     };
     tokio::join!(proxy, talk);
+    drop(upstream);
     server.await.expect("the far end does not panic");
     seen.take()
 }
 
-/// HTTP/1.1 on one connection, read as a sidecar reads it.
-async fn serve<F, R, B>(stream: tokio::io::DuplexStream, respond: F)
+fn plain_stream(stream: TcpStream) -> Stream {
+    Stream::Plain(Prefixed::new(stream))
+}
+
+/// HTTP/1.1 on one connection, as a sidecar serves it.
+async fn serve<F, R>(stream: TcpStream, respond: F)
 where
     F: Fn(Request<Incoming>) -> R,
-    R: Future<Output = Result<Response<B>, hyper::Error>>,
-    B: hyper::body::Body + 'static,
-    B::Error: std::error::Error + Send + Sync,
+    R: Future<Output = Result<Response<Body>, ()>>,
 {
-    let io = TokioIo::new(Strict::new(stream, patience()));
-    let service = hyper::service::service_fn(respond);
-    let _ = hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, service).await;
+    let stream = Strict::new(Prefixed::new(plain_stream(stream)), patience());
+    // How it ends says nothing more than what has arrived.
+    let _ = server::serve(stream, &Cell::new(false), respond).await;
+}
+
+/// Whatever an upstream says: what is read of it does not depend on how it is cut.
+pub fn answer(bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(LONGEST)];
+    for is_head in [false, true] {
+        let whole = read_answer(&[bytes], is_head);
+        for at in splits(bytes.len()) {
+            let (one, two) = bytes.split_at(at);
+            assert_eq!(read_answer(&[one, two], is_head), whole, "split at {at}: {bytes:?}");
+        }
+    }
+    let (mut left, mut octets, mut read) = (Left::chunks(), BytesMut::from(bytes), Vec::new());
+    let ended = loop {
+        match left.take(&mut octets) {
+            Ok(Part::Data(data)) => read.extend_from_slice(&data),
+            Ok(Part::Trailers(_) | Part::End) => break true,
+            Ok(Part::More) | Err(_) => break false,
+        }
+    };
+    match plain(bytes) {
+        // Servers may fill a size up with blanks, and only answers may have that.
+        Plain::Broken(_) => assert!(!ended || bytes.contains(&b' ') || bytes.contains(&b'\t'), "{bytes:?}"),
+        Plain::Unfinished => assert!(!ended, "a part looks whole: {bytes:?}"),
+        Plain::Complete { data, trailers } => assert!(ended && data == read || trailers, "{bytes:?}"),
+    }
+}
+
+/// The head, the octets of the body, and how it went on.
+fn read_answer(pieces: &[&[u8]], is_head: bool) -> (String, Vec<u8>, String) {
+    let (mut octets, mut seen, mut head, mut body) = (BytesMut::new(), 0, None, Vec::new());
+    let mut told = String::new();
+    for piece in pieces {
+        octets.extend_from_slice(piece);
+        if head.is_none() {
+            match upstream_heads::read(&mut octets, seen, is_head, &mut HeaderMap::new()) {
+                Ok(Some(read)) => head = Some(read),
+                Ok(None) => seen = octets.len(),
+                Err(error) => return (told, body, error.to_string()),
+            }
+        }
+        let Some(head) = &mut head else { continue };
+        told = format!("{} {:?} {}", head.parts.status, head.parts.headers, head.persists);
+        loop {
+            match head.left.take(&mut octets) {
+                Ok(Part::Data(data)) => body.extend_from_slice(&data),
+                Ok(Part::Trailers(trailers)) => told += &format!("{trailers:?}"),
+                Ok(Part::End | Part::More) => break,
+                Err(error) => return (told, body, error.to_string()),
+            }
+        }
+    }
+    (told, body, "no error".into())
 }
 
 const CHUNKED_HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";

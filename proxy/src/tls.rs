@@ -229,11 +229,19 @@ pub enum Stream {
 impl Stream {
     /// Makes the coming close a reset.
     pub fn reset_on_close(&self) {
-        let socket = match self {
+        crate::net::reset_on_close(self.socket());
+    }
+
+    /// Whoever reads gets the end, now.
+    pub fn stop_reading(&self) {
+        crate::net::stop_reading(self.socket());
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
             Self::Plain(stream) => stream.inner(),
             Self::Tls(stream) => stream.get_ref().0.inner(),
-        };
-        crate::net::reset_on_close(socket);
+        }
     }
 }
 

@@ -51,3 +51,8 @@ fn chunked() {
         checks::chunked_through_a_pair(bytes);
     });
 }
+
+#[test]
+fn answer() {
+    each("answer", checks::answer);
+}

@@ -1,13 +1,16 @@
 //! Bodies that count, and that hold what must not end before them: the record, and the lease of the connection.
 
 use super::{
-    causes, headers,
+    answer::{Answering, is_reset},
+    headers,
     headroom::{Gate, Headroom},
+    http1::{Lost, server::Downstream},
+    incoming::Incoming,
     pool::Lease,
 };
 use crate::{error::ProxyError, telemetry::Record};
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use std::{
     cell::Cell,
     pin::Pin,
@@ -42,10 +45,16 @@ enum Broken {
 }
 
 impl Broken {
-    /// Of an error that a body ended with. hyper's decoder of chunks speaks in kinds of IO errors.
-    fn of(error: &hyper::Error) -> Self {
+    /// Of an error that a body ended with.
+    fn of(error: &Lost) -> Self {
         use std::io::ErrorKind::{InvalidData, InvalidInput, TimedOut};
-        match super::io_kind(error) {
+        let kind = match error {
+            Lost::Malformed(_) => return Self::Malformed,
+            Lost::Io(error) => Some(error.kind()),
+            Lost::Http2(error) => super::io_kind(error),
+            _ => None,
+        };
+        match kind {
             Some(TimedOut) => Self::Late,
             Some(InvalidData | InvalidInput) => Self::Malformed,
             _ => Self::Gone,
@@ -93,14 +102,7 @@ impl Exchange {
 pub struct Upload {
     incoming: Option<Incoming>,
     exchange: Rc<Exchange>,
-    http2: bool,
     gate: Gate,
-}
-
-/// hyper takes a stream that is reset with NO_ERROR for one that has ended (RFC 9113 section 8.1 has it so for the rest of a
-/// request that is answered already). What is passed on must tell the two apart, or a part would look like the whole.
-fn has_ended(incoming: &Incoming, http2: bool) -> bool {
-    !http2 || incoming.is_end_stream()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -108,28 +110,28 @@ fn has_ended(incoming: &Incoming, http2: bool) -> bool {
 struct CutOff;
 
 impl Upload {
-    /// The body of a request, which came by HTTP/2 or not, and the exchange it reports to.
-    pub fn new(incoming: Incoming, http2: bool, headroom: Rc<Headroom>) -> (Self, Rc<Exchange>) {
+    /// The body of a request, and the exchange it reports to.
+    pub fn new(incoming: Incoming, headroom: Rc<Headroom>) -> (Self, Rc<Exchange>) {
         let exchange = Rc::new(Exchange::default());
         exchange.uploaded.set(incoming.is_end_stream());
         let incoming = if incoming.is_end_stream() { None } else { Some(incoming) };
-        (Self { incoming, exchange: exchange.clone(), http2, gate: Gate::new(headroom) }, exchange)
+        (Self { incoming, exchange: exchange.clone(), gate: Gate::new(headroom) }, exchange)
     }
 
     /// No body.
     #[cfg(test)]
     pub fn empty() -> Self {
-        Self { incoming: None, http2: false, exchange: Rc::default(), gate: Gate::default() }
+        Self { incoming: None, exchange: Rc::default(), gate: Gate::default() }
     }
 
     /// Another empty body for the same exchange; `None` when this one is not empty.
     pub fn again(&self) -> Option<Self> {
-        if self.incoming.is_some() {
-            None
-        } else {
-            let (exchange, http2) = (self.exchange.clone(), self.http2);
-            Some(Self { incoming: None, exchange, http2, gate: Gate::default() })
-        }
+        self.incoming.is_none().then(|| self.spent())
+    }
+
+    /// What is left of it when it is taken.
+    pub fn spent(&self) -> Self {
+        Self { incoming: None, exchange: self.exchange.clone(), gate: Gate::default() }
     }
 }
 
@@ -147,7 +149,6 @@ impl HttpBody for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let http2 = self.http2;
         self.exchange.begun.set(true);
         if self.incoming.is_some() {
             ready!(self.gate.poll(cx));
@@ -155,7 +156,7 @@ impl HttpBody for Upload {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
         let ended = incoming.is_end_stream();
-        let is_cut = frame.is_none() && !has_ended(incoming, http2);
+        let is_cut = frame.is_none() && !incoming.has_ended();
         match frame {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -200,12 +201,22 @@ pub enum Body {
     Local(Option<Bytes>),
     /// What the upstream says, streamed.
     Upstream(Box<Download>),
+    /// None, and no HTTP behind it.
+    Tunnel(Option<Tunnel>),
 }
+
+/// Begins a tunnel, once its client was told of it.
+pub type Tunnel = Box<dyn FnOnce(Downstream)>;
 
 impl Body {
     /// No body.
     pub fn empty() -> Self {
         Self::Local(None)
+    }
+
+    /// What begins behind the head, where that is a tunnel.
+    pub fn take_tunnel(&mut self) -> Option<Tunnel> {
+        if let Self::Tunnel(start) = self { start.take() } else { None }
     }
 
     /// Notes in `progress` whether the client takes this answer.
@@ -230,8 +241,7 @@ impl Body {
 
 /// An upstream's answer on its way down. The record is written when this is dropped, so it tells the whole story.
 pub struct Download {
-    incoming: Incoming,
-    http2: bool,
+    incoming: Answering,
     exchange: Rc<Exchange>,
     record: Record,
     sent: u64,
@@ -283,8 +293,7 @@ struct Deadline {
 impl Download {
     /// Wraps the upstream's body, which came by HTTP/2 or not. The lease returns to the pool when the exchange is complete.
     pub fn new(
-        incoming: Incoming,
-        http2: bool,
+        incoming: Answering,
         exchange: Rc<Exchange>,
         record: Record,
         lease: Lease,
@@ -293,7 +302,6 @@ impl Download {
     ) -> Self {
         Self {
             incoming,
-            http2,
             exchange,
             record,
             sent: 0,
@@ -321,6 +329,7 @@ impl HttpBody for Body {
         match &mut *self {
             Self::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Upstream(download) => download.poll(cx),
+            Self::Tunnel(_) => Poll::Ready(None),
         }
     }
 
@@ -328,6 +337,7 @@ impl HttpBody for Body {
         match self {
             Self::Local(text) => text.is_none(),
             Self::Upstream(download) => download.cut || download.incoming.is_end_stream(),
+            Self::Tunnel(_) => true,
         }
     }
 
@@ -335,6 +345,7 @@ impl HttpBody for Body {
         match self {
             Self::Local(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Upstream(download) => download.incoming.size_hint(),
+            Self::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }
@@ -367,13 +378,7 @@ impl Download {
         if self.gate.poll(cx).is_pending() {
             return self.poll_deadline(cx);
         }
-        let incoming = &mut self.incoming;
-        let mut take = || (Pin::new(&mut *incoming).poll_frame(cx), incoming.is_end_stream());
-        let polled = match self.lease.as_ref().and_then(Lease::bell) {
-            Some(bell) => bell.quietly(take),
-            None => take().0,
-        };
-        let frame = match polled {
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => return self.poll_deadline(cx),
         };
@@ -399,7 +404,7 @@ impl Download {
             }
             // Of a lost connection gRPC clients would make INTERNAL, and not try again.
             Some(Err(error)) => self.end_with(&self.blame(error.to_string())),
-            None if !has_ended(&self.incoming, self.http2) => {
+            None if !self.incoming.has_ended() => {
                 self.failed = true;
                 self.record.set_error(&self.blame(CutOff.to_string()));
                 Poll::Ready(Some(Err(CutOff.into())))
@@ -437,12 +442,6 @@ impl Download {
         self.record.set_grpc_status(error.grpc_status());
         Poll::Ready(Some(Ok(Frame::trailers(super::reply::grpc_trailers(error)))))
     }
-}
-
-/// Whether the other end has reset this one stream.
-fn is_reset(error: &hyper::Error) -> bool {
-    let cause = causes(error).find_map(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| cause.is_reset() && cause.is_remote())
 }
 
 impl Drop for Download {

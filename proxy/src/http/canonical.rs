@@ -1,6 +1,6 @@
 //! One safe reading of a request, or none: after this room, policy and app see the same bytes.
 //!
-//! hyper accepts much that two parsers could read differently. Whatever has more
+//! HTTP allows much that two parsers could read differently. Whatever has more
 //! than one reading is refused here; RFC 9110, 9112 and 9113 are the judges.
 
 use crate::error::ProxyError;

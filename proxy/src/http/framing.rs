@@ -1,11 +1,12 @@
-//! HTTP/1 framing, read strictly before hyper reads it.
+//! The framing of HTTP/1 requests, read strictly before the requests themselves are.
 //!
-//! hyper forgives what other parsers read differently: bare line feeds, a Content-Length beside Transfer-Encoding, equal
-//! duplicates, odd chunk sizes. This reader follows the messages of one connection. When an octet breaks a rule, hyper gets a NUL in
-//! place of what it has not had of that request, which it answers with 400 and a close; a body whose head hyper has had before is
+//! A parser of heads forgives what others read differently: bare line feeds, a Content-Length beside Transfer-Encoding, equal
+//! duplicates, odd chunk sizes. This reader follows the messages of one connection. When an octet breaks a rule, the server gets a NUL in
+//! place of what it has not had of that request, which it answers with 400 and a close; a body whose head it has had before is
 //! aborted by an error. Nothing behind that octet is ever read. It also holds the deadlines: for a head, between requests, inside a
 //! body, and for a client that does not read.
 
+use crate::{net::Prefixed, tls::Stream};
 use std::{
     io,
     pin::Pin,
@@ -37,10 +38,11 @@ pub struct Patience {
 #[error("request not complete before its deadline")]
 pub struct ToldLate;
 
-/// Written by the reader itself: hyper has no answer to a deadline of ours. Only in a head, where no other answer is under way.
+/// Written by the reader itself, since the deadline is its own. Only in a head, where no other answer is under way.
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
 /// Follows the requests in what it reads; writes pass untouched.
+#[derive(Debug)]
 pub struct Strict<S> {
     stream: S,
     parser: Parser,
@@ -55,8 +57,8 @@ pub struct Strict<S> {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// What hyper gets instead of an octet that breaks a rule: never valid in a head, and with the end of one
-/// behind it, since hyper does not look at a head before its end.
+/// What the server gets instead of an octet that breaks a rule: never valid in a head, and with the end of one
+/// behind it, since nobody looks at a head before its end.
 const POISON: &[u8] = b"\0\r\n\r\n";
 
 impl<S> Strict<S> {
@@ -72,6 +74,13 @@ impl<S> Strict<S> {
             broken: false,
             stalled: None,
         }
+    }
+}
+
+impl Strict<Prefixed<Stream>> {
+    /// Makes the coming close a reset.
+    pub fn reset_on_close(&self) {
+        self.stream.inner().reset_on_close();
     }
 }
 
@@ -243,7 +252,7 @@ enum State {
     Opaque,
 }
 
-/// How much of a line is kept to be looked at; a longer one of interest is refused. hyper bounds the head as a whole.
+/// How much of a line is kept to be looked at; a longer one of interest is refused. The server bounds the head as a whole.
 const MAX_LINE: usize = 16 * 1024;
 
 #[derive(Debug)]
@@ -322,7 +331,7 @@ impl Parser {
                     // Most lines come in one piece, and are looked at where they are.
                     let is_whole = end.is_some() && self.line.is_empty();
                     let length = self.line.len() + part.len();
-                    // hyper's own limits answer with 414 or 431 when it was the target or the head that was too large.
+                    // The server answers with 414 or 431 when it was the target or the head that was too large.
                     if length > MAX_LINE && !matches!(self.state, State::Head | State::Start { .. }) {
                         return Err(Broken { at, head });
                     }
@@ -392,17 +401,17 @@ impl Parser {
         Ok(())
     }
 
-    /// hyper checks the line itself; only the version matters here.
+    /// The server checks the line itself; only the version matters here.
     fn request_line(&mut self, line: &[u8]) -> Result<(), ()> {
         self.first_line = false;
         self.http_10 = line.ends_with(b" HTTP/1.0");
-        // A target has no fragment (RFC 9112 section 3.2); hyper would cut it off, and others match what stands before or behind.
-        // PRI is no method but the beginning of HTTP/2, too late here (RFC 9113 section 3.4), and hyper would not answer.
+        // A target has no fragment (RFC 9112 section 3.2); `http` would cut it off, and others match what stands before or behind.
+        // PRI is no method but the beginning of HTTP/2, too late here (RFC 9113 section 3.4).
         if line.contains(&b'#') || line.starts_with(b"PRI ") { Err(()) } else { Ok(()) }
     }
 
     fn header_line(&mut self, line: &[u8]) -> Result<(), ()> {
-        // A line without a colon, or folded, is refused by hyper.
+        // A line without a colon, or folded, is refused by the server.
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default().trim_ascii();
@@ -443,7 +452,7 @@ impl Parser {
 }
 
 /// `chunk-size [ chunk-ext ]` (RFC 9112 section 7.1): 1 to 15 hex digits, nothing before or after them but an extension.
-fn chunk_size(line: &[u8]) -> Option<u64> {
+pub(super) fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
     if !(1..=15).contains(&digits.len()) || line.len() > 256 {
         return None;

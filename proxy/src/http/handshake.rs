@@ -1,53 +1,17 @@
-//! HTTP on a connection that was just made: hyper's client side with our bounds.
+//! HTTP/2 on a connection that was just made: hyper's client side with our bounds.
 
 use super::{
-    bell::Bell,
     body::Upload,
-    canonical,
     flood::{Bounds, Paced, Seen},
-    interim::{Bounded, Sender},
-    when_woken,
 };
 use crate::{
     error::ProxyError,
     net::Prefixed,
     tls::{Stream, open::Watch},
 };
-use futures_util::StreamExt;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
-
-/// When no more is read of an answer ahead of a client that does not take it, in octets, and of its head: as of requests. The last
-/// read may be as large again.
-/// hyper's own 400 KiB would be held for each slow reader, and make no large body faster.
-const READ_AHEAD: usize = canonical::MAX_HEADER_BYTES + 16 * 1024;
-
-/// A connection that carries one request after the other; ends with the trust in the peer.
-///
-/// # Errors
-/// [`ProxyError::Connect`], when hyper cannot begin.
-pub async fn http1(stream: Stream, address: SocketAddr, watch: Watch) -> Result<Sender, ProxyError> {
-    let (io, turn) = Bounded::new(Prefixed::new(stream));
-    let (sender, connection) = http1::Builder::new()
-        // At most 100 headers, as of requests, is what hyper does by itself.
-        .max_buf_size(READ_AHEAD)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|error| ProxyError::Connect { address, cause: std::io::Error::other(error) })?;
-    let bell = Arc::<Bell>::default();
-    let called = bell.clone();
-    drop(tokio::task::spawn_local(async move {
-        let mut ended = when_woken(watch.ended());
-        tokio::select! {
-            biased;
-            // Its errors reach the requests it carries.
-            _ = called.run(connection.with_upgrades()) => {}
-            _ = ended.next() => {}
-        }
-    }));
-    Ok(Sender::new(sender, turn, bell))
-}
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 /// A connection that carries requests side by side; ends with the trust in the peer, or when that is gone without a word.
 ///

@@ -114,14 +114,14 @@ pub fn clean_request(headers: &mut HeaderMap) -> Wish {
 /// Cleans the headers of an answer. `tunnel`: it is the 101 that was asked for.
 pub fn clean_response(headers: &mut HeaderMap, tunnel: bool) {
     let found = Found::among(headers);
-    // A length beside chunked framing is the seed of smuggling; the framing that hyper used is the chunked one.
+    // A length beside chunked framing is the seed of smuggling; the framing that was read is the chunked one.
     if found.coded {
         headers.remove(CONTENT_LENGTH);
     } else if found.length
         && headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(first) = headers.get(CONTENT_LENGTH).cloned()
     {
-        // hyper has checked that they are equal.
+        // They are equal, or they were refused.
         headers.insert(CONTENT_LENGTH, first);
     }
     let upgrade = if tunnel { headers.get(UPGRADE).cloned() } else { None };

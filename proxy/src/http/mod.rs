@@ -1,6 +1,6 @@
 //! HTTP as both journeys need it: one safe reading of a request, clean headers, the server, the pool, bodies, replies, upgrades.
 
-pub mod bell;
+pub mod answer;
 pub mod body;
 pub mod budget;
 pub mod canonical;
@@ -11,7 +11,8 @@ pub mod gather;
 pub mod handshake;
 pub mod headers;
 pub mod headroom;
-pub mod interim;
+pub mod http1;
+pub mod incoming;
 pub mod opening;
 pub mod pool;
 pub mod repeat;
@@ -40,6 +41,14 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
 /// for news that concern everybody would take a lock that all connections share, several times a request.
 fn when_woken<F: Future>(future: F) -> FuturesUnordered<F> {
     [future].into_iter().collect()
+}
+
+/// An error of hyper with its nearest cause, which it does not tell by itself.
+fn describe(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 /// What lies below an error of hyper, from the nearest cause to the first.

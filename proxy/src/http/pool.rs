@@ -5,12 +5,12 @@
 
 pub use super::opening::InFlight;
 use super::{
-    bell::Bell,
+    answer::Answering,
     body::{Exchange, Upload},
     budget::Budget,
     flood::Seen,
     handshake,
-    interim::Sender,
+    http1::client,
     opening, repeat,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     tls::{Stream, open::Watch},
 };
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http2};
+use hyper::client::conn::http2;
 use postern_identity::SpiffeId;
 use std::{
     cell::{Cell, RefCell},
@@ -134,7 +134,7 @@ impl Slot {
 }
 
 struct IdleConnection {
-    sender: Sender,
+    connection: client::Connection,
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
     since: Instant,
@@ -166,7 +166,7 @@ pub type Counts = ([Option<InFlight>; 2], Option<OwnedSemaphorePermit>);
 struct Home {
     pool: Weak<Pool>,
     key: Key,
-    sender: Sender,
+    connection: client::Connection,
     made_with: Option<Arc<Credentials>>,
     watch: Watch,
     carried: u32,
@@ -183,11 +183,6 @@ impl Lease {
         std::mem::take(&mut self.counts)
     }
 
-    /// What calls the connection, when it is one of HTTP/1 that will be used again.
-    pub fn bell(&self) -> Option<&Bell> {
-        self.home.as_ref().map(|home| home.sender.bell())
-    }
-
     /// The standing of the connection.
     pub fn watch(&self) -> &Watch {
         &self.watch
@@ -196,7 +191,7 @@ impl Lease {
     /// The exchange is complete: the connection may serve another one. Without this call it is closed.
     pub fn give_back(mut self) {
         if let Some(home) = self.home.take()
-            && !home.sender.is_closed()
+            && home.connection.persists()
             && let Some(pool) = home.pool.upgrade()
         {
             pool.keep(home);
@@ -213,7 +208,7 @@ pub struct Failure {
 }
 
 enum Connection {
-    Http1(Sender, Watch, u32),
+    Http1(client::Connection, Watch, u32),
     Http2(http2::SendRequest<Upload>, InFlight, Watch, Rc<Seen>),
 }
 
@@ -235,7 +230,7 @@ impl Pool {
         mut request: Box<Request<Upload>>,
         exchange: &Exchange,
         dial: D,
-    ) -> Result<(Response<Incoming>, Lease), Failure>
+    ) -> Result<(Response<Answering>, Lease), Failure>
     where
         D: Fn(Duration) -> F,
         F: Future<Output = Result<(Stream, Watch), ProxyError>>,
@@ -251,14 +246,20 @@ impl Pool {
                     Err(error) => return Err(Failure { error, again: Some(request) }),
                 },
             };
-            let spare = repeat::copy_of(&request);
             let (sent, lease) = match connection {
-                Connection::Http1(mut sender, watch, carried) => {
-                    let sent = sender.try_send_request(*request).await;
+                Connection::Http1(connection, watch, carried) => {
+                    let may_repeat = repeat::may_repeat(&request);
+                    let sent = match connection.send(&mut request).await {
+                        Ok(response) => Ok(response.map(Answering::Http1)),
+                        Err(error) => {
+                            let again = may_repeat && repeat::is_as_unsent(&error);
+                            Err((error, again.then_some(repeat::Again::Repeat(request))))
+                        }
+                    };
                     let home = Home {
                         pool: Rc::downgrade(self),
                         key: key.clone(),
-                        sender,
+                        connection,
                         made_with: credentials.cloned(),
                         watch: watch.clone(),
                         carried: carried + 1,
@@ -267,6 +268,7 @@ impl Pool {
                     (sent, Lease { watch, home, ..Lease::default() })
                 }
                 Connection::Http2(mut sender, stream, watch, seen) => {
+                    let spare = repeat::copy_of(&request);
                     exchange.handed_over();
                     let patience = terms.opening.unwrap_or(opening::PATIENCE);
                     let answer = sender.try_send_request(*request);
@@ -276,16 +278,17 @@ impl Pool {
                         let error = opening::none_free(key.address, patience);
                         return Err(Failure { error, again: repeat::harmless(spare) });
                     };
+                    let sent = match sent {
+                        Ok(response) => Ok(response.map(Answering::Http2)),
+                        Err(error) => Err(repeat::again(error, spare)),
+                    };
                     (sent, Lease { watch, _stream: Some(stream), ..Lease::default() })
                 }
             };
-            let mut error = match sent {
+            let (error, again) = match sent {
                 Ok(response) => return Ok((response, lease)),
-                Err(error) => error,
+                Err(lost) => lost,
             };
-            let unsent = error.take_message();
-            let error = error.into_error();
-            let again = repeat::again(&error, unsent, spare);
             match again {
                 Some(repeat::Again::Unsent(unsent)) if reused => request = unsent,
                 Some(repeat::Again::Repeat(spare)) if reused && self.budget.withdraw() => {
@@ -344,8 +347,7 @@ impl Pool {
     {
         let (stream, watch) = dial().await?;
         if !key.http2 {
-            let sender = handshake::http1(stream, key.address, watch.clone()).await?;
-            return Ok(Connection::Http1(sender, watch, 0));
+            return Ok(Connection::Http1(client::Connection::new(stream, &watch), watch, 0));
         }
         let (sender, seen) = handshake::http2(stream, key.address, watch.clone()).await?;
         let streams = Rc::new(Cell::new(0));
@@ -386,8 +388,8 @@ impl Pool {
             let patience = terms.idle.unwrap_or(self.idle.of(key.identity.is_some()));
             let fresh = now - idle.since < patience;
             let good = same(&idle.made_with, credentials) && idle.watch.takes_more(SystemTime::now);
-            if fresh && good && !idle.sender.is_closed() {
-                return Some(Connection::Http1(idle.sender, idle.watch, idle.carried));
+            if fresh && good && !idle.connection.is_closed() {
+                return Some(Connection::Http1(idle.connection, idle.watch, idle.carried));
             }
         }
         None
@@ -407,7 +409,7 @@ impl Pool {
             slot.http1.remove(0);
         }
         slot.http1.push(IdleConnection {
-            sender: home.sender,
+            connection: home.connection,
             made_with: home.made_with,
             watch: home.watch,
             since: Instant::now(),
@@ -424,7 +426,7 @@ impl Pool {
             let current = if key.identity.is_some() { current } else { None };
             let terms = slot.terms;
             slot.http1.retain(|idle| {
-                now - idle.since < patience && !idle.sender.is_closed() && same(&idle.made_with, current)
+                now - idle.since < patience && !idle.connection.is_closed() && same(&idle.made_with, current)
             });
             slot.http2.retain(|shared| {
                 let is_busy = shared.streams.get() > 0;

@@ -6,12 +6,12 @@
 
 use super::{
     body::{Exchange, Upload},
-    causes,
-    interim::TooManyInterim,
+    causes, describe,
+    http1::Lost,
 };
 use crate::error::ProxyError;
 use http::{Method, Request, header::UPGRADE};
-use std::error::Error;
+use hyper::{body::Body as _, client::conn::TrySendError};
 
 /// A request that may be sent again.
 pub enum Again {
@@ -30,12 +30,8 @@ impl Again {
     }
 }
 
-/// A copy in case the request is lost; `None` when it could never be used.
+/// A copy of an HTTP/2 request in case it is lost; `None` when it could never be used.
 pub fn copy_of(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
-    let is_http2 = request.version() == http::Version::HTTP_2;
-    if !(is_http2 || is_idempotent(request.method())) || request.headers().contains_key(UPGRADE) {
-        return None;
-    }
     let mut copy = Request::new(request.body().again()?);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
@@ -44,18 +40,37 @@ pub fn copy_of(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
     Some(Box::new(copy))
 }
 
-/// What may be sent again after `error`: the request that came back, or its copy.
-pub fn again(
-    error: &hyper::Error,
-    unsent: Option<Request<Upload>>,
-    spare: Option<Box<Request<Upload>>>,
-) -> Option<Again> {
-    if let Some(unsent) = unsent {
-        return Some(Again::Unsent(Box::new(unsent)));
+/// Whether a request, which has not been sent yet, could be sent again over HTTP/1.1 if it were lost.
+pub fn may_repeat(request: &Request<Upload>) -> bool {
+    is_idempotent(request.method())
+        && request.body().is_end_stream()
+        && !request.headers().contains_key(UPGRADE)
+}
+
+/// Whether `error` leaves an idempotent request as if it had never been sent.
+pub fn is_as_unsent(error: &Lost) -> bool {
+    match error {
+        Lost::Closed => true,
+        Lost::Io(error) => is_reset(error.kind()),
+        Lost::Http2(error) => closed_without_answer(error),
+        Lost::Incomplete | Lost::Malformed(_) | Lost::Distrusted | Lost::Upload(_) => false,
     }
-    let spare = spare?;
-    let may = refused_unprocessed(error) || (is_idempotent(spare.method()) && closed_without_answer(error));
-    may.then_some(Again::Repeat(spare))
+}
+
+/// Why an HTTP/2 request got no answer, and what may be sent again: the request that came back, or its copy.
+pub fn again(
+    mut error: TrySendError<Request<Upload>>,
+    spare: Option<Box<Request<Upload>>>,
+) -> (Lost, Option<Again>) {
+    let unsent = error.take_message();
+    let error = error.into_error();
+    let again = unsent.map(|unsent| Again::Unsent(Box::new(unsent))).or_else(|| {
+        let may = |spare: &Request<Upload>| {
+            refused_unprocessed(&error) || (is_idempotent(spare.method()) && closed_without_answer(&error))
+        };
+        spare.filter(|spare| may(spare)).map(Again::Repeat)
+    });
+    (error.into(), again)
 }
 
 /// A copy that may be sent although the first may be sent, too, some time.
@@ -79,46 +94,30 @@ fn refused_unprocessed(error: &hyper::Error) -> bool {
 }
 
 fn closed_without_answer(error: &hyper::Error) -> bool {
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || is_reset(error)
-}
-
-fn is_reset(error: &hyper::Error) -> bool {
-    use std::io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, NotConnected,
-        TimedOut, UnexpectedEof,
-    };
     let kind = causes(error).find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
         io.or_else(|| cause.downcast_ref::<h2::Error>()?.get_io().map(std::io::Error::kind))
     });
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || kind.is_some_and(is_reset)
+}
+
+fn is_reset(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable, NotConnected,
+        TimedOut, UnexpectedEof,
+    };
     // The kernel has given the connection up as well when the other end did not acknowledge in time.
-    let is_given_up = matches!(kind, Some(TimedOut | HostUnreachable | NetworkUnreachable));
+    let is_given_up = matches!(kind, TimedOut | HostUnreachable | NetworkUnreachable);
     is_given_up
-        || matches!(
-            kind,
-            Some(BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
-        )
+        || matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
 }
 
 /// Whose fault it is that there is no answer.
-pub fn blame(error: &hyper::Error, exchange: &Exchange) -> ProxyError {
-    if let Some(broken) = exchange.broken() {
-        broken
-    } else if error.is_parse() || is_interim_flood(error) {
-        ProxyError::UpstreamProtocol(describe(error))
-    } else {
-        ProxyError::UpstreamReset(describe(error))
-    }
-}
-
-fn is_interim_flood(error: &hyper::Error) -> bool {
-    let io = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    io.filter_map(std::io::Error::get_ref).any(|inner| inner.is::<TooManyInterim>())
-}
-
-fn describe(error: &hyper::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
+pub fn blame(error: &Lost, exchange: &Exchange) -> ProxyError {
+    match (exchange.broken(), error) {
+        (Some(broken), _) => broken,
+        (None, Lost::Malformed(rule)) => ProxyError::UpstreamProtocol((*rule).into()),
+        (None, Lost::Http2(error)) if error.is_parse() => ProxyError::UpstreamProtocol(describe(error)),
+        (None, error) => ProxyError::UpstreamReset(error.to_string()),
     }
 }

@@ -1,11 +1,12 @@
-//! The server's side of HTTP: hyper with strict framing, limits, deadlines and drain.
+//! The server's side of HTTP with limits, deadlines and drain: HTTP/1 with strict framing, HTTP/2 by hyper.
 
 use super::{
     LocalExecutor,
     body::{Body, Progress},
-    canonical,
     flood::{Bounds, Paced},
     framing::{Patience, Strict, ToldLate},
+    http1::server::{self, Fault},
+    incoming::Incoming,
     when_woken,
 };
 use crate::{
@@ -19,11 +20,7 @@ use http::{
     HeaderValue, Request, Response, StatusCode,
     header::{CONNECTION, UPGRADE},
 };
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_identity::Refusal;
 use std::{
@@ -98,7 +95,7 @@ where
     let seen = Rc::new(Seen::default());
     let (progress, leaving) = (Rc::new(Progress::default()), Rc::new(Cell::new(false)));
     let (mark, standing, offers, leaves) = (seen.clone(), watch.clone(), progress.clone(), leaving.clone());
-    let service = service_fn(move |request| {
+    let respond = move |request| {
         mark.now();
         let asks_tunnel = !is_http2 && asks_tunnel(&request);
         let (standing, progress, leaves) = (standing.clone(), offers.clone(), leaves.clone());
@@ -116,16 +113,17 @@ where
             }
             Ok(response)
         }
-    });
+    };
     let result = if is_http2 {
+        let service = service_fn(move |request: Request<_>| respond(request.map(Incoming::Http2)));
         serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service).await
     } else {
-        serve_http1(stream, deadlines, drain, watch, &leaving, service).await
+        serve_http1(stream, deadlines, drain, watch, &leaving, respond).await
     };
     match result {
         Ok(()) => Ok(()),
-        Err(End::Protocol(error)) if is_http2 => judge_http2(&error, seen.any()),
-        Err(End::Protocol(error)) => judge(&error, seen.any()),
+        Err(End::Http1(fault)) => judge(fault, seen.any()),
+        Err(End::Http2(error)) => judge_http2(&error, seen.any()),
         Err(End::Flooded) => Err(Ended { error: ProxyError::Flood, is_request: true, status: None }),
         Err(End::Refused) => {
             let error = ProxyError::BadRequest("streams that break a rule of HTTP/2 were reset");
@@ -172,7 +170,8 @@ impl Seen {
 }
 
 enum End {
-    Protocol(hyper::Error),
+    Http1(Fault<Close>),
+    Http2(hyper::Error),
     Flooded,
     // Streams that h2 has reset before they became requests.
     Refused,
@@ -181,17 +180,17 @@ enum End {
     Distrusted(Refusal),
 }
 
-async fn serve_http1<S>(
+async fn serve_http1<F, R>(
     stream: Prefixed<Stream>,
     deadlines: Deadlines,
     drain: &drain::Watch,
     watch: &Watch,
     leaving: &Cell<bool>,
-    service: S,
+    respond: F,
 ) -> Result<(), End>
 where
-    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Close> + 'static,
-    S::Future: 'static,
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Result<Response<Body>, Close>>,
 {
     let patience = Patience {
         first_head: deadlines.first,
@@ -200,19 +199,8 @@ where
         body: deadlines.body,
         stalled: deadlines.stalled,
     };
-    let io = TokioIo::new(Strict::new(stream, patience));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // The framing reader holds the deadlines: it knows an idle connection from a slow head.
-        .header_read_timeout(None)
-        .half_close(true)
-        .keep_alive(true)
-        // At most 100 headers, which is [`canonical::MAX_HEADERS`], is what hyper does by itself without an allocation for each head.
-        .max_buf_size(canonical::MAX_HEADER_BYTES + 16 * 1024)
-        // No pipeline_flush: with unread octets in its buffer hyper would never send the 400 for them.
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
+    let closing = Cell::new(false);
+    let mut connection = pin!(server::serve(Strict::new(stream, patience), &closing, respond));
     let mut stop = when_woken(async {
         // A connection that is closed while it is idle may lose a request that is on its way: the next answer closes it.
         let going = async {
@@ -223,12 +211,12 @@ where
         tokio::select! { () = going => {}, () = watch.ending() => {} }
     });
     tokio::select! {
-        ended = connection.as_mut() => return ended.map_err(End::Protocol),
+        ended = connection.as_mut() => return ended.map_err(End::Http1),
         _ = stop.next() => {}
     }
-    connection.as_mut().graceful_shutdown();
+    closing.set(true);
     tokio::select! {
-        ended = connection => ended.map_err(End::Protocol),
+        ended = connection => ended.map_err(End::Http1),
         () = drain.over() => Err(End::Drained),
         refusal = watch.ended() => Err(End::Distrusted(refusal)),
     }
@@ -243,7 +231,8 @@ async fn serve_http2<S>(
     service: S,
 ) -> Result<(), End>
 where
-    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Close> + 'static,
+    S: hyper::service::Service<Request<hyper::body::Incoming>, Response = Response<Body>, Error = Close>
+        + 'static,
     S::Future: 'static,
 {
     let bounds = Bounds { frames: deadlines.frames, stalled: deadlines.stalled };
@@ -251,7 +240,7 @@ where
     let ended = |ended: hyper::Result<()>| match ended {
         _ if frames.flooded() => Err(End::Flooded),
         Ok(()) if frames.streams() > seen.count() => Err(End::Refused),
-        ended => ended.map_err(End::Protocol),
+        ended => ended.map_err(End::Http2),
     };
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -314,40 +303,27 @@ const WINDOW: u32 = 256 * 1024;
 /// The most that h2 decodes of a header list, in octets.
 const HEADER_LIST: u32 = 128 * 1024;
 
-/// What hyper's error means for the connection's record.
-fn judge(error: &hyper::Error, served: bool) -> Result<(), Ended> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(inner) = cause {
-        if inner.is::<Close>() {
-            // The service has written its own record.
-            return Ok(());
+/// What the end of an HTTP/1 connection means for its record.
+fn judge(fault: Fault<Close>, served: bool) -> Result<(), Ended> {
+    match fault {
+        Fault::Refused(error, status) => Err(Ended::told(error, status.as_u16())),
+        Fault::Line(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            let told = error.get_ref().is_some_and(|inner| inner.is::<ToldLate>());
+            Err(if told {
+                Ended::told(ProxyError::DownstreamTimeout, 408)
+            } else {
+                ProxyError::DownstreamTimeout.into()
+            })
         }
-        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-            let told = io.get_ref().is_some_and(|inner| inner.is::<ToldLate>());
-            return match io.kind() {
-                std::io::ErrorKind::TimedOut if told => Err(Ended::told(ProxyError::DownstreamTimeout, 408)),
-                std::io::ErrorKind::TimedOut => Err(ProxyError::DownstreamTimeout.into()),
-                // A client that goes between requests, or during one: that one's record says so.
-                _ if served => Ok(()),
-                _ => Err(ProxyError::DownstreamGone.into()),
-            };
-        }
-        cause = inner.source();
-    }
-    if error.is_parse_too_large() {
-        Err(Ended::told(ProxyError::HeadersTooLarge("the head is too large"), 431))
-    } else if error.is_parse() && error.to_string() == "URI too long" {
-        Err(Ended::told(ProxyError::TargetTooLong(canonical::MAX_TARGET), 414))
-    } else if error.is_parse() {
-        Err(Ended::told(ProxyError::BadRequest("not a well-formed HTTP/1.1 request"), 400))
-    } else if served {
-        Ok(())
-    } else {
-        Err(ProxyError::DownstreamGone.into())
+        // A client that goes between requests, or during one: that one's record says so.
+        Fault::Line(_) | Fault::Gone if !served => Err(ProxyError::DownstreamGone.into()),
+        // The service has written its own record.
+        Fault::Line(_) | Fault::Gone | Fault::Answer | Fault::Service(Close) => Ok(()),
     }
 }
 
-/// The same for HTTP/2: who broke the protocol gets a record for it, whatever else it has asked before.
+/// What hyper's error means for the record of an HTTP/2 connection: who broke the protocol gets one for it, whatever else it has
+/// asked before.
 fn judge_http2(error: &hyper::Error, served: bool) -> Result<(), Ended> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = cause {
@@ -362,7 +338,11 @@ fn judge_http2(error: &hyper::Error, served: bool) -> Result<(), Ended> {
                 _ => Err(ProxyError::DownstreamGone.into()),
             };
         }
+        if inner.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut)
+        {
+            return Err(ProxyError::DownstreamTimeout.into());
+        }
         cause = inner.source();
     }
-    judge(error, served)
+    if served { Ok(()) } else { Err(ProxyError::DownstreamGone.into()) }
 }

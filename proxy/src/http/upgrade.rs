@@ -2,29 +2,29 @@
 
 use crate::{
     error::ProxyError,
-    net::copy::{Counts, Ended, both_ways},
+    http::http1::server::Downstream,
+    net::{
+        Prefixed,
+        copy::{Counts, Ended, both_ways},
+    },
     telemetry::Record,
+    tls::Stream,
 };
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::time::Duration;
 
 /// Carries bytes between two upgraded connections, then writes the record. `revoked` resolves when policy withdraws the right.
 pub async fn tunnel(
-    downstream: OnUpgrade,
-    upstream: OnUpgrade,
+    mut downstream: Downstream,
+    upstream: Option<Prefixed<Stream>>,
     half_closed: Duration,
     mut record: Record,
     revoked: impl Future<Output = ProxyError>,
 ) {
-    let (downstream, upstream) = match tokio::try_join!(downstream, upstream) {
-        Ok(both) => both,
-        Err(error) => {
-            record.set_error(&ProxyError::UpstreamReset(format!("upgrade not completed: {error}")));
-            return;
-        }
+    let Some(mut upstream) = upstream else {
+        record
+            .set_error(&ProxyError::UpstreamReset("upgrade not completed: the connection has ended".into()));
+        return;
     };
-    let (mut downstream, mut upstream) = (TokioIo::new(downstream), TokioIo::new(upstream));
     let mut counts = Counts::default();
     let ended = tokio::select! {
         ended = both_ways(&mut downstream, &mut upstream, half_closed, None, &mut counts, |_| {}) => ended_as(ended),

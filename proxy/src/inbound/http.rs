@@ -8,6 +8,7 @@ use crate::{
         body::{Exchange, Upload},
         canonical::{Target, canonical},
         headers::{self, Wish},
+        incoming::Incoming,
         is_grpc,
         pool::{Failure, Key, Terms},
         protocol_name,
@@ -25,7 +26,6 @@ use crate::{
 };
 use ::http::{HeaderValue, Request, Response, request::Parts};
 use futures_util::FutureExt;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{
     HttpFacts, Verdict,
     authorize::judge,
@@ -49,7 +49,6 @@ struct Asking {
     request: Box<Request<Upload>>,
     exchange: Rc<Exchange>,
     key: Key,
-    upgrade: Option<OnUpgrade>,
     // What a tunnel is judged by again when policy changes.
     watched: Option<Box<(Parts, Target)>>,
     wish: Wish,
@@ -171,7 +170,7 @@ impl Connection {
     fn asking(
         &self,
         snapshot: &Snapshot,
-        mut parts: Parts,
+        parts: Parts,
         target: Target,
         incoming: Incoming,
         wish: Wish,
@@ -184,15 +183,14 @@ impl Connection {
         // A connection that shows its caller's address carries nobody else's requests.
         let source = self.worker.shared.settings.app_source.on_behalf_of(self.caller.downstream.ip());
         let key = Key { address: app, source, identity: None, sni: None, http2 };
-        let upgrade = parts.extensions.remove::<OnUpgrade>();
         let watched = (wish == Wish::WebSocket).then(|| Box::new((parts.clone(), target.clone())));
-        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
+        let (upload, exchange) = Upload::new(incoming, self.worker.headroom.clone());
         let request = forward::upstream_request(parts, target, upload, http2, wish)?;
-        Ok(Asking { request, exchange, key, upgrade, watched, wish, grpc })
+        Ok(Asking { request, exchange, key, watched, wish, grpc })
     }
 
     async fn forward(self: Rc<Self>, asking: Asking, mut record: Record) -> Result<Response<Body>, Close> {
-        let Asking { request, exchange, key, upgrade, watched, wish, grpc } = asking;
+        let Asking { request, exchange, key, watched, wish, grpc } = asking;
         let (app, caller) = (self.caller.destination, self.caller.downstream.ip());
         let settings = &self.worker.shared.settings;
         record.set_upstream(app, None);
@@ -219,7 +217,6 @@ impl Connection {
             Ok((response, lease)) => {
                 let asked = Asked {
                     wish,
-                    upgrade,
                     grpc,
                     http2: self.http2,
                     half_closed: settings.limits.half_closed,

@@ -76,6 +76,11 @@ pub fn is_taken(address: SocketAddr) -> bool {
     probe().is_err_and(|error| !is_absent(&error))
 }
 
+/// Nothing more is read: whoever waits for that is called. The other side hears nothing of it.
+pub fn stop_reading(stream: &TcpStream) {
+    let _ = SockRef::from(stream).shutdown(std::net::Shutdown::Read);
+}
+
 /// Makes the coming close a reset (RST): the other side sees an error, never a clean end.
 pub fn reset_on_close(stream: &TcpStream) {
     // A failure means that the socket is dead already.

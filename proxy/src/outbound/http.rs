@@ -9,9 +9,11 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
+        answer::Answering,
         body::{Exchange, Upload},
         canonical::{Target, canonical},
         headers::{self, Wish},
+        incoming::Incoming,
         is_grpc,
         pool::{Failure, Key, Lease, Terms},
         protocol_name,
@@ -31,7 +33,6 @@ use crate::{
 };
 use ::http::{Request, Response, request::Parts};
 use futures_util::FutureExt;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
 use postern_config::{documents::destination_rule::Traffic, path::Normalization};
 use std::{
     cell::{Cell, RefCell},
@@ -84,7 +85,6 @@ struct Asking {
     destination: Arc<Destination>,
     request: Box<Request<Upload>>,
     exchange: Rc<Exchange>,
-    upgrade: Option<OnUpgrade>,
     http2: bool,
     wish: Wish,
     grpc: bool,
@@ -109,7 +109,7 @@ pub async fn serve(
 
 /// An answer, and what it holds.
 struct Attempt {
-    response: Response<Incoming>,
+    response: Response<Answering>,
     lease: Lease,
     turn: Option<OwnedSemaphorePermit>,
     sent: Instant,
@@ -164,8 +164,7 @@ impl Connection {
         record.set_request_id(headers::ensure_request_id(&mut parts.headers));
         record.pass_trace_on(&mut parts.headers);
 
-        let upgrade = parts.extensions.remove::<OnUpgrade>();
-        let (upload, exchange) = Upload::new(incoming, self.http2, self.worker.headroom.clone());
+        let (upload, exchange) = Upload::new(incoming, self.worker.headroom.clone());
         // A WebSocket needs HTTP/1.1.
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
         match forward::upstream_request(parts, target, upload, http2, wish) {
@@ -174,7 +173,7 @@ impl Connection {
                 if let Some(patience) = patience {
                     record.set_deadline(patience);
                 }
-                let asking = Asking { destination, request, exchange, upgrade, http2, wish, grpc };
+                let asking = Asking { destination, request, exchange, http2, wish, grpc };
                 let answer = Box::pin(self.forward(asking, record));
                 match patience {
                     None => answer,
@@ -186,7 +185,7 @@ impl Connection {
     }
 
     async fn forward(self: Rc<Self>, asking: Asking, mut record: Record) -> Result<Response<Body>, Close> {
-        let Asking { destination, request, exchange, upgrade, http2, wish, grpc } = asking;
+        let Asking { destination, request, exchange, http2, wish, grpc } = asking;
         Ok(match self.send(&destination, request, http2, &exchange, &mut record).await {
             Ok((response, lease)) => {
                 let is_tunnel = wish == Wish::WebSocket;
@@ -194,8 +193,7 @@ impl Connection {
                 let tunnels = self.worker.tunnels.clone();
                 let place = is_tunnel.then(|| self.worker.shared.governor.enter());
                 let headroom = self.worker.headroom.clone();
-                let asked =
-                    Asked { wish, upgrade, grpc, http2: self.http2, half_closed, tunnels, place, headroom };
+                let asked = Asked { wish, grpc, http2: self.http2, half_closed, tunnels, place, headroom };
                 let watch = lease.watch().clone();
                 record.set_watch(watch.clone());
                 let revoked = is_tunnel.then(|| {
@@ -241,7 +239,7 @@ impl Connection {
         http2: bool,
         exchange: &Exchange,
         record: &mut Record,
-    ) -> Result<(Response<Incoming>, Lease), ProxyError> {
+    ) -> Result<(Response<Answering>, Lease), ProxyError> {
         let worker = &self.worker;
         let (endpoints, name) = Route::endpoints(destination, self.route.original)?;
         let ((upstream, sni), traffic) = (self.upstream(destination, name), destination.traffic());

@@ -57,6 +57,11 @@ impl Watch {
         }
     }
 
+    /// Whether somebody has proven who he is, so that this can change.
+    pub fn is_of_a_peer(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether another request may go over it: trusted, and the peer's certificate has not ended. Where nobody has proven anything the
     /// clock is not looked at.
     pub fn takes_more(&self, now: impl FnOnce() -> SystemTime) -> bool {

@@ -5,10 +5,12 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
+        answer::Answering,
         body::{Download, Exchange, Telling, Upload},
         canonical::Target,
         headers::{self, Wish},
         headroom::Headroom,
+        incoming::Incoming,
         pool::Lease,
         reply, upgrade,
     },
@@ -17,14 +19,11 @@ use crate::{
 use futures_util::future::LocalBoxFuture;
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri, Version,
-    header::{CONNECTION, HOST, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, HOST, UPGRADE},
     request::Parts,
 };
 use http_body_util::BodyExt;
-use hyper::{
-    body::{Body as _, Incoming},
-    upgrade::OnUpgrade,
-};
+use hyper::body::Body as _;
 use std::{rc::Rc, time::Duration};
 use tokio_util::task::TaskTracker;
 
@@ -44,10 +43,6 @@ pub fn upstream_request(
         uri.authority = Some(target.authority.as_bytes().try_into().map_err(|_| BAD)?);
     } else {
         parts.headers.insert(HOST, target.authority);
-        // hyper sends no body with a GET or HEAD that does not say how it is framed, and the app would see another request.
-        if upload.size_hint().exact().is_none() {
-            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
     }
     if wish == Wish::WebSocket {
         headers::ask_upgrade(&mut parts.headers, HeaderValue::from_static("websocket"));
@@ -63,8 +58,6 @@ pub fn upstream_request(
 pub struct Asked {
     /// What the client wished.
     pub wish: Wish,
-    /// The downstream connection's side of an upgrade.
-    pub upgrade: Option<OnUpgrade>,
     /// `application/grpc*`.
     pub grpc: bool,
     /// Whether the client speaks HTTP/2: only there it reads trailers for certain.
@@ -82,7 +75,7 @@ pub struct Asked {
 /// The upstream's answer, cleaned, with a body that carries the record to its end; the record knows when it came. `revoked` watches
 /// over a tunnel, where one was asked for.
 pub fn deliver(
-    response: Response<Incoming>,
+    response: Response<Answering>,
     mut lease: Lease,
     exchange: Rc<Exchange>,
     mut record: Record,
@@ -90,23 +83,14 @@ pub fn deliver(
     revoked: Option<LocalBoxFuture<'static, ProxyError>>,
 ) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
-    let http2 = parts.version == Version::HTTP_2;
-    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
-        // hyper would read it to the end of the connection; what it is, nobody downstream could know.
-        let error = ProxyError::UpstreamProtocol("a transfer coding other than chunked".into());
-        return refuse(&error, record, asked.grpc);
-    }
     let is_tunnel = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     if is_tunnel || parts.status.as_u16() >= 600 {
         let spoken = parts
             .headers
             .get(UPGRADE)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let (true, Wish::WebSocket, true, Some(downstream), Some(revoked)) =
-            (is_tunnel, asked.wish, spoken, asked.upgrade, revoked)
+        let (true, Wish::WebSocket, true, false, Answering::Http1(answer), Some(revoked)) =
+            (is_tunnel, asked.wish, spoken, asked.http2, incoming, revoked)
         else {
             let error = ProxyError::UpstreamProtocol(format!(
                 "status {} that nobody asked for",
@@ -118,14 +102,16 @@ pub fn deliver(
         parts.version = Version::HTTP_11;
         record.set_status(101);
         record.answer_handed_over();
-        let upstream = hyper::upgrade::on(Response::from_parts(parts_for_upgrade(&mut parts), incoming));
+        let upstream = answer.into_tunnel();
         let held = (lease.take_counts(), asked.place);
-        let tunnel = async move {
-            upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked).await;
-            drop(held);
+        let start = move |downstream| {
+            let tunnel = async move {
+                upgrade::tunnel(downstream, upstream, asked.half_closed, record, revoked).await;
+                drop(held);
+            };
+            drop(tokio::task::spawn_local(asked.tunnels.track_future(tunnel)));
         };
-        drop(tokio::task::spawn_local(asked.tunnels.track_future(tunnel)));
-        return Response::from_parts(parts, Body::empty());
+        return Response::from_parts(parts, Body::Tunnel(Some(Box::new(start))));
     }
     headers::clean_response(&mut parts.headers, false);
     parts.version = Version::HTTP_11;
@@ -137,15 +123,8 @@ pub fn deliver(
     }
     record.answer_handed_over();
     let telling = if asked.grpc && asked.http2 { Telling::Status } else { Telling::Break };
-    let download = Download::new(incoming, http2, exchange, record, lease, asked.headroom, telling);
+    let download = Download::new(incoming, exchange, record, lease, asked.headroom, telling);
     Response::from_parts(parts, Body::Upstream(Box::new(download)))
-}
-
-/// The extensions hold hyper's half of the upgrade; the rest of the head stays with the answer.
-fn parts_for_upgrade(parts: &mut http::response::Parts) -> http::response::Parts {
-    let (mut own, ()) = Response::new(()).into_parts();
-    own.extensions = std::mem::take(&mut parts.extensions);
-    own
 }
 
 /// Our own answer, noted in the record.

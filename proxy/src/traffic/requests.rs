@@ -10,6 +10,7 @@ use crate::{
     http::{
         Body,
         deadline::{GRACE, grpc_timeout},
+        incoming::Incoming,
         is_grpc, reply,
         serve::{self, Close, Deadlines},
     },
@@ -19,7 +20,6 @@ use crate::{
 };
 use ::http::{Request, Response};
 use futures_util::future::{Either, LocalBoxFuture};
-use hyper::body::Incoming;
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
