@@ -43,7 +43,7 @@ pub enum ProxyError {
     #[error("request target longer than {0} bytes")]
     TargetTooLong(usize),
     #[error("request headers too large: {0}")]
-    HeadersTooLarge(&'static str),
+    HeadersTooLarge(String),
     #[error("expectation that cannot be met: {0}")]
     ExpectationFailed(&'static str),
     #[error("Host {host} on a connection that was opened for the server name {sni}")]
@@ -131,7 +131,7 @@ rows! {
     BAD_REQUEST: "bad-request", Downstream, false, 400, 3, "DPE", INFO, "bad request", "The request has no single safe reading (RFC 9112, RFC 9113), so no policy could be applied to it. The log names the rule.";
     METHOD_NOT_ALLOWED: "method-not-allowed", Downstream, false, 405, 12, "DPE", INFO, "method not allowed", "CONNECT is not forwarded between workloads.";
     TARGET_TOO_LONG: "target-too-long", Downstream, false, 414, 3, "DPE", INFO, "request target too long", "The path is longer than the sidecar accepts.";
-    HEADERS_TOO_LARGE: "headers-too-large", Downstream, false, 431, 8, "DPE", INFO, "request header fields too large", "More than 100 header lines or more than 64 KiB of them.";
+    HEADERS_TOO_LARGE: "headers-too-large", Downstream, false, 431, 8, "DPE", INFO, "request header fields too large", "More than 100 header lines or more than 64 KiB of them; in the caller's own sidecar 92 and 63 KiB, since it adds some for the other.";
     EXPECTATION_FAILED: "expectation-failed", Downstream, false, 417, 3, "DPE", INFO, "expectation failed", "The request carries an Expect other than 100-continue.";
     MISDIRECTED: "misdirected", Downstream, false, 421, 3, "DPE", INFO, "misdirected request", "The TLS connection was opened for one host name and the request names another. Open a connection for each host, or none with a server name.";
     FLOOD: "flood", Downstream, false, 429, 8, "DPE", INFO, "enhance your calm", "More HTTP/2 frames that carry nothing (WINDOW_UPDATE, PRIORITY, PING, SETTINGS, unknown types) than any honest peer sends. The connection was ended with GOAWAY and ENHANCE_YOUR_CALM.";
@@ -270,7 +270,7 @@ mod tests {
             ProxyError::BadRequest(""),
             ProxyError::MethodNotAllowed(""),
             ProxyError::TargetTooLong(1),
-            ProxyError::HeadersTooLarge(""),
+            ProxyError::HeadersTooLarge(String::new()),
             ProxyError::ExpectationFailed(""),
             ProxyError::Misdirected { sni: String::new(), host: String::new() },
             ProxyError::Flood,

@@ -13,7 +13,10 @@ use postern_config::{
     snapshot::Workload,
 };
 use postern_identity::SpiffeId;
-use postern_proxy::http::{canonical::canonical, headers::remote_ip};
+use postern_proxy::http::{
+    canonical::{Size, canonical},
+    headers::remote_ip,
+};
 use postern_tests::{
     envoy::{self, CASE, Envoy, Wire, at},
     envoy_callers::{Authority, Caller},
@@ -338,7 +341,7 @@ fn decide(snapshot: &Snapshot, ask: &Ask, ports: &[u16]) -> Verdict {
     let (mut parts, ()) = request.into_parts();
     let (destination, port) = ask.destination();
     let destination = at(destination, ports[port]);
-    let target = canonical(&mut parts, Normalization::Base, destination).unwrap();
+    let target = canonical(&mut parts, Normalization::Base, Size::Whole, destination).unwrap();
     let source_ip: IpAddr = ask.source().parse().unwrap();
     let facts = Facts {
         peer: peer.as_ref(),

@@ -14,7 +14,7 @@ use postern_config::{Snapshot, authorize::judge, path::Normalization, snapshot::
 use postern_proxy::{
     bootstrap::otel::Sampler,
     http::{
-        canonical::canonical,
+        canonical::{Size, canonical},
         framing::{Patience, Strict},
         headers,
     },
@@ -147,7 +147,9 @@ fn canonical_target(times: u64) {
     let parts = parts();
     for _ in 0..times {
         let mut parts = parts.clone();
-        black_box(canonical(&mut parts, Normalization::MergeSlashes, address()).expect("one reading"));
+        black_box(
+            canonical(&mut parts, Normalization::MergeSlashes, Size::Whole, address()).expect("one reading"),
+        );
     }
 }
 

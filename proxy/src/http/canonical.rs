@@ -20,8 +20,23 @@ use std::{
 pub const MAX_TARGET: usize = 8 * 1024;
 /// The most header lines.
 pub const MAX_HEADERS: usize = 100;
-/// The most bytes of header names and values together.
+/// The most bytes of the method, header names and values together.
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// The most lines that a sidecar sends beside those that it has judged. Seven today: a request ID, three of a trace, two of an upgrade
+/// (or one of a transfer coding), and a Host for HTTP/1.0.
+pub const OWN_HEADERS: usize = 8;
+/// The most bytes of their names and values. 600 today, of which 259 are a Host.
+pub const OWN_HEADER_BYTES: usize = 1024;
+
+/// How much of a head is admitted, at most. The two sides differ, so that what the caller's sidecar admits is never too much for the app's.
+#[derive(Clone, Copy, Debug)]
+pub enum Size {
+    /// [`MAX_HEADERS`] and [`MAX_HEADER_BYTES`]: behind us is the app.
+    Whole,
+    /// Less [`OWN_HEADERS`] and [`OWN_HEADER_BYTES`]: behind us is a sidecar, which gets ours as well.
+    WithOurs,
+}
 
 /// What a request asks for, in its one reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +71,16 @@ impl Target {
 
 /// Judges the head of a request. Afterwards `Host` is gone from the headers: the target has it. `fallback` stands in for the
 /// Host that HTTP/1.0 may leave out.
-pub fn canonical(parts: &mut Parts, mode: Normalization, fallback: SocketAddr) -> Result<Target, ProxyError> {
+pub fn canonical(
+    parts: &mut Parts,
+    mode: Normalization,
+    size: Size,
+    fallback: SocketAddr,
+) -> Result<Target, ProxyError> {
     if parts.method == Method::CONNECT {
         return Err(ProxyError::MethodNotAllowed("CONNECT"));
     }
-    let cookies = screen(&parts.headers)?;
+    let cookies = screen(&parts.method, &parts.headers, size)?;
     let authority = authority(parts, fallback)?;
     let path_and_query = path_and_query(parts, mode)?;
     parts.headers.remove(HOST);
@@ -72,11 +92,17 @@ pub fn canonical(parts: &mut Parts, mode: Normalization, fallback: SocketAddr) -
 
 /// Limits, and values that different parsers read differently. One look at each line instead of one search for each name; how many of
 /// them are cookies is told.
-fn screen(headers: &HeaderMap) -> Result<u32, ProxyError> {
+fn screen(method: &Method, headers: &HeaderMap, size: Size) -> Result<usize, ProxyError> {
+    let (most_lines, most_bytes) = match size {
+        Size::Whole => (MAX_HEADERS, MAX_HEADER_BYTES),
+        Size::WithOurs => (MAX_HEADERS - OWN_HEADERS, MAX_HEADER_BYTES - OWN_HEADER_BYTES),
+    };
+    let too_many = |most| Err(ProxyError::HeadersTooLarge(format!("more than {most} header lines")));
     if headers.len() > MAX_HEADERS {
-        return Err(ProxyError::HeadersTooLarge("more than 100 header lines"));
+        return too_many(MAX_HEADERS);
     }
-    let (mut bytes, mut lengths, mut cookies) = (0, 0, 0);
+    // A method has no limit of its own, and is in the same head.
+    let (mut bytes, mut lengths, mut cookies) = (method.as_str().len(), 0, 0);
     for (name, value) in headers {
         let value = value.as_bytes();
         bytes += name.as_str().len() + value.len();
@@ -94,10 +120,14 @@ fn screen(headers: &HeaderMap) -> Result<u32, ProxyError> {
         } else if name == EXPECT && !value.eq_ignore_ascii_case(b"100-continue") {
             return Err(ProxyError::ExpectationFailed("Expect other than 100-continue"));
         }
-        cookies += u32::from(name == COOKIE);
+        cookies += usize::from(name == COOKIE);
     }
-    if bytes > MAX_HEADER_BYTES {
-        return Err(ProxyError::HeadersTooLarge("more than 64 KiB of headers"));
+    // Cookies travel as one line.
+    if headers.len() - cookies.saturating_sub(1) > most_lines {
+        return too_many(most_lines);
+    }
+    if bytes > most_bytes {
+        return Err(ProxyError::HeadersTooLarge(format!("more than {} KiB of headers", most_bytes >> 10)));
     }
     Ok(cookies)
 }

@@ -21,8 +21,8 @@ fn check_in(
         let name: http::HeaderName = name.parse().unwrap();
         parts.headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
     }
-    let target =
-        canonical(&mut parts, mode, "10.0.0.1:80".parse().unwrap()).map_err(|error| error.http_status())?;
+    let target = canonical(&mut parts, mode, Size::Whole, "10.0.0.1:80".parse().unwrap())
+        .map_err(|error| error.http_status())?;
     assert!(!parts.headers.contains_key(HOST));
     Ok((target.host().to_owned(), target.path_and_query.as_str().to_owned()))
 }
@@ -133,14 +133,29 @@ fn headers_with_two_readings_are_refused() {
 
 #[test]
 fn headers_are_limited_in_number_and_size() {
-    let lines: Vec<(String, String)> = (0..MAX_HEADERS).map(|n| (format!("x-{n}"), "v".into())).collect();
-    let borrowed: Vec<(&str, &str)> =
-        lines.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    assert!(check(Version::HTTP_2, "GET", "http://a/", &borrowed).is_ok());
-    let more: Vec<(&str, &str)> = borrowed.iter().copied().chain([("y", "v")]).collect();
-    assert_eq!(check(Version::HTTP_2, "GET", "http://a/", &more), Err(431));
-    let large = "v".repeat(MAX_HEADER_BYTES);
-    assert_eq!(check(Version::HTTP_2, "GET", "http://a/", &[("x", &large)]), Err(431));
+    let judge = |size, method: &str, lines: &[(&str, usize)]| {
+        let mut headers = HeaderMap::new();
+        for (name, length) in lines {
+            headers.append(
+                http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::try_from("v".repeat(*length)).unwrap(),
+            );
+        }
+        screen(&method.parse().unwrap(), &headers, size).map_err(|error| error.http_status())
+    };
+    for (size, most, bytes) in [(Size::Whole, 100, 64 << 10), (Size::WithOurs, 92, 63 << 10)] {
+        let lines = |count| vec![("x", 1); count];
+        assert_eq!(judge(size, "GET", &lines(most)), Ok(0));
+        assert_eq!(judge(size, "GET", &lines(most + 1)), Err(431), "{size:?}");
+        // One line when they are joined, and never more than a hundred before.
+        let crumbs = |count, beside| [vec![("cookie", 1); count], lines(beside)].concat();
+        assert_eq!(judge(size, "GET", &crumbs(101 - most, most - 1)), Ok(101 - most));
+        assert_eq!(judge(size, "GET", &crumbs(100 - most, most)), if most < 100 { Err(431) } else { Ok(0) });
+        assert_eq!(judge(size, "GET", &crumbs(101, 0)), Err(431));
+        assert_eq!(judge(size, "GET", &[("x", bytes - 4)]), Ok(0));
+        assert_eq!(judge(size, "GET", &[("x", bytes - 3)]), Err(431), "{size:?}");
+        assert_eq!(judge(size, &"G".repeat(bytes), &[("x", 0)]), Err(431), "a method is part of the head");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::{
     http::{
         Body,
         body::{Exchange, Upload},
-        canonical::{Target, canonical},
+        canonical::{Size, Target, canonical},
         headers::{self, Wish},
         incoming::Incoming,
         is_grpc,
@@ -116,7 +116,7 @@ impl Connection {
     }
 
     fn target(&self, parts: &mut Parts, mode: Normalization) -> Result<Target, ProxyError> {
-        let target = canonical(parts, mode, self.caller.destination)?;
+        let target = canonical(parts, mode, Size::Whole, self.caller.destination)?;
         match &self.caller.sni {
             Some(sni) if !target.is_within(sni) => {
                 Err(ProxyError::Misdirected { sni: sni.clone(), host: target.host().to_owned() })

@@ -11,7 +11,7 @@ use crate::{
         Body,
         answer::Answering,
         body::{Exchange, Upload},
-        canonical::{Target, canonical},
+        canonical::{Size, Target, canonical},
         headers::{self, Wish},
         incoming::Incoming,
         is_grpc,
@@ -125,7 +125,7 @@ impl Connection {
         // The app cannot speak for us: its own client-cert header would be believed at the other end.
         let wish = headers::clean_request(&mut parts.headers);
         // The path travels as written; the other end, whose policy it is, normalizes it.
-        let target = match canonical(&mut parts, Normalization::None, self.route.original) {
+        let target = match canonical(&mut parts, Normalization::None, Size::WithOurs, self.route.original) {
             Ok(target) => target,
             Err(error) => {
                 record.set_request(&parts.method, "", parts.uri.path(), &parts.headers);

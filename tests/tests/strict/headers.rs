@@ -1,6 +1,10 @@
 //! S-HDR: header lines that policy judges are the ones that the app gets, and what only the mesh may say is said by it alone.
 
-use crate::arena::{Arena, BOTH};
+use crate::{
+    arena::{Arena, BOTH, Before, Side},
+    frames,
+    http2::wire,
+};
 use postern_tests::{Step, scenario::policy};
 
 fn with(headers: &str) -> Vec<u8> {
@@ -150,6 +154,73 @@ async fn malformed_and_oversized_heads_are_refused() {
         arena.passes(side, "S-HDR-08", &large(20 * 1024)).await;
         arena.passes(side, "S-HDR-08", &large(60 * 1024)).await;
         arena.passes(side, "S-HDR-08", &lines(90)).await;
+        if side == Side::Peer {
+            arena.passes(side, "S-HDR-08", &lines(99)).await;
+        }
+    }
+    arena.survived().await;
+}
+
+/// S-HDR-08 through the pair: the first sidecar adds lines of its own, for which the second has room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_callers_sidecar_admits_is_never_too_much_for_the_apps() {
+    let arena = Arena::new("").await;
+    let lines = |count: usize| (0..count).map(|n| format!("x-{n}: v\r\n")).collect::<String>();
+    // Each with so many lines of its own that count, and the most lines that are added to such a one.
+    for (what, head, own, added) in [
+        ("a request", "GET /most HTTP/1.1\r\nHost: a\r\n", 1, 3),
+        ("a trace of B3", "GET /most HTTP/1.1\r\nHost: a\r\nX-B3-Sampled: 1\r\n", 2, 6),
+        (
+            "an upgrade",
+            "GET /most HTTP/1.1\r\nHost: a\r\nX-B3-Sampled: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+            2,
+            8,
+        ),
+        ("HTTP/1.0", "GET /most HTTP/1.0\r\nX-B3-Sampled: 1\r\n", 1, 6),
+    ] {
+        let got = arena.passes(Side::App, what, format!("{head}{}\r\n", lines(92 - own)).as_bytes()).await;
+        assert!(names(&got).len() > 92 && names(&got).len() <= 92 + added, "{what}: {}", names(&got).len());
+        let more = format!("{head}{}\r\n", lines(93 - own));
+        arena.refused(Side::App, what, more.as_bytes(), 431).await;
+    }
+    // A path of the most that one may have, and 63 KiB, spread over all lines and in one.
+    let path = format!("/{}", "p".repeat(8 * 1024 - 1));
+    for count in [91_usize, 1] {
+        let head = |bytes: usize| {
+            let names: Vec<String> = (0..count).map(|n| format!("x-{n}")).collect();
+            let fixed = "GET".len() + "hosta".len() + names.iter().map(String::len).sum::<usize>();
+            let (each, rest) = ((bytes - fixed) / count, (bytes - fixed) % count);
+            let line = |(n, name): (usize, &String)| {
+                format!("{name}: {}\r\n", "v".repeat(each + if n == 0 { rest } else { 0 }))
+            };
+            let lines: String = names.iter().enumerate().map(line).collect();
+            format!("GET {path} HTTP/1.1\r\nHost: a\r\n{lines}\r\n")
+        };
+        arena.passes(Side::App, "63 KiB", head(63 << 10).as_bytes()).await;
+        arena.refused(Side::App, "63 KiB and one", head((63 << 10) + 1).as_bytes(), 431).await;
+    }
+    let large = vec![b'v'; 63 << 10];
+    // Beside the name of one byte, `GET`.
+    let (most, more) = (&large[4..], &large[3..]);
+    let sampled = (&b"x-b3-sampled"[..], &b"1"[..]);
+    for (what, lines, status) in [
+        ("HTTP/2: 92 lines", [vec![sampled], vec![(&b"x"[..], &b"v"[..]); 91]].concat(), 200),
+        ("HTTP/2: 93 lines", [vec![sampled], vec![(&b"x"[..], &b"v"[..]); 92]].concat(), 431),
+        ("HTTP/2: 63 KiB", vec![(&b"x"[..], most)], 200),
+        ("HTTP/2: 63 KiB and one", vec![(&b"x"[..], more)], 431),
+    ] {
+        let list = [frames::lines_of_get("/most"), lines].concat();
+        let (before, complete) = (Before::of(&arena, Side::App), arena.app().complete());
+        let mut wire = wire(&arena, Side::App).await;
+        let request = frames::headers(frames::END_STREAM, 1, &frames::block(&list));
+        wire.send(&request).await.unwrap();
+        assert_eq!(wire.end_of(1).await, frames::End::Status(status), "{what}");
+        drop(wire);
+        if status == 431 {
+            before.nothing_happened(&arena, what).await;
+        } else {
+            assert_eq!(arena.app().complete(), complete + 1, "{what}");
+        }
     }
     arena.survived().await;
 }

@@ -71,7 +71,7 @@ pub fn read(octets: &mut BytesMut, seen: usize) -> Result<Option<Head>, ProxyErr
     match request.parse_with_uninit_headers(&octets, &mut room_for_lines) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(ProxyError::HeadersTooLarge("more than 100 header lines"));
+            return Err(ProxyError::HeadersTooLarge("more than 100 header lines".into()));
         }
         _ => return Err(MALFORMED),
     }

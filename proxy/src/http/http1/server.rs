@@ -205,7 +205,9 @@ impl Wire {
                 }
                 self.seen = self.line.incoming.len();
                 if self.seen > MAX_HEAD {
-                    return Poll::Ready(Err(told(ProxyError::HeadersTooLarge("the head is too large"))));
+                    return Poll::Ready(Err(told(ProxyError::HeadersTooLarge(
+                        "the head is too large".into(),
+                    ))));
                 }
             } else if closing.get() || self.has_ended {
                 return Poll::Ready(Ok(None));
