@@ -220,6 +220,7 @@ fn spec(policies: Vec<AuthorizationPolicy>) -> InboundSpec {
         peer_authentications: vec![],
         authorization_policies: policies,
         telemetries: vec![],
+        upgrades: Default::default(),
     }
 }
 

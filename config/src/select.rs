@@ -2,7 +2,7 @@
 
 use crate::{
     documents::{
-        AuthorizationPolicy, Documents, Located, Metadata, PeerAuthentication, Telemetry,
+        AuthorizationPolicy, Documents, Located, Metadata, PeerAuthentication, Telemetry, Upgrades,
         peer_authentication::MtlsMode,
     },
     snapshot::{DeclaredPort, InboundSpec, Workload},
@@ -12,7 +12,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// All that `workload` needs to enforce, picked from `documents` and in the order in which it counts.
 ///
-/// Documents that cannot have an effect on the workload are left out, so that changing them changes no spec.
+/// Documents that cannot have an effect on the workload are left out, so that changing them changes no spec. Upgrades are the pod's
+/// own, and who knows the pod adds them.
 pub fn inbound_spec(documents: &Documents, workload: Workload, ports: Vec<DeclaredPort>) -> InboundSpec {
     let root = &documents.mesh.root_namespace;
     let modes = MtlsModes::resolve(
@@ -38,6 +39,7 @@ pub fn inbound_spec(documents: &Documents, workload: Workload, ports: Vec<Declar
         peer_authentications,
         authorization_policies,
         telemetries,
+        upgrades: Upgrades::default(),
     }
 }
 

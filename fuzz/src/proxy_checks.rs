@@ -2,7 +2,7 @@
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, request::Parts};
 use http_body_util::BodyExt;
-use postern_config::path::Normalization;
+use postern_config::{documents::Upgrades, path::Normalization};
 use postern_proxy::{
     http::{
         Body,
@@ -306,7 +306,7 @@ where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Result<Response<Body>, ()>>,
 {
-    let stream = Strict::new(Prefixed::new(plain_stream(stream)), patience());
+    let stream = Strict::new(Prefixed::new(plain_stream(stream)), patience(), Upgrades::default());
     // How it ends says nothing more than what has arrived.
     let _ = server::serve(stream, &Cell::new(false), respond).await;
 }
@@ -373,7 +373,7 @@ fn patience() -> Patience {
 }
 
 fn strict<S: AsyncRead + Unpin>(bytes: S) -> Strict<impl AsyncRead + AsyncWrite + Unpin> {
-    Strict::new(tokio::io::join(bytes, tokio::io::sink()), patience())
+    Strict::new(tokio::io::join(bytes, tokio::io::sink()), patience(), Upgrades::default())
 }
 
 /// What passes, and whether it ended with an error.

@@ -52,6 +52,8 @@ pub enum ProxyError {
     Flood,
     #[error("RBAC: access denied")]
     Denied,
+    #[error("upgrade to {0} is not allowed any more")]
+    UpgradeWithdrawn(String),
     #[error("no endpoint for {0}")]
     NoEndpoint(String),
     #[error("outbound traffic to {0} is blocked by REGISTRY_ONLY")]
@@ -129,13 +131,14 @@ rows! {
     PEER_DISTRUSTED: "peer-distrusted", Downstream, false, 403, 16, "DPE", INFO, "certificate refused", "The caller was trusted when it connected and is not any more: its certificate has ended, or an authority above it was removed or revoked. The connection was closed; the log names the rule.";
     DOWNSTREAM_TIMEOUT: "downstream-timeout", Downstream, false, 408, 4, "DT", INFO, "request timeout", "The caller opened a connection and did not send a complete request or handshake in time.";
     BAD_REQUEST: "bad-request", Downstream, false, 400, 3, "DPE", INFO, "bad request", "The request has no single safe reading (RFC 9112, RFC 9113), so no policy could be applied to it. The log names the rule.";
-    METHOD_NOT_ALLOWED: "method-not-allowed", Downstream, false, 405, 12, "DPE", INFO, "method not allowed", "CONNECT is not forwarded between workloads.";
+    METHOD_NOT_ALLOWED: "method-not-allowed", Downstream, false, 405, 12, "DPE", INFO, "method not allowed", "CONNECT is not forwarded where HTTP is spoken. Declare the port of an app that is a proxy itself as TCP (`tcp-…`): then it passes, and policy speaks of identity and port.";
     TARGET_TOO_LONG: "target-too-long", Downstream, false, 414, 3, "DPE", INFO, "request target too long", "The path is longer than the sidecar accepts.";
     HEADERS_TOO_LARGE: "headers-too-large", Downstream, false, 431, 8, "DPE", INFO, "request header fields too large", "More than 100 header lines or more than 64 KiB of them; in the caller's own sidecar 92 and 63 KiB, since it adds some for the other.";
     EXPECTATION_FAILED: "expectation-failed", Downstream, false, 417, 3, "DPE", INFO, "expectation failed", "The request carries an Expect other than 100-continue.";
     MISDIRECTED: "misdirected", Downstream, false, 421, 3, "DPE", INFO, "misdirected request", "The TLS connection was opened for one host name and the request names another. Open a connection for each host, or none with a server name.";
     FLOOD: "flood", Downstream, false, 429, 8, "DPE", INFO, "enhance your calm", "More HTTP/2 frames that carry nothing (WINDOW_UPDATE, PRIORITY, PING, SETTINGS, unknown types) than any honest peer sends. The connection was ended with GOAWAY and ENHANCE_YOUR_CALM.";
     DENIED: "policy-denied", Policy, false, 403, 7, "-", INFO, "RBAC: access denied", "An AuthorizationPolicy denies the call. The access log names policy and rule; GET /decisions/<id> on the admin port explains the decision.";
+    UPGRADE_WITHDRAWN: "upgrade-withdrawn", Policy, false, 403, 7, "-", INFO, "upgrade not allowed", "A tunnel was open for a protocol that `postern.dev/upgrades` of the sidecar's pod does not name any more. It was closed.";
     NO_ENDPOINT: "no-endpoint", Upstream, true, 503, 14, "UH", WARN, "no healthy upstream", "The service has no endpoints, or all are ejected (outlierDetection; GET /ejections on the admin port lists them). Check that its selector matches running pods, or that the name of the ServiceEntry can be looked up.";
     BLOCKED: "outbound-blocked", Policy, false, 502, 7, "UH", INFO, "outbound traffic blocked", "outboundTrafficPolicy is REGISTRY_ONLY and the destination is neither a service of the mesh nor a name or address of a ServiceEntry that this namespace sees.";
     RESOLVE_TIMEOUT: "resolve-timeout", Us, true, 503, 14, "NC", WARN, "destination unknown", "The control plane did not say in time where the destination is. Is it reachable?";
@@ -173,6 +176,7 @@ impl ProxyError {
             Self::Misdirected { .. } => &MISDIRECTED,
             Self::Flood => &FLOOD,
             Self::Denied => &DENIED,
+            Self::UpgradeWithdrawn(_) => &UPGRADE_WITHDRAWN,
             Self::NoEndpoint(_) => &NO_ENDPOINT,
             Self::Blocked(_) => &BLOCKED,
             Self::ResolveTimeout(_) => &RESOLVE_TIMEOUT,
@@ -275,6 +279,7 @@ mod tests {
             ProxyError::Misdirected { sni: String::new(), host: String::new() },
             ProxyError::Flood,
             ProxyError::Denied,
+            ProxyError::UpgradeWithdrawn(String::new()),
             ProxyError::NoEndpoint(String::new()),
             ProxyError::Blocked(address),
             ProxyError::ResolveTimeout(address),

@@ -94,6 +94,7 @@ fn compile(policies: &[AuthorizationPolicy], mesh: MeshConfig) -> Snapshot {
         peer_authentications,
         authorization_policies,
         telemetries,
+        upgrades: Default::default(),
     })
     .unwrap_or_else(|problems| panic!("{problems:#?}\n{policies:#?}"))
 }

@@ -305,6 +305,7 @@ fn compile(rules: usize) -> Snapshot {
         peer_authentications,
         authorization_policies,
         telemetries,
+        upgrades: Default::default(),
     })
     .expect("the rules of this bench are valid")
 }

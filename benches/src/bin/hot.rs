@@ -10,7 +10,9 @@ use postern_benches::{
     Mix,
     budgets::{self, Measured},
 };
-use postern_config::{Snapshot, authorize::judge, path::Normalization, snapshot::Workload};
+use postern_config::{
+    Snapshot, authorize::judge, documents::Upgrades, path::Normalization, snapshot::Workload,
+};
 use postern_proxy::{
     bootstrap::otel::Sampler,
     http::{
@@ -120,7 +122,7 @@ fn framing(times: u64) {
         stalled: Duration::from_secs(60),
     };
     let stream = tokio::io::join(whole.as_bytes(), tokio::io::sink());
-    let mut reader = Strict::new(stream, patience);
+    let mut reader = Strict::new(stream, patience, Upgrades::default());
     let mut buffer = vec![0; HEAD.len()];
     for _ in 0..times {
         now(reader.read_exact(&mut buffer)).expect("it is well framed");

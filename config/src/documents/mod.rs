@@ -21,6 +21,7 @@ pub(crate) mod schema;
 pub mod service_entry;
 pub mod telemetry;
 mod tree;
+pub mod upgrades;
 
 pub use authorization_policy::AuthorizationPolicy;
 pub(crate) use decode::{
@@ -37,6 +38,7 @@ pub use places::Places;
 pub use policy_test::PolicyTest;
 pub use service_entry::ServiceEntry;
 pub use telemetry::{NamedProvider, Telemetry};
+pub use upgrades::{UPGRADES, Upgrades};
 
 /// Where a document was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

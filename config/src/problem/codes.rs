@@ -195,6 +195,9 @@ codes! {
     TELEMETRY_PROVIDER "PST0322" Both "provider that Postern does not have"
         "Providers of Istio say where telemetry goes. In Postern the sidecar's own settings say that (`--access-log`, the OTEL_* variables, its port for Prometheus). A Telemetry may name `envoy` for the access log, `prometheus` for metrics, and what `extensionProviders` of the mesh configuration declares for the same signal; any other name is an error, since the entry would be for something else. A provider that names a collector is a warning, since nothing is sent there by it."
         "Declare the provider, write `envoy` for the access log and `prometheus` for metrics, or leave `providers` out; set OTEL_EXPORTER_OTLP_ENDPOINT of the sidecars and suppress the warning where that is done.";
+    BAD_UPGRADES "PST0323" Error "bad postern.dev/upgrades"
+        "The annotation names the protocols, beside `websocket`, for which callers may leave HTTP/1.1 on their way into this pod, and the pod on its way out: a list of at most 16 names as they stand in `Upgrade`. HTTP itself (`h2c`, `h2`, `HTTP/2.0`) is never one of them, since no policy would see the requests behind it, and there is no wildcard."
+        "Write for example `postern.dev/upgrades: spdy/3.1, tcp`.";
     DUPLICATE_OBJECT "PST0401" Error "two objects with one name"
         "Two documents have the same kind, namespace and name."
         "Rename one of the two, or remove it.";

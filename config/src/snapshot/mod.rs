@@ -8,7 +8,8 @@ pub(crate) mod rules;
 
 use crate::{
     documents::{
-        AuthorizationPolicy, MeshConfig, PeerAuthentication, Telemetry, peer_authentication::MtlsMode,
+        AuthorizationPolicy, MeshConfig, PeerAuthentication, Telemetry, Upgrades,
+        peer_authentication::MtlsMode,
     },
     problem::{self, Problem, Severity},
     select::{MtlsModes, telemetries},
@@ -112,6 +113,9 @@ pub struct InboundSpec {
     /// At most one for mesh, namespace and workload each, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub telemetries: Vec<Telemetry>,
+    /// Beside `websocket`.
+    #[serde(default, skip_serializing_if = "Upgrades::is_default")]
+    pub upgrades: Upgrades,
 }
 
 /// What the telemetries of a spec say together.
@@ -192,6 +196,11 @@ impl Snapshot {
     /// Declared protocol of a workload port; `Auto` when undeclared.
     pub fn protocol(&self, port: u16) -> Protocol {
         self.protocols.get(&port).copied().unwrap_or_default()
+    }
+
+    /// For what HTTP/1.1 may be left, on the way into the workload and out of it.
+    pub fn upgrades(&self) -> &Upgrades {
+        &self.spec.upgrades
     }
 
     /// What the workload tells of the traffic.

@@ -2,6 +2,7 @@
 use super::{objects, values};
 use crate::{
     documents::{
+        UPGRADES, Upgrades,
         kubernetes::{ATTEST_UID, attest_uid},
         parse::{Key, Node, shorten},
         pod_field,
@@ -29,6 +30,7 @@ pub fn deployment(report: &mut Report<'_>, node: &Node) {
         if let Some(meta) = template.get("metadata") {
             objects::labels(report, meta.get("labels"), "label");
             objects::inject_wish(report, meta);
+            upgrades(report, meta);
             if let Some(uid) = meta.get("annotations").and_then(|map| map.get(ATTEST_UID)) {
                 let reason =
                     format!("`{ATTEST_UID}` on a template: all replicas would be one user's processes");
@@ -98,6 +100,14 @@ fn selector_matches(report: &mut Report<'_>, spec: &Node, template: &Node) {
     }
 }
 
+fn upgrades(report: &mut Report<'_>, meta: &Node) {
+    let Some(list) = meta.get("annotations").and_then(|map| map.get(UPGRADES)) else { return };
+    if let Err(why) = Upgrades::parse(list.text().unwrap_or_default()) {
+        let hint = "write the names as they stand in `Upgrade`, for example `spdy/3.1, tcp`";
+        report.error(problem::BAD_UPGRADES, list.place, format!("`{UPGRADES}`: {}", shorten(&why)), hint);
+    }
+}
+
 /// `Pod`.
 pub fn pod(report: &mut Report<'_>, node: &Node) {
     if let Some(uid) = node.at("metadata.annotations").and_then(|map| map.get(ATTEST_UID)) {
@@ -107,6 +117,9 @@ pub fn pod(report: &mut Report<'_>, node: &Node) {
             let hint = "write the number that `id -u` prints for the sidecar's user, in quotes";
             report.error(problem::BAD_ATTEST_UID, uid.place, reason, hint);
         }
+    }
+    if let Some(meta) = node.get("metadata") {
+        upgrades(report, meta);
     }
     pod_spec(report, node.get("spec"));
     let Some(status) = node.get("status") else { return };

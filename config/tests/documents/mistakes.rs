@@ -258,6 +258,16 @@ fn each_mistake_has_its_code_place_and_remedy() {
             "on a PeerAuthentication",
             "remove the annotation",
         ),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  selector: {matchLabels: {app: a}}\n  template:\n    \
+             metadata: {labels: {app: a}, annotations: {postern.dev/upgrades: 'tcp, *'}}\n    \
+             spec: {containers: [{name: a, command: [serve]}]}\n"
+                .into(),
+            "PST0323",
+            7,
+            "`*` has a `*`",
+            "`spdy/3.1, tcp`",
+        ),
         (rule("{when: [null]}"), "PST0307", 5, "when field cannot be nil", "remove"),
     ];
     for (text, code, line, reason, hint) in cases {

@@ -79,6 +79,7 @@ pub fn spec(policies: Vec<AuthorizationPolicy>) -> InboundSpec {
         peer_authentications: Vec::new(),
         authorization_policies: policies,
         telemetries: Vec::new(),
+        upgrades: Default::default(),
     }
 }
 

@@ -7,11 +7,11 @@ use super::{interception, outside::Entries, rules::Rules, selected::Selected};
 use postern_config::{
     Documents,
     documents::{
-        Pod, Service,
+        Pod, Service, UPGRADES, Upgrades,
         kubernetes::{ATTEST_UID, ContainerPort, ServicePort, TargetPort, attest_uid, injected},
     },
     select,
-    snapshot::{DeclaredPort, Protocol, Workload},
+    snapshot::{DeclaredPort, InboundSpec, Protocol, Workload},
 };
 use postern_identity::{SpiffeId, TrustDomain};
 use std::{
@@ -52,6 +52,8 @@ pub(super) struct Member {
     pub listeners: BTreeMap<u16, SocketAddr>,
     /// The user whose processes it is, by its annotation.
     pub attest_uid: Option<u32>,
+    /// For what HTTP/1.1 may be left, by its annotation.
+    pub upgrades: Upgrades,
     /// Ports that its containers list.
     pub container_ports: Vec<ContainerPort>,
 }
@@ -205,6 +207,7 @@ impl Index {
         let number = *self.members_by_name.get(&(namespace.to_owned(), pod.to_owned()))?;
         let member = self.members.get(number).filter(|m| m.workload.service_account == service_account)?;
         let spec = select::inbound_spec(&self.documents, member.workload.clone(), member.ports.clone());
+        let spec = InboundSpec { upgrades: member.upgrades.clone(), ..spec };
         match serde_json::to_vec(&spec) {
             Ok(spec) => Some(Policy { version: version(&spec), spec }),
             Err(error) => {
@@ -272,6 +275,11 @@ fn member(
         listeners,
         // The validation has refused other values already.
         attest_uid: metadata.annotations.get(ATTEST_UID).and_then(|value| attest_uid(value).ok()),
+        upgrades: metadata
+            .annotations
+            .get(UPGRADES)
+            .and_then(|value| Upgrades::parse(value).ok())
+            .unwrap_or_default(),
         container_ports: pod.spec.containers.iter().flat_map(|container| container.ports.clone()).collect(),
     }
 }

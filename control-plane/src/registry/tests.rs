@@ -274,6 +274,21 @@ fn a_pod_gets_the_ports_that_services_declare_for_it() {
 }
 
 #[test]
+fn a_pod_is_told_the_upgrades_that_it_names_and_no_other() {
+    let annotated = MESH.replace(
+        "{name: api-1, namespace: payments,",
+        "{name: api-1, namespace: payments, annotations: {postern.dev/upgrades: 'spdy/3.1, tcp'},",
+    );
+    let (before, index) = (try_index(MESH), try_index(&annotated));
+    let names = |index: &Index, pod: &str| Vec::<String>::from(spec(index, pod).upgrades);
+    assert_eq!(names(&index, "api-1"), ["spdy/3.1", "tcp"]);
+    assert!(names(&index, "api-2").is_empty() && names(&before, "api-1").is_empty());
+    // Who names none gets what a sidecar without upgrades understands.
+    let wire = before.policy("payments", "api", "api-1").unwrap().spec;
+    assert!(!String::from_utf8(wire).unwrap().contains("upgrades"));
+}
+
+#[test]
 fn policy_is_only_for_a_pod_of_the_callers_own_identity() {
     let index = try_index(MESH);
     for (namespace, account, pod, found) in [

@@ -47,6 +47,7 @@ fn spec(name: &str) -> InboundSpec {
         peer_authentications: Vec::new(),
         authorization_policies: Vec::new(),
         telemetries: Vec::new(),
+        upgrades: Default::default(),
     }
 }
 

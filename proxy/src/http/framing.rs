@@ -7,6 +7,7 @@
 //! body, and for a client that does not read.
 
 use crate::{net::Prefixed, tls::Stream};
+use postern_config::documents::Upgrades;
 use std::{
     io,
     pin::Pin,
@@ -47,6 +48,7 @@ pub struct Strict<S> {
     stream: S,
     parser: Parser,
     patience: Patience,
+    upgrades: Upgrades,
     // Set at the first wait for octets, so that octets which are there cost no look at the clock.
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -62,12 +64,13 @@ pub struct Strict<S> {
 const POISON: &[u8] = b"\0\r\n\r\n";
 
 impl<S> Strict<S> {
-    /// At the beginning of the first request.
-    pub fn new(stream: S, patience: Patience) -> Self {
+    /// At the beginning of the first request. Behind one that asks for one of `upgrades` nothing is read.
+    pub fn new(stream: S, patience: Patience, upgrades: Upgrades) -> Self {
         Self {
             stream,
             parser: Parser::default(),
             patience,
+            upgrades,
             deadline: None,
             sleep: None,
             poison: None,
@@ -171,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
         if fresh.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        if let Err(Broken { at, head }) = this.parser.feed(fresh) {
+        if let Err(Broken { at, head }) = this.parser.feed(fresh, &this.upgrades) {
             // Of a request whose body is known to be broken nobody needs to hear.
             if let Some(head) = head {
                 buf.set_filled(before + head);
@@ -295,7 +298,7 @@ struct Broken {
 
 impl Parser {
     /// Follows `bytes`.
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+    fn feed(&mut self, bytes: &[u8], upgrades: &Upgrades) -> Result<(), Broken> {
         let (mut at, mut head) = (0, matches!(self.state, State::Head).then_some(0));
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             if matches!(self.state, State::Start { .. }) {
@@ -357,7 +360,7 @@ impl Parser {
                     let broken = || Broken { at: at + end, head };
                     let line = line.strip_suffix(b"\r").ok_or_else(broken)?;
                     let line = line.get(..MAX_LINE).unwrap_or(line);
-                    self.end_of_line(line).map_err(|()| broken())?;
+                    self.end_of_line(line, upgrades).map_err(|()| broken())?;
                     // The buffer is worth keeping while lines follow.
                     kept.clear();
                     self.line = kept;
@@ -375,7 +378,7 @@ impl Parser {
         State::Start { requests, blank: false }
     }
 
-    fn end_of_line(&mut self, line: &[u8]) -> Result<(), ()> {
+    fn end_of_line(&mut self, line: &[u8], upgrades: &Upgrades) -> Result<(), ()> {
         match self.state {
             State::Start { requests, blank } if line.is_empty() => {
                 if blank {
@@ -389,7 +392,7 @@ impl Parser {
             }
             State::Head if self.first_line => self.request_line(line)?,
             State::Head if line.is_empty() => self.end_of_head()?,
-            State::Head => self.header_line(line)?,
+            State::Head => self.header_line(line, upgrades)?,
             State::ChunkSize => match chunk_size(line).ok_or(())? {
                 0 => self.state = State::Trailers,
                 size => self.state = State::Chunk(size),
@@ -410,7 +413,7 @@ impl Parser {
         if line.contains(&b'#') || line.starts_with(b"PRI ") { Err(()) } else { Ok(()) }
     }
 
-    fn header_line(&mut self, line: &[u8]) -> Result<(), ()> {
+    fn header_line(&mut self, line: &[u8], upgrades: &Upgrades) -> Result<(), ()> {
         // A line without a colon, or folded, is refused by the server.
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
         let (name, value) = line.split_at(colon);
@@ -427,7 +430,7 @@ impl Parser {
             if self.codings > 1 || self.http_10 || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(());
             }
-        } else if name.eq_ignore_ascii_case(b"upgrade") && value.eq_ignore_ascii_case(b"websocket") {
+        } else if name.eq_ignore_ascii_case(b"upgrade") && upgrades.find(value).is_some() {
             self.upgrade = true;
         }
         Ok(())

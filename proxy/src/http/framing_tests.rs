@@ -3,10 +3,14 @@
 use super::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+fn upgrades() -> Upgrades {
+    Upgrades::parse("spdy/3.1").unwrap()
+}
+
 /// How many requests were complete, and where a rule was broken.
 fn follow(bytes: &[u8]) -> (u64, Option<usize>) {
     let mut parser = Parser::default();
-    let broken = parser.feed(bytes).err();
+    let broken = parser.feed(bytes, &upgrades()).err();
     (parser.requests, broken.map(|broken| broken.at))
 }
 
@@ -16,7 +20,8 @@ fn check(bytes: &str, requests: u64, is_fine: bool) {
     assert_eq!((whole.0, whole.1.is_none()), (requests, is_fine), "{}", String::from_utf8_lossy(bytes));
     for at in 1..bytes.len() {
         let mut parser = Parser::default();
-        let mut broken = |from: usize, to: usize| parser.feed(&bytes[from..to]).err().map(|b| b.at + from);
+        let mut broken =
+            |from: usize, to: usize| parser.feed(&bytes[from..to], &upgrades()).err().map(|b| b.at + from);
         let broken = broken(0, at).or_else(|| broken(at, bytes.len()));
         assert_eq!((parser.requests, broken), whole, "split at {at}: {}", String::from_utf8_lossy(bytes));
     }
@@ -80,7 +85,27 @@ fn badly_framed_requests_break_at_the_offending_octet() {
 
 #[test]
 fn what_follows_an_upgrade_request_is_not_read() {
-    check("GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\n\nwhatever\n", 0, true);
+    for protocol in ["websocket", "SPDY/3.1"] {
+        check(
+            &format!("GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n\n\nwhatever\n"),
+            0,
+            true,
+        );
+        check(&format!("POST / HTTP/1.1\r\nUpgrade: {protocol}\r\nContent-Length: 1\r\n\r\nx"), 0, false);
+        check(
+            &format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nUpgrade: {protocol}\r\n\r\n"),
+            0,
+            false,
+        );
+    }
+    for protocol in ["tcp", "h2c", "spdy", "spdy/3.1, h2c"] {
+        check(
+            &format!("GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n\n\nwhatever\n"),
+            1,
+            false,
+        );
+        check(&format!("POST / HTTP/1.1\r\nUpgrade: {protocol}\r\nContent-Length: 1\r\n\r\nx"), 1, true);
+    }
 }
 
 fn patience(first: Duration) -> Patience {
@@ -96,7 +121,7 @@ fn patience(first: Duration) -> Patience {
 /// What hyper gets of these pieces, each a read of its own, and whether that ends with an error.
 async fn arriving(pieces: &[&str]) -> (String, bool) {
     let (mut client, server) = duplex(1024);
-    let mut strict = Strict::new(server, patience(Duration::from_secs(10)));
+    let mut strict = Strict::new(server, patience(Duration::from_secs(10)), upgrades());
     let mut got = Vec::with_capacity(1024);
     for piece in pieces {
         client.write_all(piece.as_bytes()).await.unwrap();
@@ -139,7 +164,7 @@ async fn a_head_that_drips_misses_its_deadline_however_long_the_first_may_be_wai
     // The longer one is that of the app's own connections, which may be opened long before they are used.
     for (first, silent) in [(10, 0), (3600, 60)] {
         let (mut client, server) = duplex(1024);
-        let mut strict = Strict::new(server, patience(Duration::from_secs(first)));
+        let mut strict = Strict::new(server, patience(Duration::from_secs(first)), upgrades());
         let drip = async {
             tokio::time::sleep(Duration::from_secs(silent)).await;
             loop {
@@ -162,7 +187,7 @@ async fn an_idle_connection_ends_quietly_after_its_own_patience() {
     client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let before = Instant::now();
     let mut read = Vec::new();
-    Strict::new(server, patience(Duration::from_secs(10))).read_to_end(&mut read).await.unwrap();
+    Strict::new(server, patience(Duration::from_secs(10)), upgrades()).read_to_end(&mut read).await.unwrap();
     assert_eq!(before.elapsed(), Duration::from_secs(3600));
 }
 
@@ -172,7 +197,8 @@ async fn a_body_may_pause_for_a_minute() {
     client.write_all(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc").await.unwrap();
     let before = Instant::now();
     let mut read = Vec::new();
-    let ended = Strict::new(server, patience(Duration::from_secs(10))).read_to_end(&mut read).await;
+    let ended =
+        Strict::new(server, patience(Duration::from_secs(10)), upgrades()).read_to_end(&mut read).await;
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     assert_eq!(before.elapsed(), Duration::from_secs(60));
 }

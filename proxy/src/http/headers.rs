@@ -1,10 +1,14 @@
 //! Which headers may pass: hop-by-hop ones never, ours only from us, in any spelling.
 
-use crate::telemetry::trace_context::{REQUEST_ID, hex};
+use crate::{
+    error::ProxyError,
+    telemetry::trace_context::{REQUEST_ID, hex},
+};
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CONNECTION, CONTENT_LENGTH, TE, TRANSFER_ENCODING, UPGRADE},
 };
+use postern_config::documents::Upgrades;
 use postern_identity::{Peer, SpiffeId};
 use std::net::IpAddr;
 
@@ -48,12 +52,45 @@ const CONTROLLED: [&str; 20] = [
 ];
 
 /// What a request wants beyond an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// Just an answer.
     Answer,
-    /// `Upgrade: websocket`: the one upgrade that is passed on.
-    WebSocket,
+    /// To leave HTTP/1.1 for this one protocol. Boxed, since hardly any request has one.
+    Upgrade(Box<HeaderValue>),
+}
+
+impl Wish {
+    /// The wish as far as it is allowed, in the spelling that is allowed. Another one is as good as none: the request is answered in
+    /// HTTP/1.1 (RFC 9110 section 7.8).
+    #[must_use]
+    pub fn within(self, upgrades: &Upgrades) -> Self {
+        match self {
+            Self::Answer => Self::Answer,
+            Self::Upgrade(asked) => match upgrades.find(asked.as_bytes()) {
+                Some(protocol) => Self::Upgrade(Box::new(protocol.clone())),
+                None => Self::Answer,
+            },
+        }
+    }
+
+    /// Why a tunnel that was begun for it must end, where it is not allowed any more.
+    ///
+    /// # Errors
+    /// [`ProxyError::UpgradeWithdrawn`].
+    pub fn still_within(&self, upgrades: &Upgrades) -> Result<(), ProxyError> {
+        match self {
+            Self::Upgrade(protocol) if upgrades.find(protocol.as_bytes()).is_none() => {
+                Err(ProxyError::UpgradeWithdrawn(String::from_utf8_lossy(protocol.as_bytes()).into_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the answer may be a tunnel.
+    pub fn is_upgrade(&self) -> bool {
+        *self != Self::Answer
+    }
 }
 
 /// What of the connection's and of ours is among some headers: one look at each name instead of one search for each.
@@ -95,7 +132,7 @@ impl Found {
 }
 
 /// Cleans the headers of a request before anyone judges them: hop-by-hop headers, identity headers from outside and aliases
-/// of controlled names are gone. Returns what the client wished.
+/// of controlled names are gone. Returns what the client wished, allowed or not.
 pub fn clean_request(headers: &mut HeaderMap) -> Wish {
     let found = Found::among(headers);
     let wish = if found.connection && found.upgrade { wish(headers) } else { Wish::Answer };
@@ -141,7 +178,8 @@ fn wish(headers: &HeaderMap) -> Wish {
     let asked = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     let mut protocols = tokens(headers, &UPGRADE);
     match (protocols.next(), protocols.next()) {
-        (Some(protocol), None) if asked && protocol.eq_ignore_ascii_case(b"websocket") => Wish::WebSocket,
+        (Some(protocol), None) if asked => HeaderValue::from_bytes(protocol)
+            .map_or(Wish::Answer, |protocol| Wish::Upgrade(Box::new(protocol))),
         _ => Wish::Answer,
     }
 }
@@ -331,15 +369,28 @@ mod tests {
     }
 
     #[test]
-    fn only_a_single_websocket_upgrade_is_a_wish() {
-        let wish = |connection, upgrade| {
-            clean_request(&mut map(&[("connection", connection), ("upgrade", upgrade)]))
+    fn only_a_single_upgrade_that_is_allowed_is_a_wish() {
+        let wish = |list, connection, upgrade| {
+            let mut headers =
+                map(&[("connection", connection), ("upgrade", upgrade), ("http2-settings", "AAMAAABk")]);
+            let wish = clean_request(&mut headers).within(&Upgrades::parse(list).unwrap());
+            assert!(headers.is_empty(), "{headers:?}");
+            wish
         };
-        assert_eq!(wish("Upgrade", "WebSocket"), Wish::WebSocket);
-        assert_eq!(wish("keep-alive, upgrade", "websocket"), Wish::WebSocket);
-        assert_eq!(wish("keep-alive", "websocket"), Wish::Answer);
-        assert_eq!(wish("upgrade", "h2c"), Wish::Answer);
-        assert_eq!(wish("upgrade", "websocket, h2c"), Wish::Answer);
+        let to = |protocol| Wish::Upgrade(Box::new(HeaderValue::from_static(protocol)));
+        for list in ["", "tcp, SPDY/3.1"] {
+            assert_eq!(wish(list, "Upgrade", "WebSocket"), to("websocket"));
+            assert_eq!(wish(list, "keep-alive, upgrade", "websocket"), to("websocket"));
+            assert_eq!(wish(list, "keep-alive", "websocket"), Wish::Answer);
+            assert_eq!(wish(list, "upgrade", "h2c"), Wish::Answer);
+            assert_eq!(wish(list, "upgrade", "websocket, h2c"), Wish::Answer);
+            assert_eq!(wish(list, "upgrade", "tcp, h2c"), Wish::Answer);
+            assert_eq!(wish(list, "upgrade", "spdy"), Wish::Answer);
+        }
+        assert_eq!(wish("", "upgrade", "tcp"), Wish::Answer);
+        assert_eq!(wish("tcp, SPDY/3.1", "upgrade", "TCP"), to("tcp"));
+        assert_eq!(wish("tcp, SPDY/3.1", "upgrade", "spdy/3.1"), to("SPDY/3.1"));
+        assert_eq!(wish("tcp, SPDY/3.1", "close", "tcp"), Wish::Answer);
     }
 
     #[test]

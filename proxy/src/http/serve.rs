@@ -22,6 +22,7 @@ use http::{
 };
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_config::documents::Upgrades;
 use postern_identity::Refusal;
 use std::{
     cell::Cell,
@@ -37,7 +38,7 @@ use tokio::{sync::Notify, time::Instant};
 pub struct Close;
 
 /// Bounds of one connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Deadlines {
     /// The first request's head must be complete by then.
     pub first: Instant,
@@ -53,6 +54,8 @@ pub struct Deadlines {
     pub frames: u32,
     /// On the way down idle connections last as long as the listener.
     pub side: drain::Side,
+    /// For what HTTP/1.1 may be left.
+    pub upgrades: Upgrades,
 }
 
 /// How a connection ended that did not end well.
@@ -95,9 +98,10 @@ where
     let seen = Rc::new(Seen::default());
     let (progress, leaving) = (Rc::new(Progress::default()), Rc::new(Cell::new(false)));
     let (mark, standing, offers, leaves) = (seen.clone(), watch.clone(), progress.clone(), leaving.clone());
-    let respond = move |request| {
+    let upgrades = deadlines.upgrades.clone();
+    let respond = move |mut request| {
         mark.now();
-        let asks_tunnel = !is_http2 && asks_tunnel(&request);
+        let asks_tunnel = !is_http2 && asks_tunnel(&mut request, &upgrades);
         let (standing, progress, leaves) = (standing.clone(), offers.clone(), leaves.clone());
         let answer = respond(request);
         async move {
@@ -135,9 +139,18 @@ where
     }
 }
 
-/// Whether the framing reader stopped reading behind this head; it looks for the same.
-fn asks_tunnel(request: &Request<Incoming>) -> bool {
-    request.headers().get_all(UPGRADE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+/// Whether the framing reader stopped reading behind this head; it looks for the same. Where it has not, no tunnel can begin, even if one is
+/// allowed by now.
+fn asks_tunnel(request: &mut Request<Incoming>, upgrades: &Upgrades) -> bool {
+    if !request.headers().contains_key(UPGRADE) {
+        return false;
+    }
+    let mut asked = request.headers().get_all(UPGRADE).iter();
+    let is_opaque = asked.any(|value| upgrades.find(value.as_bytes()).is_some());
+    if !is_opaque {
+        request.headers_mut().remove(UPGRADE);
+    }
+    is_opaque
 }
 
 /// The requests that have come.
@@ -200,7 +213,8 @@ where
         stalled: deadlines.stalled,
     };
     let closing = Cell::new(false);
-    let mut connection = pin!(server::serve(Strict::new(stream, patience), &closing, respond));
+    let strict = Strict::new(stream, patience, deadlines.upgrades);
+    let mut connection = pin!(server::serve(strict, &closing, respond));
     let mut stop = when_woken(async {
         // A connection that is closed while it is idle may lose a request that is on its way: the next answer closes it.
         let going = async {

@@ -103,6 +103,7 @@ impl Connection {
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
+        let wish = wish.within(policy.snapshot.upgrades());
 
         if self.judge(&policy, &parts, &target, Some(&mut record)) == Verdict::Deny {
             let unread = (parts, incoming);
@@ -178,14 +179,14 @@ impl Connection {
     ) -> Result<Asking, ProxyError> {
         let app = self.caller.destination;
         let declared_http2 = snapshot.protocol(app.port()) == Protocol::Http2;
-        // gRPC needs HTTP/2 to the end; a WebSocket needs HTTP/1.1.
+        // gRPC needs HTTP/2 to the end; an upgrade needs HTTP/1.1.
         let http2 = wish == Wish::Answer && (declared_http2 || (self.http2 && grpc));
         // A connection that shows its caller's address carries nobody else's requests.
         let source = self.worker.shared.settings.app_source.on_behalf_of(self.caller.downstream.ip());
         let key = Key { address: app, source, identity: None, sni: None, http2 };
-        let watched = (wish == Wish::WebSocket).then(|| Box::new((parts.clone(), target.clone())));
+        let watched = wish.is_upgrade().then(|| Box::new((parts.clone(), target.clone())));
         let (upload, exchange) = Upload::new(incoming, self.worker.headroom.clone());
-        let request = forward::upstream_request(parts, target, upload, http2, wish)?;
+        let request = forward::upstream_request(parts, target, upload, http2, &wish)?;
         Ok(Asking { request, exchange, key, watched, wish, grpc })
     }
 
@@ -215,17 +216,19 @@ impl Connection {
         record.upstream_answered(Instant::now().into_std());
         Ok(match sent {
             Ok((response, lease)) => {
+                let place = wish.is_upgrade().then(|| self.worker.shared.governor.enter());
+                let watch = record.watch().clone();
+                let revoked =
+                    watched.map(|watched| self.clone().revoked(watched, wish.clone(), watch).boxed_local());
                 let asked = Asked {
                     wish,
                     grpc,
                     http2: self.http2,
                     half_closed: settings.limits.half_closed,
                     tunnels: self.worker.tunnels.clone(),
-                    place: (wish == Wish::WebSocket).then(|| self.worker.shared.governor.enter()),
+                    place,
                     headroom: self.worker.headroom.clone(),
                 };
-                let watch = record.watch().clone();
-                let revoked = watched.map(|watched| self.clone().revoked(watched, watch).boxed_local());
                 forward::deliver(response, lease, exchange, record, asked, revoked)
             }
             Err(failure) => {
@@ -236,12 +239,15 @@ impl Connection {
     }
 
     /// Resolves when policy would not allow this tunnel any more, its caller is not trusted any more, or the drain is over.
-    async fn revoked(self: Rc<Self>, watched: Box<(Parts, Target)>, watch: Watch) -> ProxyError {
+    async fn revoked(self: Rc<Self>, watched: Box<(Parts, Target)>, wish: Wish, watch: Watch) -> ProxyError {
         let (parts, target) = *watched;
         let judge = |policy: &Inbound| {
-            self.caller.objection(&policy.snapshot).or_else(|| {
-                (self.judge(policy, &parts, &target, None) == Verdict::Deny).then_some(ProxyError::Denied)
-            })
+            self.caller
+                .objection(&policy.snapshot)
+                .or_else(|| wish.still_within(policy.snapshot.upgrades()).err())
+                .or_else(|| {
+                    (self.judge(policy, &parts, &target, None) == Verdict::Deny).then_some(ProxyError::Denied)
+                })
         };
         tokio::select! {
             error = self.worker.revoked(judge) => error,

@@ -114,6 +114,7 @@ fn the_policy_comes_back_for_the_same_workload_only() {
                 },
                 mesh: Default::default(), ports: vec![], peer_authentications: vec![], authorization_policies: vec![],
                 telemetries: vec![],
+                upgrades: Default::default(),
             }).unwrap(),
         });
         folder.keep(POLICY, spec.to_string().as_bytes());

@@ -20,7 +20,7 @@ use crate::{
         serve::Close,
     },
     net::Prefixed,
-    state::{Destination, Endpoint},
+    state::{Destination, Endpoint, Inbound},
     telemetry::{Record, Repeat},
     tls::{Carries, Stream},
     traffic::{
@@ -33,7 +33,10 @@ use crate::{
 };
 use ::http::{Request, Response, request::Parts};
 use futures_util::FutureExt;
-use postern_config::{documents::destination_rule::Traffic, path::Normalization};
+use postern_config::{
+    documents::{Upgrades, destination_rule::Traffic},
+    path::Normalization,
+};
 use std::{
     cell::{Cell, RefCell},
     future::ready,
@@ -134,6 +137,7 @@ impl Connection {
             }
         };
         record.set_request(&parts.method, target.host(), target.path(), &parts.headers);
+        let wish = self.allowed(wish);
         let heard = Heard { parts, target, incoming, wish, grpc };
         if self.names.is_none() {
             let destination = self.route.handle.current();
@@ -154,6 +158,17 @@ impl Connection {
         })
     }
 
+    /// What our own pod may leave HTTP/1.1 for; before the first policy nothing but WebSockets.
+    fn allowed(&self, wish: Wish) -> Wish {
+        if !wish.is_upgrade() {
+            return wish;
+        }
+        match self.worker.shared.store.inbound() {
+            Some(own) => wish.within(own.snapshot.upgrades()),
+            None => wish.within(&Upgrades::default()),
+        }
+    }
+
     /// The request as it goes on.
     fn pass_on(self: Rc<Self>, destination: Arc<Destination>, heard: Heard, mut record: Record) -> Answer {
         let Heard { mut parts, target, incoming, wish, grpc } = heard;
@@ -165,9 +180,9 @@ impl Connection {
         record.pass_trace_on(&mut parts.headers);
 
         let (upload, exchange) = Upload::new(incoming, self.worker.headroom.clone());
-        // A WebSocket needs HTTP/1.1.
+        // An upgrade needs HTTP/1.1.
         let http2 = self.http2 || (destination.traffic().upgrades_to_http2 && wish == Wish::Answer);
-        match forward::upstream_request(parts, target, upload, http2, wish) {
+        match forward::upstream_request(parts, target, upload, http2, &wish) {
             Ok(request) => {
                 let patience = destination.traffic().request_timeout.filter(|_| wish == Wish::Answer);
                 if let Some(patience) = patience {
@@ -188,24 +203,26 @@ impl Connection {
         let Asking { destination, request, exchange, http2, wish, grpc } = asking;
         Ok(match self.send(&destination, request, http2, &exchange, &mut record).await {
             Ok((response, lease)) => {
-                let is_tunnel = wish == Wish::WebSocket;
+                let is_tunnel = wish.is_upgrade();
                 let half_closed = self.worker.shared.settings.limits.half_closed;
                 let tunnels = self.worker.tunnels.clone();
                 let place = is_tunnel.then(|| self.worker.shared.governor.enter());
                 let headroom = self.worker.headroom.clone();
-                let asked = Asked { wish, grpc, http2: self.http2, half_closed, tunnels, place, headroom };
                 let watch = lease.watch().clone();
                 record.set_watch(watch.clone());
                 let revoked = is_tunnel.then(|| {
-                    let drain = self.worker.shared.drain.clone();
+                    let (worker, wish) = (self.worker.clone(), wish.clone());
                     let revoked = async move {
+                        let judge = |own: &Inbound| wish.still_within(own.snapshot.upgrades()).err();
                         tokio::select! {
+                            error = worker.revoked(judge) => error,
                             refusal = watch.ended() => ProxyError::UpstreamDistrusted(refusal),
-                            () = drain.over() => ProxyError::Draining,
+                            () = worker.shared.drain.over() => ProxyError::Draining,
                         }
                     };
                     revoked.boxed_local()
                 });
+                let asked = Asked { wish, grpc, http2: self.http2, half_closed, tunnels, place, headroom };
                 forward::deliver(response, lease, exchange, record, asked, revoked)
             }
             Err(error) => {

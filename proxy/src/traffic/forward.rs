@@ -33,7 +33,7 @@ pub fn upstream_request(
     target: Target,
     upload: Upload,
     http2: bool,
-    wish: Wish,
+    wish: &Wish,
 ) -> Result<Box<Request<Upload>>, ProxyError> {
     const BAD: ProxyError = ProxyError::BadRequest("the target cannot be sent on");
     let mut uri = http::uri::Parts::default();
@@ -44,8 +44,8 @@ pub fn upstream_request(
     } else {
         parts.headers.insert(HOST, target.authority);
     }
-    if wish == Wish::WebSocket {
-        headers::ask_upgrade(&mut parts.headers, HeaderValue::from_static("websocket"));
+    if let Wish::Upgrade(protocol) = wish {
+        headers::ask_upgrade(&mut parts.headers, HeaderValue::clone(protocol));
     }
     parts.uri = Uri::from_parts(uri).map_err(|_| BAD)?;
     parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
@@ -85,12 +85,15 @@ pub fn deliver(
     let (mut parts, incoming) = response.into_parts();
     let is_tunnel = parts.status == StatusCode::SWITCHING_PROTOCOLS;
     if is_tunnel || parts.status.as_u16() >= 600 {
-        let spoken = parts
-            .headers
-            .get(UPGRADE)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let (true, Wish::WebSocket, true, false, Answering::Http1(answer), Some(revoked)) =
-            (is_tunnel, asked.wish, spoken, asked.http2, incoming, revoked)
+        let spoken = parts.headers.get(UPGRADE).map(HeaderValue::as_bytes);
+        let is_wished = match &asked.wish {
+            Wish::Upgrade(protocol) => {
+                spoken.is_some_and(|spoken| spoken.eq_ignore_ascii_case(protocol.as_bytes()))
+            }
+            Wish::Answer => false,
+        };
+        let (true, true, false, Answering::Http1(answer), Some(revoked)) =
+            (is_tunnel, is_wished, asked.http2, incoming, revoked)
         else {
             let error = ProxyError::UpstreamProtocol(format!(
                 "status {} that nobody asked for",

@@ -142,6 +142,7 @@ fn spec(port: u16, mode: MtlsMode, protocol: Protocol, policies: Vec<Authorizati
         peer_authentications: vec![PeerAuthentication { metadata, mode, ..PeerAuthentication::default() }],
         authorization_policies: policies,
         telemetries: vec![],
+        upgrades: Default::default(),
     }
 }
 

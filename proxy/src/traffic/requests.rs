@@ -53,6 +53,12 @@ pub async fn serve<F>(
         stalled: limits.stalled,
         frames: limits.frames,
         side: worker.side,
+        upgrades: worker
+            .shared
+            .store
+            .inbound()
+            .map(|policy| policy.snapshot.upgrades().clone())
+            .unwrap_or_default(),
     };
     let record = Rc::new(RefCell::new(record));
     let grace = if worker.side == Side::Inbound { GRACE } else { 2 * GRACE };

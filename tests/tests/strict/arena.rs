@@ -71,6 +71,8 @@ impl Answer {
 
 pub struct Arena {
     pub mesh: Mesh,
+    /// What the mesh was made of.
+    pub yaml: String,
     signer: Signer,
     rss: usize,
     /// Our end of the last connection, by which its lines are found.
@@ -89,6 +91,11 @@ impl Arena {
 
     /// The same, with what else differs.
     pub async fn with(policies: &str, settings: Settings) -> Self {
+        Self::annotated(policies, settings, &[]).await
+    }
+
+    /// The same, where pods have this list of upgrades.
+    pub async fn annotated(policies: &str, settings: Settings, upgrades: &[(&str, &str)]) -> Self {
         let one = ONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("authority");
@@ -96,11 +103,17 @@ impl Arena {
             "{name: http, containerPort: 8080}, {name: web, containerPort: 8081}",
             "{name: http-raw, containerPort: 8080}, {name: raw, containerPort: 8081}",
         );
+        let yaml = upgrades.iter().fold(yaml, |yaml, (pod, list)| {
+            let labels = format!("labels: {{app: {pod}}}}}\nspec:\n  serviceAccountName");
+            let annotated =
+                labels.replace("}}", &format!("}}, annotations: {{postern.dev/upgrades: '{list}'}}}}"));
+            yaml.replace(&labels, &annotated)
+        });
         let settings = Settings { state: Some(state.clone()), ..settings };
         let mesh = Mesh::start_with(&yaml, settings).await;
         let signer = Signer::of_mesh(&state, folder.path());
         let (last, logged) = Default::default();
-        let mut arena = Self { mesh, signer, rss: 0, last, logged, _folder: folder, _one: one };
+        let mut arena = Self { mesh, yaml, signer, rss: 0, last, logged, _folder: folder, _one: one };
         // What is made at first use is no growth, and takes the time it takes on a busy machine.
         for side in UPSTREAMS {
             let warm = talk_until(arena.open(side, 80).await, b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n").await;

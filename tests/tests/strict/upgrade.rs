@@ -4,7 +4,7 @@ use crate::{
     arena::{Arena, BOTH, Io, Side, UPSTREAMS, read_answer, talk},
     goaway::mentions,
 };
-use postern_tests::{Step, raw::Heard, scenario::policy};
+use postern_tests::{Step, mesh::Settings, raw::Heard, scenario::policy};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -15,40 +15,51 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 const LOOSE: &str =
     "POST /loose HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
 
-fn switching() -> Step {
-    Step::Say(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n".to_vec(),
-    )
-}
-
 /// Behind the head, in the same write: held until the 101 has come, then the tunnel's first bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_behind_an_upgrade_are_held_until_the_app_has_switched() {
     let arena = Arena::new("").await;
     for side in UPSTREAMS {
-        let app = arena.app_of(side);
-        let (asked, said) = (mentions(&app.heard(), "GET /ws "), mentions(&app.heard(), "hello"));
-        let (go, gone) = tokio::sync::oneshot::channel::<()>();
-        let gone = std::sync::Mutex::new(Some(gone));
-        app.answer(move |_| {
-            let gone = gone.lock().unwrap().take().unwrap();
-            tokio::task::block_in_place(|| gone.blocking_recv().unwrap());
-            vec![switching(), Step::More, Step::Say(b"world".to_vec()), Step::Close]
-        });
-        let mut stream = arena.open(side, 80).await;
-        stream.write_all(format!("{ASK}hello").as_bytes()).await.unwrap();
-        stream.flush().await.unwrap();
-        app.until("the head has come", |all| mentions(all, "GET /ws ") > asked).await;
-        assert_eq!(mentions(&app.heard(), "hello"), said, "S-H1-15: sent before the 101: {}", app.text());
-        go.send(()).unwrap();
-        let mut read = Vec::new();
-        stream.read_to_end(&mut read).await.unwrap();
-        let read = String::from_utf8_lossy(&read).into_owned();
-        assert!(read.starts_with("HTTP/1.1 101 ") && read.ends_with("world"), "{read}");
-        assert!(app.text().ends_with("hello"), "{}", app.text());
-        app.be_honest();
+        tunnels(&arena, side, "websocket").await;
     }
     arena.survived().await;
+}
+
+/// A request for this upgrade, and what stands in for the app's consent.
+fn asking(protocol: &str) -> String {
+    ASK.replace("websocket", protocol)
+}
+
+fn switching_to(protocol: &str) -> Step {
+    let head =
+        format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n");
+    Step::Say(head.into_bytes())
+}
+
+async fn tunnels(arena: &Arena, side: Side, protocol: &str) {
+    let what = format!("S-H1-15 {side:?} {protocol}");
+    let app = arena.app_of(side);
+    let (asked, said) = (mentions(&app.heard(), "GET /ws "), mentions(&app.heard(), "hello"));
+    let (go, gone) = tokio::sync::oneshot::channel::<()>();
+    let gone = std::sync::Mutex::new(Some(gone));
+    let switching = switching_to(protocol);
+    app.answer(move |_| {
+        let gone = gone.lock().unwrap().take().unwrap();
+        tokio::task::block_in_place(|| gone.blocking_recv().unwrap());
+        vec![switching.clone(), Step::More, Step::Say(b"world".to_vec()), Step::Close]
+    });
+    let mut stream = arena.open(side, 80).await;
+    stream.write_all(format!("{}hello", asking(protocol)).as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    app.until("the head has come", |all| mentions(all, "GET /ws ") > asked).await;
+    assert_eq!(mentions(&app.heard(), "hello"), said, "{what}: sent before the 101: {}", app.text());
+    go.send(()).unwrap();
+    let mut read = Vec::new();
+    stream.read_to_end(&mut read).await.unwrap();
+    let read = String::from_utf8_lossy(&read).into_owned();
+    assert!(read.starts_with("HTTP/1.1 101 ") && read.ends_with("world"), "{what}: {read}");
+    assert!(app.text().ends_with("hello"), "{what}: {}", app.text());
+    app.be_honest();
 }
 
 /// Whatever the answer, without a 101 there is no tunnel, and what lies behind is nobody's request.
@@ -162,7 +173,9 @@ async fn talk_once(mut stream: Box<dyn Io>, ask: &str) -> Vec<u16> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_half_closes_and_leaves_one_line() {
     let arena = Arena::new("").await;
-    arena.app().answer(|_| vec![switching(), Step::More, Step::Say(b"bye".to_vec()), Step::Close]);
+    arena
+        .app()
+        .answer(|_| vec![switching_to("websocket"), Step::More, Step::Say(b"bye".to_vec()), Step::Close]);
     let mut stream = arena.open(Side::Peer, 80).await;
     stream.write_all(format!("{ASK}ping").as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -197,5 +210,104 @@ async fn connect_is_refused_where_http_is_spoken_and_passes_as_bytes_where_the_p
         assert_eq!(echoed.is_ok_and(|echoed| echoed == connect), echoes, "{caller}");
     }
     assert_eq!(arena.mesh.app("payments-api").connections(), 1, "of the two, one reached the app");
+    arena.survived().await;
+}
+
+/// What a pod's annotation says holds on both of its sides: the caller's pod and the app's have to name a protocol, and of a pod
+/// without a sidecar the caller's alone.
+const LISTS: [(&str, &str); 2] = [("checkout-api", "spdy/3.1, raw/1"), ("payments-api", "SPDY/3.1, tcp")];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_passes_only_where_every_sidecar_on_its_way_allows_it() {
+    let rules = "action: DENY, rules: [{to: [{operation: {paths: [/denied]}}]}]";
+    let arena = Arena::annotated(&policy("denied", rules), Settings::default(), &LISTS).await;
+    for (side, protocol, passes) in [
+        (Side::App, "spdy/3.1", true),
+        (Side::App, "Spdy/3.1", true),
+        (Side::App, "WebSocket", true),
+        (Side::App, "tcp", false),
+        (Side::App, "raw/1", false),
+        (Side::App, "h2c", false),
+        (Side::App, "spdy/3.1, h2c", false),
+        (Side::Peer, "SPDY/3.1", true),
+        (Side::Peer, "tcp", true),
+        (Side::Peer, "raw/1", false),
+        (Side::Peer, "h2c", false),
+        (Side::Bare, "raw/1", true),
+        (Side::Bare, "tcp", false),
+    ] {
+        let (what, app) = (format!("S-H1-15/16 {side:?} {protocol}"), arena.app_of(side));
+        let settings = "\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
+        let ask = asking(protocol).replace("\r\n\r\n", settings);
+        let heard = app.bytes().len();
+        if passes {
+            tunnels(&arena, side, protocol).await;
+            // It consents to something else, although that is allowed as well.
+            app.answer(|_| vec![Step::Hear, switching_to("websocket2"), Step::More]);
+            assert_eq!(talk_once(arena.open(side, 80).await, &ask).await, [502], "{what}");
+            app.be_honest();
+        } else {
+            // It is a request like any other, and nobody has asked for a 101.
+            assert_eq!(talk_once(arena.open(side, 80).await, &ask).await, [200], "{what}");
+            let got = String::from_utf8_lossy(&app.bytes()[heard..]).to_ascii_lowercase();
+            assert!(got.starts_with("get /ws ") && !got.contains("upgrade"), "{what}: {got}");
+            let protocol = protocol.to_owned();
+            app.answer(move |_| vec![Step::Hear, switching_to(&protocol), Step::More]);
+            assert_eq!(talk_once(arena.open(side, 80).await, &ask).await, [502], "{what}");
+            app.be_honest();
+        }
+        let got = String::from_utf8_lossy(&app.bytes()[heard..]).to_ascii_lowercase();
+        assert!(!got.contains("http2-settings") && !got.contains("h2c"), "{what}: {got}");
+        // Two things behind one head for the first sidecar that allows it; else a body like any other.
+        let with_body = ask.replace("GET", "POST").replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\nhello");
+        let list = LISTS[usize::from(side == Side::Peer)].1.split(", ").chain(["websocket"]);
+        if list.into_iter().any(|name| name.eq_ignore_ascii_case(protocol)) {
+            arena.refused(side, &what, with_body.as_bytes(), 400).await;
+        } else {
+            assert_eq!(talk_once(arena.open(side, 80).await, &with_body).await, [200], "{what}");
+        }
+        if side != Side::Bare {
+            let denied = asking(protocol).replace("/ws", "/denied");
+            arena.denied(side, &what, denied.as_bytes()).await;
+        }
+    }
+    arena.survived().await;
+}
+
+/// An open tunnel is judged again when policy changes, and when the annotation of either pod does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_ends_when_what_allowed_it_is_withdrawn() {
+    let mut arena = Arena::annotated("", Settings::default(), &LISTS).await;
+    let (yaml, rules) = (arena.yaml.clone(), "action: DENY, rules: [{to: [{operation: {paths: [/ws]}}]}]");
+    let without = |list: &str| yaml.replace(&format!("'{list}'"), "'other'");
+    for (withdrawn, side, reason) in [
+        (format!("{yaml}{}", policy("withdrawn", rules)), Side::Peer, "RBAC: access denied"),
+        (without(LISTS[1].1), Side::Peer, "upgrade to SPDY/3.1 is not allowed any more"),
+        (without(LISTS[0].1), Side::App, "upgrade to spdy/3.1 is not allowed any more"),
+    ] {
+        arena.mesh.apply(&yaml).await;
+        arena.app().answer(|_| vec![switching_to("SPDY/3.1"), Step::More, Step::More]);
+        let mut stream = arena.open(Side::App, 80).await;
+        stream.write_all(format!("{}hello", asking("spdy/3.1")).as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "{}", String::from_utf8_lossy(&read));
+        }
+        assert!(read.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&read));
+        arena.app().until("the tunnel is open", |all| mentions(all, "hello") > 0).await;
+        arena.mesh.apply(&withdrawn).await;
+        let ended = tokio::time::timeout(Duration::from_secs(8), stream.read_buf(&mut read)).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{side:?}: {ended:?}");
+        let is_it = |line: &serde_json::Value| {
+            line["http.response.status_code"] == 101 && line["postern.reason"] == reason
+        };
+        arena.log(side).next_matching("of the tunnel", is_it).await;
+        let lasting = |all: &[Heard]| {
+            all.iter().filter(|h| String::from_utf8_lossy(&h.bytes).contains("hello")).all(|h| h.is_over)
+        };
+        arena.app().until("it is over for the app", lasting).await;
+        arena.app().be_honest();
+    }
+    arena.mesh.apply(&yaml).await;
     arena.survived().await;
 }

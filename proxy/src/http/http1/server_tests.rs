@@ -4,6 +4,7 @@ use super::*;
 use crate::http::framing::Patience;
 use http_body_util::BodyExt as _;
 use hyper::ext::ReasonPhrase;
+use postern_config::documents::Upgrades;
 use std::{convert::Infallible, time::Duration};
 use tokio::{
     io::AsyncReadExt as _,
@@ -178,7 +179,8 @@ where
     let long = Duration::from_secs(60);
     let first_head = Instant::now() + long;
     let patience = Patience { first_head, head: long, idle: long, body: long, stalled: long };
-    let serving = async move { serve(Strict::new(stream, patience), closing, respond).await.is_ok() };
+    let strict = Strict::new(stream, patience, Upgrades::default());
+    let serving = async move { serve(strict, closing, respond).await.is_ok() };
     (client, tokio::task::spawn_local(serving))
 }
 
