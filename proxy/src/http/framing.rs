@@ -48,7 +48,6 @@ pub struct Strict<S> {
     stream: S,
     parser: Parser,
     patience: Patience,
-    upgrades: Upgrades,
     // Set at the first wait for octets, so that octets which are there cost no look at the clock.
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -68,9 +67,8 @@ impl<S> Strict<S> {
     pub fn new(stream: S, patience: Patience, upgrades: Upgrades) -> Self {
         Self {
             stream,
-            parser: Parser::default(),
+            parser: Parser::new(upgrades),
             patience,
-            upgrades,
             deadline: None,
             sleep: None,
             poison: None,
@@ -174,7 +172,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Strict<S> {
         if fresh.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        if let Err(Broken { at, head }) = this.parser.feed(fresh, &this.upgrades) {
+        if let Err(Broken { at, head }) = this.parser.feed(fresh) {
             // Of a request whose body is known to be broken nobody needs to hear.
             if let Some(head) = head {
                 buf.set_filled(before + head);
@@ -260,6 +258,7 @@ const MAX_LINE: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct Parser {
+    upgrades: Upgrades,
     state: State,
     requests: u64,
     line: Vec<u8>,
@@ -269,22 +268,6 @@ struct Parser {
     length: u64,
     codings: u32,
     upgrade: bool,
-}
-
-impl Default for Parser {
-    fn default() -> Self {
-        Self {
-            state: State::Start { requests: 0, blank: false },
-            requests: 0,
-            line: Vec::new(),
-            first_line: true,
-            http_10: false,
-            lengths: 0,
-            length: 0,
-            codings: 0,
-            upgrade: false,
-        }
-    }
 }
 
 /// A rule was broken.
@@ -297,8 +280,23 @@ struct Broken {
 }
 
 impl Parser {
+    fn new(upgrades: Upgrades) -> Self {
+        Self {
+            upgrades,
+            state: State::Start { requests: 0, blank: false },
+            requests: 0,
+            line: Vec::new(),
+            first_line: true,
+            http_10: false,
+            lengths: 0,
+            length: 0,
+            codings: 0,
+            upgrade: false,
+        }
+    }
+
     /// Follows `bytes`.
-    fn feed(&mut self, bytes: &[u8], upgrades: &Upgrades) -> Result<(), Broken> {
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         let (mut at, mut head) = (0, matches!(self.state, State::Head).then_some(0));
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             if matches!(self.state, State::Start { .. }) {
@@ -360,7 +358,7 @@ impl Parser {
                     let broken = || Broken { at: at + end, head };
                     let line = line.strip_suffix(b"\r").ok_or_else(broken)?;
                     let line = line.get(..MAX_LINE).unwrap_or(line);
-                    self.end_of_line(line, upgrades).map_err(|()| broken())?;
+                    self.end_of_line(line).map_err(|()| broken())?;
                     // The buffer is worth keeping while lines follow.
                     kept.clear();
                     self.line = kept;
@@ -373,12 +371,13 @@ impl Parser {
 
     fn next(&mut self) -> State {
         self.requests += 1;
-        let requests = self.requests;
-        *self = Self { requests, ..Self::default() };
-        State::Start { requests, blank: false }
+        self.line = Vec::new();
+        (self.first_line, self.http_10, self.upgrade) = (true, false, false);
+        (self.lengths, self.length, self.codings) = (0, 0, 0);
+        State::Start { requests: self.requests, blank: false }
     }
 
-    fn end_of_line(&mut self, line: &[u8], upgrades: &Upgrades) -> Result<(), ()> {
+    fn end_of_line(&mut self, line: &[u8]) -> Result<(), ()> {
         match self.state {
             State::Start { requests, blank } if line.is_empty() => {
                 if blank {
@@ -392,7 +391,7 @@ impl Parser {
             }
             State::Head if self.first_line => self.request_line(line)?,
             State::Head if line.is_empty() => self.end_of_head()?,
-            State::Head => self.header_line(line, upgrades)?,
+            State::Head => self.header_line(line)?,
             State::ChunkSize => match chunk_size(line).ok_or(())? {
                 0 => self.state = State::Trailers,
                 size => self.state = State::Chunk(size),
@@ -413,7 +412,7 @@ impl Parser {
         if line.contains(&b'#') || line.starts_with(b"PRI ") { Err(()) } else { Ok(()) }
     }
 
-    fn header_line(&mut self, line: &[u8], upgrades: &Upgrades) -> Result<(), ()> {
+    fn header_line(&mut self, line: &[u8]) -> Result<(), ()> {
         // A line without a colon, or folded, is refused by the server.
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
         let (name, value) = line.split_at(colon);
@@ -430,7 +429,7 @@ impl Parser {
             if self.codings > 1 || self.http_10 || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(());
             }
-        } else if name.eq_ignore_ascii_case(b"upgrade") && upgrades.find(value).is_some() {
+        } else if name.eq_ignore_ascii_case(b"upgrade") && self.upgrades.find(value).is_some() {
             self.upgrade = true;
         }
         Ok(())

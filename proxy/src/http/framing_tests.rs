@@ -9,8 +9,8 @@ fn upgrades() -> Upgrades {
 
 /// How many requests were complete, and where a rule was broken.
 fn follow(bytes: &[u8]) -> (u64, Option<usize>) {
-    let mut parser = Parser::default();
-    let broken = parser.feed(bytes, &upgrades()).err();
+    let mut parser = Parser::new(upgrades());
+    let broken = parser.feed(bytes).err();
     (parser.requests, broken.map(|broken| broken.at))
 }
 
@@ -19,9 +19,8 @@ fn check(bytes: &str, requests: u64, is_fine: bool) {
     let whole = follow(bytes);
     assert_eq!((whole.0, whole.1.is_none()), (requests, is_fine), "{}", String::from_utf8_lossy(bytes));
     for at in 1..bytes.len() {
-        let mut parser = Parser::default();
-        let mut broken =
-            |from: usize, to: usize| parser.feed(&bytes[from..to], &upgrades()).err().map(|b| b.at + from);
+        let mut parser = Parser::new(upgrades());
+        let mut broken = |from: usize, to: usize| parser.feed(&bytes[from..to]).err().map(|b| b.at + from);
         let broken = broken(0, at).or_else(|| broken(at, bytes.len()));
         assert_eq!((parser.requests, broken), whole, "split at {at}: {}", String::from_utf8_lossy(bytes));
     }
