@@ -3,12 +3,28 @@
 
 use bytes::Bytes;
 use postern_tests::{
-    Mesh, client,
-    mesh::Settings,
-    scenario::{mode, namespace, payments},
+    Mesh,
+    certificates::{Leaf, self_issued},
+    client,
+    mesh::{Settings, within},
+    scenario::{mode, namespace, payments, policy},
+};
+use rustls::{
+    DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_versions_of_http_carry_method_path_headers_and_body_unchanged() {
@@ -90,6 +106,129 @@ async fn bytes_go_through_whoever_speaks_first() {
     assert_eq!(client::exchange_until(&mut stream, b"QUIT", b"QUIT").await.unwrap(), b"QUIT");
     let line = mesh.access_log("payments-api").next_with(&[("network.protocol.name", json!("tcp"))]).await;
     assert_eq!(line["postern.source.id"], "spiffe://cluster.local/ns/checkout/sa/checkout-api", "{line}");
+}
+
+/// A server with TLS of its own, in place of the app's listener; it answers each line in upper case, and tells the server name that was asked for.
+async fn tls_server(address: SocketAddr, key: Arc<CertifiedKey>) -> Arc<Mutex<Vec<String>>> {
+    let mut config = rustls::ServerConfig::builder_with_provider(postern_identity::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    let (listener, acceptor) =
+        (TcpListener::bind(address).await.unwrap(), TlsAcceptor::from(Arc::new(config)));
+    let heard = Arc::<Mutex<Vec<String>>>::default();
+    let hears = heard.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            hears.lock().unwrap().push("a connection".into());
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            hears.lock().unwrap().push(stream.get_ref().1.server_name().unwrap_or_default().to_owned());
+            let mut line = vec![0; 64];
+            let length = stream.read(&mut line).await.unwrap();
+            hears.lock().unwrap().push(String::from_utf8_lossy(&line[..length]).into_owned());
+            let _ = stream.write_all(line[..length].to_ascii_uppercase().as_slice()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    heard
+}
+
+/// The app's own TLS is bytes for the mesh, inside its mutual TLS: end to end between the two apps, and policy by identity all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_of_the_app_passes_inside_mutual_tls_and_policy_knows_who_calls() {
+    let rules = "action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/checkout/sa/checkout-api]}}]}]";
+    let documents = mode("payments", "STRICT") + &policy("callers", rules);
+    let mesh =
+        Mesh::start(&payments(&documents).replace("name: tcp-echo, port: 9000", "name: tls-db, port: 9000"))
+            .await;
+    let workload = mesh.workload("payments-api");
+    workload.app.stop_listening().await;
+    let key = self_issued(&Leaf::good("spiffe://elsewhere/the-apps-own"));
+    let (certificate, ip) = (key.cert[0].clone(), workload.ips[0]);
+    // Declared, and found out by its first bytes.
+    for (service, port) in [(9000, 9000), (81, 8081)] {
+        let heard = tls_server(SocketAddr::new(ip, postern_tests::ports::real(port)), key.clone()).await;
+        let ask = async |caller: &str| -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+            let (entry, _) = mesh.entry(caller, &format!("payments-api:{service}"));
+            let mut config = rustls::ClientConfig::builder_with_provider(postern_identity::tls::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Pinned(certificate.clone())))
+                .with_no_client_auth();
+            config.alpn_protocols = vec![b"postgresql".to_vec()];
+            let stream = TcpStream::connect(entry).await?;
+            let name = "db.internal".try_into().unwrap();
+            let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+            stream.write_all(b"hello").await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok((answer, stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec()))
+        };
+        let answer = within("an answer", ask("checkout-api")).await.unwrap();
+        assert_eq!(answer, (b"HELLO".to_vec(), b"postgresql".to_vec()), "port {service}");
+        let said = ["a connection", "db.internal", "hello"];
+        assert_eq!(*heard.lock().unwrap(), said, "port {service}");
+        let line_of = async |account: &str| {
+            let id = json!(format!("spiffe://cluster.local/ns/checkout/sa/{account}"));
+            let at = json!(postern_tests::ports::real(port));
+            let log = mesh.access_log("payments-api");
+            log.next_with(&[("network.local.port", at), ("postern.source.id", id)]).await
+        };
+        let line = line_of("checkout-api").await;
+        assert_eq!(
+            (&line["postern.decision"], &line["network.protocol.name"]),
+            (&json!("allow"), &json!("tcp"))
+        );
+
+        // The twin: it would speak the same TLS, and who it is was proved outside of that.
+        let refused = within("an end", ask("reports")).await;
+        assert!(refused.is_err(), "port {service}: {refused:?}");
+        assert_eq!(line_of("reports").await["postern.decision"], "deny");
+        assert_eq!(*heard.lock().unwrap(), said, "port {service}: the app heard of a denied caller");
+    }
+}
+
+/// Trusts this certificate and no other: whoever stood in between would show his own.
+#[derive(Debug)]
+struct Pinned(CertificateDer<'static>);
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *certificate == self.0 {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("another certificate".into()))
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2".into()))
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = postern_identity::tls::provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &known)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        postern_identity::tls::provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
