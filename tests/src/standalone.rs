@@ -59,6 +59,8 @@ struct Sidecar {
 pub struct Settings {
     /// Further flags of the control plane.
     pub control_plane: Vec<String>,
+    /// Further flags of every sidecar.
+    pub sidecars: Vec<String>,
     /// Lifetime of workload certificates that each sidecar asks for, in seconds.
     pub certificate_lifetime: Option<u32>,
     /// Give every process a clock of its own (libfaketime, by file).
@@ -126,6 +128,7 @@ impl Standalone {
                 format!("--access-log={}", mesh.path(&format!("{name}.log")).display()),
                 "--workers=1".into(),
             ];
+            flags.extend(settings.sidecars.clone());
             if let Some(seconds) = settings.certificate_lifetime {
                 flags.push(format!("--certificate-lifetime={seconds}"));
             }

@@ -1,13 +1,19 @@
 //! A sidecar on its way down: not ready at once, inbound for a while, outbound as long as the app may need it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use postern_proxy::Sidecar;
 use postern_tests::{
     App, Mesh, Request,
     apps::Speech,
     client,
     mesh::{Settings, within},
+    processes::Process,
     scenario::{mode, namespace, payments},
+    standalone::{self, Standalone},
 };
 use std::{
     collections::HashSet,
@@ -106,6 +112,35 @@ async fn the_request_under_way_is_finished_and_its_answer_closes_the_connection(
     assert!(answer.starts_with("http/1.1 200") && answer.contains("connection: close"), "{answer}");
     assert_eq!(received(), 2);
     assert!(client::exchange_until(&mut stream, b"", b"more").await.unwrap().is_empty(), "closed");
+}
+
+/// Both drain, and wait for apps that go on; the one that is told twice does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_sigterm_ends_a_sidecar_that_waits_for_its_app_at_once() {
+    let sidecars = vec!["--drain-deadline=60".into()];
+    let mesh = Standalone::start(standalone::Settings { sidecars, ..standalone::Settings::default() }).await;
+    let call = |mesh: &Standalone| Request::new(mesh.entry("client"), "server.shop").path("/ok").send();
+    let [server, client] = ["server", "client"].map(|name| {
+        let pid = mesh.pid(name).cast_signed();
+        Process::all().into_iter().map(|(_, process)| process).find(|process| process.pid == pid).unwrap()
+    });
+    let terminate = |process: &Process| kill(Pid::from_raw(process.pid), Signal::SIGTERM).unwrap();
+    let began = Instant::now();
+    for (name, process) in [("server", &server), ("client", &client)] {
+        terminate(process);
+        standalone::until("it drains", || !mesh.is_ready(name)).await;
+    }
+    assert_eq!(call(&mesh).await.unwrap().status, 200, "both serve while they wait: {}", mesh.told());
+    assert!(server.is_alive() && client.is_alive(), "{}", mesh.told());
+    let served = mesh.app.received().len();
+
+    terminate(&server);
+    standalone::until("it ends", || !server.is_alive()).await;
+    assert!(began.elapsed() < Duration::from_secs(30), "not at once: {:?}", began.elapsed());
+    assert!(mesh.said("server").contains("second signal"), "{}", mesh.said("server"));
+    assert!(client.is_alive(), "it was told once, and waits: {}", mesh.said("client"));
+    assert_eq!(call(&mesh).await.unwrap().status, 503, "nobody is there any more");
+    assert_eq!(mesh.app.received().len(), served);
 }
 
 /// `front` calls `back`, which has two replicas; the second may be taken out of the service.
