@@ -64,6 +64,7 @@ struct Seen {
     versions: Vec<String>,
     connections: usize,
     closed: usize,
+    over: usize,
     refused: usize,
 }
 
@@ -140,6 +141,10 @@ impl Faulty {
     pub fn connections(&self) -> usize {
         self.state.seen.lock().unwrap().connections
     }
+    /// Connections that are over, whoever ended them.
+    pub fn over(&self) -> usize {
+        self.state.seen.lock().unwrap().over
+    }
     /// Connections that it closed after an answer.
     pub fn closed(&self) -> usize {
         self.state.seen.lock().unwrap().closed
@@ -161,6 +166,7 @@ impl Faulty {
                 let serving = app.clone();
                 let connection = tokio::spawn(async move {
                     let _ = serving.connection(stream).await;
+                    serving.state.seen.lock().unwrap().over += 1;
                 });
                 app.state.open.lock().unwrap().push(connection);
             }

@@ -2,6 +2,8 @@
 //! every request, which no app may see twice where the method is not idempotent.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod limits;
+
 use postern_tests::{
     Mesh, Request, client,
     faulty::{Fault, Faulty},
