@@ -416,6 +416,10 @@ impl Parser {
         // A line without a colon, or folded, is refused by the server.
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return Ok(()) };
         let (name, value) = line.split_at(colon);
+        // Those of interest; most lines have another length.
+        if !matches!(name.len(), 7 | 14 | 17) {
+            return Ok(());
+        }
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
@@ -429,8 +433,8 @@ impl Parser {
             if self.codings > 1 || self.http_10 || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(());
             }
-        } else if name.eq_ignore_ascii_case(b"upgrade") && self.upgrades.find(value).is_some() {
-            self.upgrade = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.upgrade |= self.upgrades.find(value).is_some();
         }
         Ok(())
     }
