@@ -1,6 +1,6 @@
 //! S-LOG: what a peer says can spoil no line of the log, secrets are in none, and a log that nobody takes costs no traffic.
 
-use crate::arena::{Arena, read_answer, talk, talk_until};
+use crate::arena::{Arena, Io, read_answer, talk};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use postern_proxy::{
     Interception, Sidecar,
@@ -9,7 +9,7 @@ use postern_proxy::{
         access_log::{Audit, Format, Written},
     },
 };
-use postern_tests::{Request, mesh::within, up::skipped, workload_api::bootstrap};
+use postern_tests::{Request, mesh::within, scenario::policy, up::skipped, workload_api::bootstrap};
 use serde_json::Value;
 use std::{
     fs::{File, OpenOptions},
@@ -49,7 +49,10 @@ impl Logged {
 
     /// Its log is this file, of whatever kind.
     async fn to(log: PathBuf, lines: Written) -> Self {
-        let arena = Arena::new("").await;
+        // Of a default deny the explanation tells the rule that came closest, and what failed.
+        let rules = "action: ALLOW, rules: [{to: [{operation: {paths: [/denied]}}], \
+                     when: [{key: 'request.headers[authorization]', values: [none]}]}, {to: [{operation: {notPaths: [/denied]}}]}]";
+        let arena = Arena::new(&policy("denied", rules)).await;
         let mut bootstrap = bootstrap("checkout-api");
         let control = &arena.mesh.control;
         bootstrap.control_plane = control.address().into();
@@ -296,37 +299,57 @@ fn read_until(mut pipe: &File, last: &str) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// Line 02, on both sides.
+/// Line 02, on both sides, of a call that passes and of one that policy denies by what it says in secret.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_of_a_request_are_in_no_line() {
     const CANARY: &str = "canary-7f3a";
     let logged = Logged::start(Written::default()).await;
     let called = logged.arena.mesh.access_log("payments-api");
-    let seen = called.lines().len();
-    let request = format!(
-        "GET /seen?token={CANARY} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CANARY}\r\nCookie: session={CANARY}\r\n\
-         Proxy-Authorization: Basic {CANARY}\r\nX-Api-Key: {CANARY}\r\nReferer: http://a/?{CANARY}\r\n\r\n"
-    );
-    let answer = talk_until(Box::new(logged.connect().await), request.as_bytes()).await;
-    assert_eq!(answer.statuses(), [200], "{}", answer.text);
-    assert!(logged.arena.app().text().contains(CANARY), "the app has them");
-    let line = logged.lines(1).await.remove(0);
-    assert!(line.contains("/seen") && !line.contains(CANARY), "S-LOG-02: {line}");
-    called.at_least(seen + 1).await;
-    let inbound = called.lines()[seen].to_string();
-    assert!(inbound.contains("/seen") && !inbound.contains(CANARY), "S-LOG-02: {inbound}");
-    // Nor on any page of either sidecar, while the connection is still there.
-    for pod in ["checkout-api", "payments-api"] {
-        let workload = logged.arena.mesh.workload(pod);
-        let pages = ["/config", "/certificates", "/destinations", "/connections", "/ejections", "/decisions"];
-        let admin = pages.map(|page| (workload.admin(), page));
-        for (address, page) in admin.into_iter().chain([(workload.metrics(), "/metrics")]) {
-            let answer = Request::new(address, "localhost").path(page).send().await.unwrap();
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
-            assert!(
-                answer.status == 200 && !text.is_empty() && !text.contains(CANARY),
-                "S-ICPT-11: {pod} {page}: {text}"
-            );
+    let mut open = Vec::new();
+    for (number, path, status) in [(1, "/seen", 200), (2, "/denied", 403)] {
+        let seen = called.lines().len();
+        let request = format!(
+            "GET {path}?token={CANARY} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {CANARY}\r\nCookie: session={CANARY}\r\n\
+             Proxy-Authorization: Basic {CANARY}\r\nX-Api-Key: {CANARY}\r\nReferer: http://a/?{CANARY}\r\n\r\n"
+        );
+        let mut stream: Box<dyn Io> = Box::new(logged.connect().await);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_answer(&mut stream).await;
+        open.push(stream);
+        assert_eq!(answer.statuses(), [status], "{}", answer.text);
+        let line = logged.lines(number).await.remove(number - 1);
+        assert!(line.contains(path) && !line.contains(CANARY), "S-LOG-02: {line}");
+        called.at_least(seen + 1).await;
+        let inbound = called.lines()[seen].to_string();
+        assert!(inbound.contains(path) && !inbound.contains(CANARY), "S-LOG-02: {inbound}");
+    }
+    let heard = logged.arena.app().text();
+    assert!(heard.contains(CANARY) && !heard.contains("/denied"), "the app has those of the first: {heard}");
+    // Nor on any page of either sidecar, while the connections are still there.
+    let page = async |address: SocketAddr, page: &str| {
+        let answer = Request::new(address, "localhost").path(page).send().await.unwrap();
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(
+            answer.status == 200 && !text.is_empty() && !text.contains(CANARY),
+            "S-ICPT-11: {address} {page}: {text}"
+        );
+        text
+    };
+    let (caller, workload) = (logged.sidecar.addresses(), logged.arena.mesh.workload("payments-api"));
+    let (callers, called) =
+        ((caller.admin.unwrap(), caller.metrics.unwrap()), (workload.admin(), workload.metrics()));
+    for (admin, metrics) in [callers, called] {
+        for name in ["/config", "/certificates", "/destinations", "/ejections"] {
+            page(admin, name).await;
+        }
+        assert!(page(admin, "/connections").await.contains("\"requests\": 1"), "the calls are on it");
+        assert!(page(metrics, "/metrics").await.contains("istio_requests_total{"), "the calls are on it");
+        let decisions: Value = serde_json::from_str(&page(admin, "/decisions").await).unwrap();
+        let denials = decisions["denials"].as_array().unwrap();
+        assert_eq!(denials.len(), usize::from(admin == called.0), "{decisions}");
+        for denial in denials {
+            let told = page(admin, &format!("/decisions/{}", denial["decision"].as_str().unwrap())).await;
+            assert!(told.contains("/denied") && told.contains("authorization"), "{told}");
         }
     }
     logged.end().await;
