@@ -13,7 +13,8 @@ use postern_proxy::{
         http1::{
             body::{Left, Part},
             client::Connection,
-            server, upstream_heads,
+            server,
+            upstream_heads::{self, Answerer},
         },
         incoming::Incoming,
     },
@@ -344,7 +345,7 @@ fn read_answer(pieces: &[&[u8]], is_head: bool) -> (String, Vec<u8>, String) {
     for piece in pieces {
         octets.extend_from_slice(piece);
         if head.is_none() {
-            match upstream_heads::read(&mut octets, seen, is_head, &mut HeaderMap::new()) {
+            match upstream_heads::read(&mut octets, seen, Answerer::App, is_head, &mut HeaderMap::new()) {
                 Ok(Some(read)) => head = Some(read),
                 Ok(None) => seen = octets.len(),
                 Err(error) => return (told, body, error.to_string()),

@@ -7,7 +7,7 @@ use super::{
     Lost,
     body::{Coding, Left, Reader},
     line::{Failed, Line},
-    upstream_heads::{self as heads, Head},
+    upstream_heads::{self as heads, Answerer, Head},
 };
 use crate::{
     http::{body::Upload, canonical},
@@ -31,7 +31,7 @@ use tokio::{io::AsyncWrite as _, task::AbortHandle};
 const MOST_INTERIM: u32 = 16;
 /// Their octets together at most.
 const MOST_INTERIM_BYTES: usize = 64 * 1024;
-/// The largest head of an answer, in octets: as of requests.
+/// The largest head of an app's answer, in octets: as of requests. A sidecar's has what that one adds beside it.
 const MAX_HEAD: usize = canonical::MAX_HEADER_BYTES + 16 * 1024;
 const TOO_MANY_INTERIM: Lost = Lost::Malformed("more interim answers than any request needs");
 
@@ -41,8 +41,9 @@ pub struct Connection(Rc<RefCell<Wire>>);
 impl Connection {
     /// Over a stream that was just made. It ends with the trust in its peer.
     pub fn new(stream: Stream, watch: &Watch) -> Self {
-        let wire = Rc::new(RefCell::new(Wire::new(stream)));
-        if watch.is_of_a_peer() {
+        let answerer = if watch.is_of_a_peer() { Answerer::Sidecar } else { Answerer::App };
+        let wire = Rc::new(RefCell::new(Wire::new(stream, answerer)));
+        if answerer == Answerer::Sidecar {
             let (held, watch) = (Rc::downgrade(&wire), watch.clone());
             let guard = tokio::task::spawn_local(async move {
                 watch.ended().await;
@@ -141,6 +142,7 @@ struct Reading {
 struct Wire {
     // Without a stream it has become a tunnel, or ended while nobody used it.
     line: Line<Stream>,
+    answerer: Answerer,
     upload: Option<(Upload, Coding)>,
     // From the first octet of a request to the last of its answer.
     is_under_way: bool,
@@ -150,9 +152,10 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(stream: Stream) -> Self {
+    fn new(stream: Stream, answerer: Answerer) -> Self {
         Self {
             line: Line::new(stream, BytesMut::new()),
+            answerer,
             upload: None,
             is_under_way: false,
             persists: true,
@@ -256,11 +259,12 @@ impl Wire {
         reading: &mut Reading,
     ) -> Result<Option<Head>, Lost> {
         let before = self.line.incoming.len();
-        let head = heads::read(&mut self.line.incoming, reading.seen, is_head, room)?;
+        let head = heads::read(&mut self.line.incoming, reading.seen, self.answerer, is_head, room)?;
         let length = before - self.line.incoming.len();
         reading.octets += length;
         reading.seen = if head.is_some() { 0 } else { before };
-        if length.max(reading.seen) > MAX_HEAD {
+        let more = if self.answerer == Answerer::Sidecar { canonical::OWN_HEADER_BYTES } else { 0 };
+        if length.max(reading.seen) > MAX_HEAD + more {
             return Err(Lost::Malformed("the head is too large"));
         }
         Ok(head)

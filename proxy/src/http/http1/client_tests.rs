@@ -13,7 +13,7 @@ use tokio::{
 
 fn head_of(octets: &[u8], is_head: bool) -> Result<Option<(Head, usize)>, Lost> {
     let mut octets = BytesMut::from(octets);
-    let head = heads::read(&mut octets, 0, is_head, &mut HeaderMap::new())?;
+    let head = heads::read(&mut octets, 0, Answerer::App, is_head, &mut HeaderMap::new())?;
     Ok(head.map(|head| (head, octets.len())))
 }
 
@@ -83,6 +83,11 @@ fn a_head_frames_its_body_in_one_way_or_is_refused() {
     let lines = |count| format!("HTTP/1.1 204 No\r\n{}\r\n", "x: y\r\n".repeat(count));
     check_head(&lines(100), false, Ok((Left::Nothing, true)));
     check_head(&lines(101), false, Err("a head of too many lines"));
+    let of_sidecar = |count| {
+        let mut octets = BytesMut::from(lines(count).as_bytes());
+        heads::read(&mut octets, 0, Answerer::Sidecar, false, &mut HeaderMap::new()).is_ok()
+    };
+    assert!(of_sidecar(108) && !of_sidecar(109));
 }
 
 #[test]

@@ -161,9 +161,8 @@ pub fn write(parts: response::Parts, body: &impl Body, asked: Asked, out: &mut V
     let can_chunk = !asked.is_http_1_0 && !has_none && !is_bare && length.is_none();
     let (mut persists, mut is_told, mut is_dated) = (asked.persists, false, false);
     for (name, value) in &parts.headers {
-        if *name == TRANSFER_ENCODING || (*name == CONTENT_LENGTH && !has_none) {
-            continue;
-        } else if *name == TRAILER && !can_chunk {
+        let is_framing = *name == TRANSFER_ENCODING || (*name == CONTENT_LENGTH && !has_none);
+        if is_framing || (*name == TRAILER && !can_chunk) {
             continue;
         } else if *name == CONTENT_LENGTH {
             is_told = true;

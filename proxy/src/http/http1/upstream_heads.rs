@@ -5,7 +5,10 @@ use super::{
     body::{Coding, Left, announced},
     lines,
 };
-use crate::http::{body::Upload, canonical::MAX_HEADERS};
+use crate::http::{
+    body::Upload,
+    canonical::{MAX_HEADERS, OWN_HEADERS},
+};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version,
@@ -58,24 +61,36 @@ pub struct Head {
     pub persists: bool,
 }
 
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answerer {
+    /// An app, which has [`MAX_HEADERS`] lines.
+    App,
+    /// A sidecar, which has those of its app and [`OWN_HEADERS`] of its own, so that what it admits is never too much for us.
+    Sidecar,
+}
+
 /// Takes the head at the beginning of `octets`; `None` while it is not complete, of which `seen` octets are no news. Its lines go into
 /// `room`, in place of what is there.
 ///
 /// # Errors
-/// [`Lost::Malformed`], for what is no head, has more than [`MAX_HEADERS`] lines, or frames its body in a way that two readers could
+/// [`Lost::Malformed`], for what is no head, has more lines than `answerer` may say, or frames its body in a way that two readers could
 /// understand differently (RFC 9112 section 6.3).
 pub fn read(
     octets: &mut BytesMut,
     seen: usize,
+    answerer: Answerer,
     is_head: bool,
     room: &mut HeaderMap,
 ) -> Result<Option<Head>, Lost> {
     let Some(end) = lines::end(octets, seen) else { return Ok(None) };
     let octets = octets.split_to(end).freeze();
-    let mut room_for_lines = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut places = [const { MaybeUninit::uninit() }; MAX_HEADERS + OWN_HEADERS];
+    let most = if answerer == Answerer::App { MAX_HEADERS } else { places.len() };
+    let places = places.get_mut(..most).unwrap_or_default();
     let mut response = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    match config.parse_response_with_uninit_headers(&mut response, &octets, &mut room_for_lines) {
+    match config.parse_response_with_uninit_headers(&mut response, &octets, places) {
         Ok(httparse::Status::Complete(length)) if length == end => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Lost::Malformed("a head of too many lines")),
         _ => return Err(Lost::Malformed("no head of HTTP/1.1")),
