@@ -16,7 +16,7 @@ use postern_proxy::{
             server,
             upstream_heads::{self, Answerer},
         },
-        incoming::Incoming,
+        message::Incoming,
     },
     net::{
         Prefixed,

@@ -1,11 +1,10 @@
 //! Bodies that count, and that hold what must not end before them: the record, and the lease of the connection.
 
 use super::{
-    answer::{Answering, is_reset},
     headers,
     headroom::{Gate, Headroom},
     http1::{Lost, server::Downstream},
-    incoming::Incoming,
+    message::{Answering, Incoming, is_reset},
     pool::Lease,
 };
 use crate::{error::ProxyError, telemetry::Record};

@@ -1,6 +1,5 @@
 //! HTTP as both journeys need it: one safe reading of a request, clean headers, the server, the pool, bodies, replies, upgrades.
 
-pub mod answer;
 pub mod body;
 pub mod budget;
 pub mod canonical;
@@ -12,7 +11,7 @@ pub mod handshake;
 pub mod headers;
 pub mod headroom;
 pub mod http1;
-pub mod incoming;
+pub mod message;
 pub mod opening;
 pub mod pool;
 pub mod repeat;

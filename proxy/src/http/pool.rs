@@ -5,12 +5,12 @@
 
 pub use super::opening::InFlight;
 use super::{
-    answer::Answering,
     body::{Exchange, Upload},
     budget::Budget,
     flood::Seen,
     handshake,
     http1::client,
+    message::Answering,
     opening, repeat,
 };
 use crate::{

@@ -6,7 +6,7 @@ use super::{
     flood::{Bounds, Paced},
     framing::{Patience, Strict, ToldLate},
     http1::server::{self, Fault},
-    incoming::Incoming,
+    message::Incoming,
     when_woken,
 };
 use crate::{

@@ -9,12 +9,11 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
-        answer::Answering,
         body::{Exchange, Upload},
         canonical::{Size, Target, canonical},
         headers::{self, Wish},
-        incoming::Incoming,
         is_grpc,
+        message::{Answering, Incoming},
         pool::{Failure, Key, Lease, Terms},
         protocol_name,
         serve::Close,

@@ -5,12 +5,11 @@ use crate::{
     error::ProxyError,
     http::{
         Body,
-        answer::Answering,
         body::{Download, Exchange, Telling, Upload},
         canonical::Target,
         headers::{self, Wish},
         headroom::Headroom,
-        incoming::Incoming,
+        message::{Answering, Incoming},
         pool::Lease,
         reply, upgrade,
     },

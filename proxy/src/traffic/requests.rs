@@ -10,8 +10,9 @@ use crate::{
     http::{
         Body,
         deadline::{GRACE, grpc_timeout},
-        incoming::Incoming,
-        is_grpc, reply,
+        is_grpc,
+        message::Incoming,
+        reply,
         serve::{self, Close, Deadlines},
     },
     net::Prefixed,

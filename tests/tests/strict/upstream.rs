@@ -153,7 +153,26 @@ async fn a_truncated_answer_never_ends_well() {
             let line = arena.log(side).next_with(&[("url.path", json!(path))]).await;
             assert!(line["postern.reason"].is_string(), "I4, {what}: {line}");
         }
-        // The twin: a clean end of a close-delimited answer is an end.
+        // A client of HTTP/1.0 knows an answer without a length by the end of its connection: only a reset tells a part from the whole.
+        for (said, end) in [
+            ("HTTP/1.1 200 OK\r\n\r\nhello", Step::Reset),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Step::Close),
+        ] {
+            let what = format!("S-H1-22 HTTP/1.0 {side:?} {said:?}");
+            app.answer(move |_| vec![Step::Hear, say(said), end.clone()]);
+            let request = b"GET /old HTTP/1.0\r\nHost: a\r\n\r\n";
+            let answer = talk(arena.open(side, 80).await, &[request], Duration::from_secs(8)).await;
+            assert!(
+                answer.is_closed && (answer.is_abrupt || answer.statuses() != [200]),
+                "{what}: {}",
+                answer.text
+            );
+        }
+        // The twins: a clean end of a close-delimited answer is an end.
+        app.answer(|_| vec![Step::Hear, say("HTTP/1.1 200 OK\r\n\r\nhello"), Step::Close]);
+        let request = b"GET /old HTTP/1.0\r\nHost: a\r\n\r\n";
+        let answer = talk(arena.open(side, 80).await, &[request], Duration::from_secs(8)).await;
+        assert!(answer.text.ends_with("hello") && !answer.is_abrupt, "{}", answer.text);
         app.answer(|_| vec![Step::Hear, say("HTTP/1.1 200 OK\r\n\r\nhello"), Step::Close]);
         let answer = talk(arena.open(side, 80).await, &[CLOSING], Duration::from_secs(8)).await;
         assert!(

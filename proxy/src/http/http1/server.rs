@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::ProxyError,
-    http::{Body, canonical, framing::Strict, incoming::Incoming},
+    http::{Body, canonical, framing::Strict, message::Incoming},
     net::Prefixed,
     tls::Stream,
 };

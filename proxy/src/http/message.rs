@@ -1,27 +1,34 @@
-//! The body of an upstream's answer, whichever version brings it.
+//! The body of a request or an answer, whichever version brings it.
 
 use super::{
     causes,
-    http1::{Lost, client::Answer},
+    http1::{Lost, client::Answer, server::Receiving},
 };
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use std::{
     pin::Pin,
     task::{Context, Poll},
 };
 
-/// What the upstream says.
-pub enum Answering {
-    /// Over HTTP/1.1.
-    Http1(Answer),
+/// What comes over HTTP/1 as `B` does, or over HTTP/2.
+#[derive(Debug)]
+pub enum Message<B> {
+    /// Over HTTP/1.
+    Http1(B),
     /// Over HTTP/2.
-    Http2(Incoming),
+    Http2(hyper::body::Incoming),
 }
 
-impl Answering {
+/// What a client sends.
+pub type Incoming = Message<Receiving>;
+/// What an upstream answers.
+pub type Answering = Message<Answer>;
+
+impl<B> Message<B> {
     /// Whether the end that was seen is one. hyper takes a stream that is reset with NO_ERROR for one that has ended (RFC 9113 section
-    /// 8.1 has it so for the rest of a request that is answered already).
+    /// 8.1 has it so for the rest of a request that is answered already). What is passed on must tell the two apart, or a part would
+    /// look like the whole.
     pub fn has_ended(&self) -> bool {
         match self {
             Self::Http1(_) => true,
@@ -30,7 +37,7 @@ impl Answering {
     }
 }
 
-impl Body for Answering {
+impl<B: Body<Data = Bytes, Error = Lost> + Unpin> Body for Message<B> {
     type Data = Bytes;
     type Error = Lost;
 
@@ -39,7 +46,7 @@ impl Body for Answering {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Lost>>> {
         match &mut *self {
-            Self::Http1(answer) => Pin::new(answer).poll_frame(cx),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
             Self::Http2(incoming) => {
                 Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Lost::Http2)))
             }
@@ -48,14 +55,14 @@ impl Body for Answering {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Http1(answer) => answer.is_end_stream(),
+            Self::Http1(body) => body.is_end_stream(),
             Self::Http2(incoming) => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Http1(answer) => answer.size_hint(),
+            Self::Http1(body) => body.size_hint(),
             Self::Http2(incoming) => incoming.size_hint(),
         }
     }
