@@ -15,6 +15,7 @@ pub mod kept;
 pub mod log;
 pub mod net;
 pub mod outbound;
+mod pages;
 pub mod ready;
 pub mod run;
 pub mod state;

@@ -2,7 +2,7 @@
 
 use crate::{
     bootstrap::{Bootstrap, Failure, Flags},
-    log,
+    log, pages,
 };
 use anyhow::Context;
 use postern_api::process::harden;
@@ -57,7 +57,19 @@ fn start_and_wait(flags: Flags) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let sidecar = crate::app::start(bootstrap).await?;
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        {
+            let told = async {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            };
+            let mut told = std::pin::pin!(told);
+            tokio::select! {
+                () = told.as_mut() => {}
+                () = sidecar.ready() => {
+                    pages::forget_start();
+                    told.await;
+                }
+            }
+        }
         tracing::info!("draining; a second signal ends at once");
         tokio::select! {
             () = sidecar.drain() => tracing::info!("drained"),

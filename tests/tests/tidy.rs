@@ -35,7 +35,7 @@ const PROXY_LAYERS: &[&[&str]] = &[
     &["tls"],
     &["net"],
     // Words: used by all, and by each other.
-    &["telemetry", "error", "drain", "ready", "bootstrap", "log"],
+    &["telemetry", "error", "drain", "ready", "bootstrap", "log", "pages"],
 ];
 
 /// Arrows that point the wrong way, each with what keeps it. The list may only get shorter.
@@ -59,6 +59,7 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
 /// Where `unsafe` is allowed, and what for.
 const UNSAFE: &[(&str, &str)] = &[
     ("proxy/src/net/", "socket options that no safe wrapper offers"),
+    ("proxy/src/pages.rs", "telling the kernel which of the program's pages are of no more use"),
     ("cli/src/up/", "between fork and exec: entering namespaces, dropping rights"),
     ("cli/src/demo/", "a raw socket that captures the wire"),
     (
