@@ -120,7 +120,8 @@ where
     };
     let result = if is_http2 {
         let service = service_fn(move |request: Request<_>| respond(request.map(Incoming::Http2)));
-        serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service).await
+        // Apart, or every connection would be as large as one of HTTP/2.
+        Box::pin(serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service)).await
     } else {
         serve_http1(stream, deadlines, drain, watch, &leaving, respond).await
     };

@@ -62,7 +62,7 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
         Destination::Workload(endpoint) => endpoint.protocol,
         // Who is called says the call itself.
         Destination::Outside { by_name: true, .. } => {
-            return outside::connection(worker, route, accepted.stream, record).await;
+            return Box::pin(outside::connection(worker, route, accepted.stream, record)).await;
         }
         Destination::Outside { blocked: false, .. } => Protocol::Tcp,
         Destination::Outside { blocked: true, .. } => Protocol::Auto,
@@ -70,19 +70,19 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
 
     // In which language the app speaks. It is our own workload, so it may take its time where the protocol is declared.
     let patience = worker.shared.settings.limits.next_request;
-    let speech = match tokio::time::timeout(patience, language(accepted, protocol, &worker)).await {
+    // What is over soon is apart, or every connection would be as large as it is in its largest moment for as long as it lasts.
+    let speech = Box::pin(language(accepted, protocol, &worker));
+    let speech = match tokio::time::timeout(patience, speech).await {
         Ok(Ok(speech)) => speech,
         Ok(Err(error)) => return record.set_error(&error),
         Err(_) => return record.set_error(&ProxyError::DownstreamTimeout),
     };
     match speech {
-        (Application::Http1, stream) => {
-            http::serve(worker, route, false, stream, false, Instant::now() + patience, record).await
+        (application @ (Application::Http1 | Application::Http2), stream) => {
+            let is_http2 = application == Application::Http2;
+            http::serve(worker, route, false, stream, is_http2, Instant::now() + patience, record).await
         }
-        (Application::Http2, stream) => {
-            http::serve(worker, route, false, stream, true, Instant::now() + patience, record).await
-        }
-        (_, stream) => tcp::carry(&worker, &route, stream, &mut record).await,
+        (_, stream) => Box::pin(tcp::carry(&worker, &route, stream, &mut record)).await,
     }
 }
 

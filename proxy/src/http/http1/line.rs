@@ -197,7 +197,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let stream = Pin::new(self.stream.as_mut().ok_or(io::ErrorKind::NotConnected)?);
         if self.is_large {
-            self.incoming.reserve(LARGE_READ);
+            // What a TLS record leaves of it is room for the next one.
+            if self.incoming.capacity() - self.incoming.len() < SMALL_READ {
+                self.incoming.reserve(LARGE_READ);
+            }
             return tokio_util::io::poll_read_buf(stream, cx, &mut self.incoming);
         }
         READING.with_borrow_mut(|buffer| {
