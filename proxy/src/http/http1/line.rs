@@ -43,6 +43,8 @@ pub struct Line<S> {
     pub is_cut: bool,
     is_large: bool,
     out: Out,
+    // From its first octet until TLS, too, has nothing left of it.
+    is_sending: bool,
 }
 
 /// A message on its way out, in order: `octets`, with large pieces of a body between them.
@@ -65,10 +67,6 @@ impl Out {
             self.large += data.len();
             self.pieces.push((self.octets.len(), data));
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.octets.is_empty() && self.pieces.is_empty()
     }
 
     fn is_full(&self) -> bool {
@@ -116,16 +114,24 @@ impl Out {
 impl<S> Line<S> {
     /// Over a stream, of which `incoming` was read already.
     pub fn new(stream: S, incoming: BytesMut) -> Self {
-        Self { stream: Some(stream), incoming, is_cut: false, is_large: false, out: Out::default() }
+        Self {
+            stream: Some(stream),
+            incoming,
+            is_cut: false,
+            is_large: false,
+            out: Out::default(),
+            is_sending: false,
+        }
     }
 
     /// Whether a message is on its way.
     pub fn is_sending(&self) -> bool {
-        !self.out.is_empty()
+        self.is_sending
     }
 
     /// Where the next message is written.
     pub fn begin(&mut self) -> &mut Vec<u8> {
+        self.is_sending = true;
         if self.out.octets.capacity() == 0 {
             self.out.octets = WRITING.take();
         }
@@ -167,6 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     /// Sends what was written to [`Line::begin`], of a message without a body.
     pub fn poll_octets(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write(cx))?;
+        self.is_sending = false;
         WRITING.set(mem::take(&mut self.out.octets));
         Poll::Ready(Ok(()))
     }

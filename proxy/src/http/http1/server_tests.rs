@@ -167,6 +167,46 @@ async fn bodies_keep_their_length_and_their_order() {
     }
 }
 
+/// Takes all that is written, and says that it is on its way only when it is asked for the third time: as TLS does behind a full socket.
+struct Slow(u32);
+
+impl tokio::io::AsyncRead for Slow {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl tokio::io::AsyncWrite for Slow {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(octets.len()))
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0 += 1;
+        if self.0 < 3 { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_message_is_under_way_until_the_last_of_it_has_left() {
+    let cx = &mut Context::from_waker(Waker::noop());
+    let mut line = Line::new(Slow(0), BytesMut::new());
+    assert!(!line.is_sending());
+    line.begin().extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");
+    for _ in 0..2 {
+        assert!(line.poll_message(cx, &mut None::<(Pieces, Coding)>).is_pending());
+        assert!(line.is_sending(), "it lies in a buffer of TLS");
+    }
+    assert!(line.poll_message(cx, &mut None::<(Pieces, Coding)>).is_ready());
+    assert!(!line.is_sending());
+}
+
 /// A server that answers `answer` to all, and a client's end of a connection to it.
 async fn connect<F, R>(closing: &'static Cell<bool>, respond: F) -> (TcpStream, tokio::task::JoinHandle<bool>)
 where
