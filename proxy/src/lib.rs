@@ -14,6 +14,7 @@ pub mod inbound;
 pub mod kept;
 pub mod log;
 pub mod net;
+pub mod news;
 pub mod outbound;
 mod pages;
 pub mod ready;

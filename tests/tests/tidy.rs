@@ -35,7 +35,7 @@ const PROXY_LAYERS: &[&[&str]] = &[
     &["tls"],
     &["net"],
     // Words: used by all, and by each other.
-    &["telemetry", "error", "drain", "ready", "bootstrap", "log", "pages"],
+    &["telemetry", "error", "news", "drain", "ready", "bootstrap", "log", "pages"],
 ];
 
 /// Arrows that point the wrong way, each with what keeps it. The list may only get shorter.

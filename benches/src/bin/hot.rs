@@ -19,6 +19,10 @@ use postern_proxy::{
         canonical::{Size, canonical},
         framing::{Patience, Strict},
         headers,
+        http1::{
+            downstream_heads,
+            upstream_heads::{self, Answerer},
+        },
     },
     telemetry::{Direction, Entry, Telemetry, access_log::Lines, entry, propagation::Propagation},
 };
@@ -47,8 +51,9 @@ struct Arguments {
 
 type Part = fn(u64);
 
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("framing", framing),
+    ("heads", heads),
     ("canonical", canonical_target),
     ("headers", clean_headers),
     ("decision", decision),
@@ -128,6 +133,23 @@ fn framing(times: u64) {
         now(reader.read_exact(&mut buffer)).expect("it is well framed");
     }
     black_box(&buffer);
+}
+
+const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1024\r\nserver: app\r\ndate: Sat, 28 Nov 2026 12:00:00 GMT\r\n\r\n";
+
+/// A request read from the client, its answer read from the upstream and written to the client.
+fn heads(times: u64) {
+    let (body, mut out) = (http_body_util::Full::new(bytes::Bytes::from_static(&[b'x'; 1024])), Vec::new());
+    for _ in 0..times {
+        let mut asked =
+            downstream_heads::read(&mut HEAD.as_bytes().into(), 0).ok().flatten().expect("a request");
+        let (mut answer, room) = (ANSWER.as_bytes().into(), &mut asked.parts.headers);
+        let answer = upstream_heads::read(&mut answer, 0, Answerer::Sidecar, false, room);
+        let answer = answer.ok().flatten().expect("an answer");
+        out.clear();
+        black_box(downstream_heads::write(answer.parts, &body, asked.asked, &mut out));
+    }
+    black_box(&out);
 }
 
 fn parts() -> request::Parts {

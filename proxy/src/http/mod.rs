@@ -21,8 +21,6 @@ pub mod upgrade;
 
 pub use body::Body;
 
-use futures_util::stream::FuturesUnordered;
-
 /// Runs futures on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExecutor;
@@ -34,12 +32,6 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
             future.await;
         }));
     }
-}
-
-/// Polls a future only when it was woken itself. `select!` polls all its branches whenever one of them is woken, and those that wait
-/// for news that concern everybody would take a lock that all connections share, several times a request.
-fn when_woken<F: Future>(future: F) -> FuturesUnordered<F> {
-    [future].into_iter().collect()
 }
 
 /// An error of hyper with its nearest cause, which it does not tell by itself.

@@ -7,15 +7,14 @@ use super::{
     framing::{Patience, Strict, ToldLate},
     http1::server::{self, Fault},
     message::Incoming,
-    when_woken,
 };
 use crate::{
-    drain,
     error::ProxyError,
     net::Prefixed,
+    news::{News, Phase},
     tls::{Stream, open::Watch},
 };
-use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
 use http::{
     HeaderValue, Request, Response, StatusCode,
     header::{CONNECTION, UPGRADE},
@@ -30,7 +29,7 @@ use std::{
     rc::Rc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 /// The service wants this connection closed without (further) answer.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +51,6 @@ pub struct Deadlines {
     pub stalled: Duration,
     /// HTTP/2 frames a second that carry nothing.
     pub frames: u32,
-    /// On the way down idle connections last as long as the listener.
-    pub side: drain::Side,
     /// For what HTTP/1.1 may be left.
     pub upgrades: Upgrades,
 }
@@ -82,61 +79,105 @@ impl Ended {
     }
 }
 
-/// Serves one connection until it ends, is drained, loses the trust in its peer, or breaks the protocol; `http2` was sniffed, not negotiated.
-pub async fn serve<F, R>(
+/// What the requests of one connection have to do with it.
+struct Serving {
+    is_http2: bool,
+    news: Rc<News>,
+    watch: Watch,
+    upgrades: Upgrades,
+    requests: Cell<u64>,
+    progress: Rc<Progress>,
+}
+
+/// Serves one connection until it ends, is drained, loses the trust in its peer, or breaks the protocol; `is_http2` was sniffed, not
+/// negotiated. Every idle connection holds the future, so nothing lies in it that is not needed then.
+pub fn serve<F, R>(
     stream: Prefixed<Stream>,
     is_http2: bool,
     deadlines: Deadlines,
-    drain: &drain::Watch,
-    watch: &Watch,
+    news: Rc<News>,
+    watch: Watch,
     respond: F,
-) -> Result<(), Ended>
+) -> LocalBoxFuture<'static, Result<(), Ended>>
 where
     F: Fn(Request<Incoming>) -> R + 'static,
     R: Future<Output = Result<Response<Body>, Close>> + 'static,
 {
-    let seen = Rc::new(Seen::default());
-    let (progress, leaving) = (Rc::new(Progress::default()), Rc::new(Cell::new(false)));
-    let (mark, standing, offers, leaves) = (seen.clone(), watch.clone(), progress.clone(), leaving.clone());
-    let upgrades = deadlines.upgrades.clone();
+    let (upgrades, progress) = (deadlines.upgrades.clone(), Rc::default());
+    let serving = Rc::new(Serving { is_http2, news, watch, upgrades, requests: Cell::new(0), progress });
+    let held = serving.clone();
     let respond = move |mut request| {
-        mark.now();
-        let asks_tunnel = !is_http2 && asks_tunnel(&mut request, &upgrades);
-        let (standing, progress, leaves) = (standing.clone(), offers.clone(), leaves.clone());
-        let answer = respond(request);
-        async move {
-            let mut response = answer.await?;
-            if is_http2 {
-                response.body_mut().watch(&progress);
-            }
-            // A connection that is closed while it is idle may lose a request that is on its way.
-            let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS || is_http2;
-            // Octets behind a refused upgrade were not read by the framing reader: nobody may take them for a request.
-            if !goes_on && (asks_tunnel || leaves.get() || !standing.takes_more(SystemTime::now)) {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(response)
-        }
+        let asks_tunnel = held.note(&mut request);
+        let (held, answer) = (held.clone(), respond(request));
+        async move { answer.await.map(|response| held.mark(response, asks_tunnel)) }
     };
-    let result = if is_http2 {
+    if is_http2 {
         let service = service_fn(move |request: Request<_>| respond(request.map(Incoming::Http2)));
-        // Apart, or every connection would be as large as one of HTTP/2.
-        Box::pin(serve_http2(stream, deadlines, drain, watch, (&seen, &progress), service)).await
-    } else {
-        serve_http1(stream, deadlines, drain, watch, &leaving, respond).await
+        return Box::pin(async move {
+            let ended = serve_http2(stream, deadlines, &serving, service).await;
+            ended.or_else(|end| serving.judge(end))
+        });
+    }
+    let patience = Patience {
+        first_head: deadlines.first,
+        head: deadlines.head,
+        idle: deadlines.idle,
+        body: deadlines.body,
+        stalled: deadlines.stalled,
     };
-    match result {
-        Ok(()) => Ok(()),
-        Err(End::Http1(fault)) => judge(fault, seen.any()),
-        Err(End::Http2(error)) => judge_http2(&error, seen.any()),
-        Err(End::Flooded) => Err(Ended { error: ProxyError::Flood, is_request: true, status: None }),
-        Err(End::Refused) => {
-            let error = ProxyError::BadRequest("streams that break a rule of HTTP/2 were reset");
-            Err(Ended { error, is_request: true, status: None })
+    let strict = Box::new(Strict::new(stream, patience, deadlines.upgrades));
+    Box::pin(async move { serve_http1(strict, &serving, respond).await.or_else(|end| serving.judge(end)) })
+}
+
+impl Serving {
+    /// Counts the request; whether a tunnel may begin with it.
+    fn note(&self, request: &mut Request<Incoming>) -> bool {
+        let is_first = self.requests.replace(self.requests.get() + 1) == 0;
+        // Who leaves has waited for it.
+        if is_first && self.is_http2 && (self.news.phase() >= Phase::Leaving || self.watch.is_left()) {
+            self.news.tell();
         }
-        Err(End::TooLate) => Err(ProxyError::DownstreamTimeout.into()),
-        Err(End::Drained) => Err(ProxyError::Draining.into()),
-        Err(End::Distrusted(refusal)) => Err(ProxyError::PeerDistrusted(refusal).into()),
+        !self.is_http2 && asks_tunnel(request, &self.upgrades)
+    }
+
+    /// Says whether the connection goes on behind this answer.
+    fn mark(&self, mut response: Response<Body>, asks_tunnel: bool) -> Response<Body> {
+        if self.is_http2 {
+            response.body_mut().watch(&self.progress);
+            return response;
+        }
+        let is_leaving = self.news.phase() >= Phase::Leaving || !self.watch.takes_more(SystemTime::now);
+        // A connection that is closed while it is idle may lose a request that is on its way. Octets behind a refused upgrade were not
+        // read by the framing reader: nobody may take them for a request.
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS && (asks_tunnel || is_leaving) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    fn any(&self) -> bool {
+        self.requests.get() > 0
+    }
+
+    /// Resolves when no time is left, or no trust in the peer.
+    async fn over(&self) -> End {
+        self.news.until(|| self.news.phase() == Phase::Over || self.watch.refusal().is_some()).await;
+        self.watch.refusal().map_or(End::Drained, End::Distrusted)
+    }
+
+    fn judge(&self, end: End) -> Result<(), Ended> {
+        match end {
+            End::Http1(fault) => judge(fault, self.any()),
+            End::Http2(error) => judge_http2(&error, self.any()),
+            End::Flooded => Err(Ended { error: ProxyError::Flood, is_request: true, status: None }),
+            End::Refused => {
+                let error = ProxyError::BadRequest("streams that break a rule of HTTP/2 were reset");
+                Err(Ended { error, is_request: true, status: None })
+            }
+            End::TooLate => Err(ProxyError::DownstreamTimeout.into()),
+            End::Drained => Err(ProxyError::Draining.into()),
+            End::Distrusted(refusal) => Err(ProxyError::PeerDistrusted(refusal).into()),
+        }
     }
 }
 
@@ -154,35 +195,6 @@ fn asks_tunnel(request: &mut Request<Incoming>, upgrades: &Upgrades) -> bool {
     is_opaque
 }
 
-/// The requests that have come.
-#[derive(Default)]
-struct Seen {
-    count: Cell<u64>,
-    first: Notify,
-}
-
-impl Seen {
-    fn now(&self) {
-        if self.count.replace(self.count.get() + 1) == 0 {
-            self.first.notify_one();
-        }
-    }
-
-    fn any(&self) -> bool {
-        self.count() > 0
-    }
-
-    fn count(&self) -> u64 {
-        self.count.get()
-    }
-
-    async fn first(&self) {
-        if !self.any() {
-            self.first.notified().await;
-        }
-    }
-}
-
 enum End {
     Http1(Fault<Close>),
     Http2(hyper::Error),
@@ -195,54 +207,32 @@ enum End {
 }
 
 async fn serve_http1<F, R>(
-    stream: Prefixed<Stream>,
-    deadlines: Deadlines,
-    drain: &drain::Watch,
-    watch: &Watch,
-    leaving: &Cell<bool>,
+    stream: Box<Strict<Prefixed<Stream>>>,
+    serving: &Serving,
     respond: F,
 ) -> Result<(), End>
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Result<Response<Body>, Close>>,
 {
-    let patience = Patience {
-        first_head: deadlines.first,
-        head: deadlines.head,
-        idle: deadlines.idle,
-        body: deadlines.body,
-        stalled: deadlines.stalled,
-    };
-    let closing = Cell::new(false);
-    let strict = Strict::new(stream, patience, deadlines.upgrades);
-    let mut connection = pin!(server::serve(strict, &closing, respond));
-    let mut stop = when_woken(async {
-        // A connection that is closed while it is idle may lose a request that is on its way: the next answer closes it.
-        let going = async {
-            drain.started().await;
-            leaving.set(true);
-            drain.closed(deadlines.side).await;
-        };
-        tokio::select! { () = going => {}, () = watch.ending() => {} }
-    });
+    let (closing, news) = (Cell::new(false), &serving.news);
+    let mut connection = pin!(server::serve(*stream, &closing, respond));
     tokio::select! {
+        biased;
         ended = connection.as_mut() => return ended.map_err(End::Http1),
-        _ = stop.next() => {}
+        () = news.until(|| news.phase() >= Phase::Closing || serving.watch.is_ending()) => {}
     }
     closing.set(true);
     tokio::select! {
         ended = connection => ended.map_err(End::Http1),
-        () = drain.over() => Err(End::Drained),
-        refusal = watch.ended() => Err(End::Distrusted(refusal)),
+        end = serving.over() => Err(end),
     }
 }
 
 async fn serve_http2<S>(
     stream: Prefixed<Stream>,
     deadlines: Deadlines,
-    drain: &drain::Watch,
-    watch: &Watch,
-    (seen, progress): (&Seen, &Progress),
+    serving: &Serving,
     service: S,
 ) -> Result<(), End>
 where
@@ -250,11 +240,12 @@ where
         + 'static,
     S::Future: 'static,
 {
+    let (news, watch) = (&serving.news, &serving.watch);
     let bounds = Bounds { frames: deadlines.frames, stalled: deadlines.stalled };
     let (stream, frames) = Paced::server(stream, bounds);
     let ended = |ended: hyper::Result<()>| match ended {
         _ if frames.flooded() => Err(End::Flooded),
-        Ok(()) if frames.streams() > seen.count() => Err(End::Refused),
+        Ok(()) if frames.streams() > serving.requests.get() => Err(End::Refused),
         ended => ended.map_err(End::Http2),
     };
     let connection = http2::Builder::new(LocalExecutor)
@@ -272,35 +263,26 @@ where
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // Accepted on the way down: its first request is served all the same.
-    let is_late = drain.is_draining();
-    let leaving = async {
-        drain.started().await;
-        if is_late {
-            seen.first().await;
-        }
-    };
+    let is_late = news.phase() >= Phase::Leaving;
     let mut late = pin!(tokio::time::sleep_until(deadlines.first));
     let mut waiting = true;
-    let mut stop = when_woken(async {
-        tokio::select! {
-            () = leaving => {}
-            () = watch.ending() => {}
-            // Before the first request hyper would close at once, and lose it.
-            () = async { watch.left().await; seen.first().await } => {}
-        }
-    });
+    let mut stop = pin!(news.until(|| {
+        let is_leaving = news.phase() >= Phase::Leaving && (!is_late || serving.any());
+        // Before the first request hyper would close at once, and lose it.
+        is_leaving || watch.is_ending() || (watch.is_left() && serving.any())
+    }));
     let mut looks = tokio::time::interval(deadlines.stalled);
     loop {
         tokio::select! {
             result = connection.as_mut() => return ended(result),
-            _ = stop.next() => break,
+            () = stop.as_mut() => break,
             () = late.as_mut(), if waiting => {
-                if !seen.any() {
+                if !serving.any() {
                     return Err(End::TooLate);
                 }
                 waiting = false;
             }
-            _ = looks.tick() => if progress.has_stalled() {
+            _ = looks.tick() => if serving.progress.has_stalled() {
                 return Err(End::TooLate);
             }
         }
@@ -308,8 +290,7 @@ where
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         result = connection => ended(result),
-        () = drain.over() => Err(End::Drained),
-        refusal = watch.ended() => Err(End::Distrusted(refusal)),
+        end = serving.over() => Err(end),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     traffic::{
         Worker,
         forward::{self, Asked, Then},
-        requests::{self, Answer},
+        requests::{self, Answer, Carrying},
     },
 };
 use ::http::{HeaderValue, Request, Response, request::Parts};
@@ -56,17 +56,17 @@ struct Asking {
 }
 
 /// Serves one connection.
-pub async fn serve(
+pub fn serve(
     worker: Rc<Worker>,
     caller: Caller,
     stream: Prefixed<Stream>,
     http2: bool,
     deadline: Instant,
     record: Record,
-) {
+) -> Carrying {
     let connection = Rc::new(Connection { worker: worker.clone(), caller, http2, told: RefCell::default() });
     let respond = move |request, record| connection.clone().request(request, record);
-    requests::serve(&worker, stream, http2, deadline, record, respond).await;
+    requests::serve(&worker, stream, http2, deadline, record, respond)
 }
 
 impl Connection {

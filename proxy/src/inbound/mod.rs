@@ -9,7 +9,11 @@ use crate::{
     error::ProxyError,
     net::{Accepted, Arrival, Listener, reset_on_close},
     telemetry::Direction,
-    traffic::{Shared, Worker, governor::Sourced},
+    traffic::{
+        Shared, Worker,
+        governor::Sourced,
+        requests::{Carrying, not_carried},
+    },
 };
 use postern_config::{Facts, HttpFacts, Judgement, authorize::judge, snapshot::Snapshot};
 use postern_identity::{Peer, TrustBundles};
@@ -28,7 +32,7 @@ pub async fn serve(listener: Listener, shared: Arc<Shared>) {
     Worker::new(shared, Side::Inbound).accept_all(listener, connection).await;
 }
 
-async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+async fn connection(worker: Rc<Worker>, accepted: Accepted) -> Option<Carrying> {
     // From here every exit is logged exactly once: when the record drops.
     let telemetry = &worker.shared.telemetry;
     let mut record = telemetry.connection(Direction::Inbound, accepted.downstream, accepted.destination);
@@ -39,7 +43,7 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     let own_port = !matches!(accepted.arrival, Arrival::Fixed(_)) && settings.own_ports.contains(&port);
     if own_port || accepted.is_loop(&settings.own_ports, &[]) {
         reset_on_close(&accepted.stream);
-        return record.set_error(&ProxyError::Loop(port));
+        return not_carried(record, &ProxyError::Loop(port));
     }
 
     // One source cannot take the places of all others.
@@ -50,24 +54,23 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
         Err(limit) => {
             telemetry.metrics().shed(limit);
             reset_on_close(&accepted.stream);
-            return record.set_error(&ProxyError::Overloaded("too many connections of one source"));
+            return not_carried(record, &ProxyError::Overloaded("too many connections of one source"));
         }
     };
 
     // Who calls, and in which language: sniff, TLS, protocol, all under one deadline.
     let mut admitted = match admit::admit(&worker, accepted, deadline, &mut record).await {
         Ok(admitted) => admitted,
-        Err(error) => return record.set_error(&error),
+        Err(error) => return not_carried(record, &error),
     };
     place.prove();
     admitted.caller.place = Some(place);
 
-    match admitted.speaks {
-        admit::Speaks::Http { http2 } => {
-            http::serve(worker, admitted.caller, admitted.stream, http2, deadline, record).await;
-        }
-        admit::Speaks::Tcp => tcp::carry(&worker, &admitted.caller, admitted.stream, &mut record).await,
-    }
+    let admit::Admitted { caller, stream, speaks } = admitted;
+    Some(match speaks {
+        admit::Speaks::Http { http2 } => http::serve(worker, caller, stream, http2, deadline, record),
+        admit::Speaks::Tcp => Box::pin(tcp::carry(worker, caller, stream, record)),
+    })
 }
 
 /// The other end of one inbound connection, as policy sees it.

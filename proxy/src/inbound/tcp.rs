@@ -15,13 +15,16 @@ use crate::{
     traffic::{AppSource, Settings, Worker},
 };
 use postern_config::Verdict;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 use tokio::net::TcpStream;
 
 /// Decides and carries one connection.
-pub async fn carry(worker: &Worker, caller: &Caller, mut stream: Prefixed<Stream>, record: &mut Record) {
+pub async fn carry(worker: Rc<Worker>, caller: Caller, mut stream: Prefixed<Stream>, mut record: Record) {
     record.set_protocol("tcp");
-    if let Err(error) = decide_and_carry(worker, caller, &mut stream, record).await {
+    if let Err(error) = decide_and_carry(&worker, &caller, &mut stream, &mut record).await {
         // The other side must not take a refusal or a broken upstream for an orderly end.
         stream.inner().reset_on_close();
         record.set_error(&error);

@@ -26,7 +26,7 @@ use crate::{
         Worker, balance,
         breaker::Share,
         forward::{self, Asked, Then},
-        requests::{self, Answer},
+        requests::{self, Answer, Carrying},
         upstream::{Outcome, Upstream},
     },
 };
@@ -93,7 +93,7 @@ struct Asking {
 }
 
 /// Serves one connection of the app; `by_name`: its requests say whom they are for, and the address does not.
-pub async fn serve(
+pub fn serve(
     worker: Rc<Worker>,
     route: Route,
     by_name: bool,
@@ -101,12 +101,12 @@ pub async fn serve(
     http2: bool,
     deadline: Instant,
     record: Record,
-) {
+) -> Carrying {
     let names = by_name.then(Names::default);
     let connection =
         Rc::new(Connection { worker: worker.clone(), route, names, known: RefCell::default(), http2 });
     let respond = move |request, record| connection.clone().request(request, record);
-    requests::serve(&worker, stream, http2, deadline, record, respond).await;
+    requests::serve(&worker, stream, http2, deadline, record, respond)
 }
 
 /// An answer, and what it holds.
@@ -189,10 +189,7 @@ impl Connection {
                 }
                 let asking = Asking { destination, request, exchange, http2, wish, grpc };
                 let answer = Box::pin(self.forward(asking, record));
-                match patience {
-                    None => answer,
-                    Some(_) => Box::pin(requests::in_time(answer, patience, Duration::ZERO, grpc)),
-                }
+                requests::in_time(answer, patience, Duration::ZERO, grpc)
             }
             Err(error) => Box::pin(ready(Ok(forward::refuse(&error, record, grpc)))),
         }

@@ -12,7 +12,10 @@ use crate::{
     state::Destination,
     telemetry::{Direction, Record},
     tls::Stream,
-    traffic::{Shared, Worker},
+    traffic::{
+        Shared, Worker,
+        requests::{Carrying, not_carried},
+    },
 };
 use postern_config::snapshot::Protocol;
 use std::{rc::Rc, sync::Arc};
@@ -23,7 +26,7 @@ pub async fn serve(listener: Listener, shared: Arc<Shared>) {
     Worker::new(shared, Side::Outbound).accept_all(listener, connection).await;
 }
 
-async fn connection(worker: Rc<Worker>, accepted: Accepted) {
+async fn connection(worker: Rc<Worker>, accepted: Accepted) -> Option<Carrying> {
     // From here every exit is logged exactly once: when the record drops.
     let telemetry = &worker.shared.telemetry;
     let mut record = telemetry.connection(Direction::Outbound, accepted.downstream, accepted.destination);
@@ -35,7 +38,7 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     let own_addresses = own.as_ref().map_or(&[][..], |policy| &policy.snapshot.spec().workload.addresses);
     if accepted.is_loop(&worker.shared.settings.own_ports, own_addresses) {
         reset_on_close(&accepted.stream);
-        return record.set_error(&ProxyError::Loop(accepted.destination.port()));
+        return not_carried(record, &ProxyError::Loop(accepted.destination.port()));
     }
 
     // Where the address leads. The handle stays fresh while we hold it.
@@ -43,14 +46,14 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
         Ok(handle) => handle,
         Err(error) => {
             reset_on_close(&accepted.stream);
-            return record.set_error(&error);
+            return not_carried(record, &error);
         }
     };
     let handle = match outside::dialled(handle, accepted.destination) {
         Ok(handle) => handle,
         Err(error) => {
             reset_on_close(&accepted.stream);
-            return record.set_error(&error);
+            return not_carried(record, &error);
         }
     };
     let route = reach::Route { original: accepted.destination, handle };
@@ -74,16 +77,16 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted) {
     let speech = Box::pin(language(accepted, protocol, &worker));
     let speech = match tokio::time::timeout(patience, speech).await {
         Ok(Ok(speech)) => speech,
-        Ok(Err(error)) => return record.set_error(&error),
-        Err(_) => return record.set_error(&ProxyError::DownstreamTimeout),
+        Ok(Err(error)) => return not_carried(record, &error),
+        Err(_) => return not_carried(record, &ProxyError::DownstreamTimeout),
     };
-    match speech {
+    Some(match speech {
         (application @ (Application::Http1 | Application::Http2), stream) => {
             let is_http2 = application == Application::Http2;
-            http::serve(worker, route, false, stream, is_http2, Instant::now() + patience, record).await
+            http::serve(worker, route, false, stream, is_http2, Instant::now() + patience, record)
         }
-        (_, stream) => Box::pin(tcp::carry(&worker, &route, stream, &mut record)).await,
-    }
+        (_, stream) => Box::pin(tcp::carry(worker, route, stream, record)),
+    })
 }
 
 async fn language(

@@ -10,7 +10,10 @@ use crate::{
     state::{Destination, DestinationHandle, Endpoint},
     telemetry::Record,
     tls::Stream,
-    traffic::Worker,
+    traffic::{
+        Worker,
+        requests::{Carrying, not_carried},
+    },
 };
 use sniff::Application;
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
@@ -27,31 +30,37 @@ enum Speech {
 }
 
 /// Serves one connection to a port that something outside is found by name on.
-pub async fn connection(worker: Rc<Worker>, route: Route, stream: TcpStream, mut record: Record) {
+pub async fn connection(
+    worker: Rc<Worker>,
+    route: Route,
+    stream: TcpStream,
+    mut record: Record,
+) -> Option<Carrying> {
     let patience = worker.shared.settings.limits.next_request;
     let speech = match tokio::time::timeout(patience, listen(stream, &worker)).await {
         Ok(Ok(speech)) => speech,
-        Ok(Err(error)) => return record.set_error(&error),
-        Err(_) => return record.set_error(&ProxyError::DownstreamTimeout),
+        Ok(Err(error)) => return not_carried(record, &error),
+        Err(_) => return not_carried(record, &ProxyError::DownstreamTimeout),
     };
-    match speech {
+    Some(match speech {
         Speech::Http(http2, stream) => {
-            http::serve(worker, route, true, stream, http2, Instant::now() + patience, record).await;
+            http::serve(worker, route, true, stream, http2, Instant::now() + patience, record)
         }
         Speech::Tls(name, stream) => match by_name(&worker, &name, &route).await {
             Ok(destination) => {
                 note_service(&mut record, &destination);
                 let handle = DestinationHandle(Arc::new(destination.into()));
-                tcp::carry(&worker, &Route { original: route.original, handle }, stream, &mut record).await;
+                let route = Route { original: route.original, handle };
+                Box::pin(tcp::carry(worker, route, stream, record))
             }
             Err(error) => {
                 record.set_protocol("tcp");
                 stream.inner().reset_on_close();
-                record.set_error(&error);
+                return not_carried(record, &error);
             }
         },
-        Speech::Silent(stream) => tcp::carry(&worker, &route, stream, &mut record).await,
-    }
+        Speech::Silent(stream) => Box::pin(tcp::carry(worker, route, stream, record)),
+    })
 }
 
 async fn listen(stream: TcpStream, worker: &Worker) -> Result<Speech, ProxyError> {

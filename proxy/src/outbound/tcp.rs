@@ -16,13 +16,13 @@ use crate::{
     tls::{Carries, Stream},
     traffic::{Worker, balance, breaker::Share, upstream::Outcome},
 };
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, rc::Rc, sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 /// Carries one connection.
-pub async fn carry(worker: &Worker, route: &Route, mut stream: Prefixed<Stream>, record: &mut Record) {
+pub async fn carry(worker: Rc<Worker>, route: Route, mut stream: Prefixed<Stream>, mut record: Record) {
     record.set_protocol("tcp");
-    if let Err(error) = connect_and_carry(worker, route, &mut stream, record).await {
+    if let Err(error) = connect_and_carry(&worker, &route, &mut stream, &mut record).await {
         stream.inner().reset_on_close();
         record.set_error(&error);
     }

@@ -3,15 +3,17 @@
 //! Revocation ends a connection at once. Time gives notice first: no new requests, and the end within a minute. An authority that is
 //! published no more without being revoked gives seconds: it went since nobody needs it, and what is under way may finish.
 
+use crate::news::News;
 use postern_identity::{Bundle, KeyId, Peer, Refusal, TrustBundles};
 use rustls_pki_types::UnixTime;
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Weak},
+    rc::{Rc, Weak},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 /// How often connections are looked at while nothing changes.
 pub const LOOK: Duration = Duration::from_secs(5);
@@ -41,12 +43,13 @@ struct Seat {
     peer_is_server: bool,
     /// The keys above the certificate that we showed.
     own: Arc<[KeyId]>,
-    standing: watch::Sender<Standing>,
+    standing: RefCell<Standing>,
+    news: Rc<News>,
 }
 
 /// One connection, as those see it who carry something over it. Plain connections have one that never changes.
 #[derive(Clone, Debug, Default)]
-pub struct Watch(Option<Arc<Seat>>);
+pub struct Watch(Option<Rc<Seat>>);
 
 impl Watch {
     /// Why the peer is not trusted any more, once the connection has to end.
@@ -70,30 +73,29 @@ impl Watch {
         })
     }
 
-    /// Resolves when nothing new may begin.
-    pub async fn ending(&self) {
-        self.until(|standing| matches!(standing, Standing::Ending(_) | Standing::Ended(_))).await;
+    /// Whether nothing new may begin.
+    pub fn is_ending(&self) -> bool {
+        self.is(|standing| matches!(standing, Standing::Ending(_) | Standing::Ended(_)))
     }
 
-    /// Resolves when our peer shall come again, and nothing presses.
-    pub async fn left(&self) {
-        self.until(|standing| !matches!(standing, Standing::Trusted)).await;
+    /// Whether our peer shall come again, even if nothing presses.
+    pub fn is_left(&self) -> bool {
+        self.is(|standing| !matches!(standing, Standing::Trusted))
     }
 
     /// Resolves when the connection has to be closed, with the rule that its peer breaks.
     pub async fn ended(&self) -> Refusal {
+        let Some(seat) = &self.0 else { return std::future::pending().await };
         loop {
-            self.until(|standing| matches!(standing, Standing::Ended(_))).await;
+            seat.news.until(|| matches!(*seat.standing.borrow(), Standing::Ended(_))).await;
             if let Some(refusal) = self.refusal() {
                 return refusal;
             }
         }
     }
 
-    async fn until(&self, is_so: impl Fn(&Standing) -> bool) {
-        let Some(seat) = &self.0 else { return std::future::pending().await };
-        // The sender lives in the seat that we hold, so this never fails.
-        let _ = seat.standing.subscribe().wait_for(|standing| is_so(standing)).await;
+    fn is(&self, so: impl Fn(&Standing) -> bool) -> bool {
+        self.0.as_ref().is_some_and(|seat| so(&seat.standing.borrow()))
     }
 }
 
@@ -101,19 +103,26 @@ impl Watch {
 #[derive(Debug, Default)]
 pub struct Open {
     seats: RefCell<Vec<Weak<Seat>>>,
+    news: Rc<News>,
 }
 
 impl Open {
+    /// Of a worker whose connections hear of their standing by `news`.
+    pub fn new(news: Rc<News>) -> Self {
+        Self { seats: RefCell::default(), news }
+    }
+
     /// A finished handshake. The entry goes with the last clone of the watch.
     pub fn enter(&self, peer: Peer, peer_is_server: bool, own: &Arc<[KeyId]>) -> Watch {
-        let standing = watch::channel(Standing::Trusted).0;
-        let seat = Arc::new(Seat { peer, peer_is_server, own: own.clone(), standing });
+        let (own, news) = (own.clone(), self.news.clone());
+        let standing = RefCell::new(Standing::Trusted);
+        let seat = Rc::new(Seat { peer, peer_is_server, own, standing, news });
         let mut seats = self.seats.borrow_mut();
         if seats.len() == seats.capacity() {
             // Before it grows, what has gone makes room: amortized, one look per entry.
             seats.retain(|seat| seat.strong_count() > 0);
         }
-        seats.push(Arc::downgrade(&seat));
+        seats.push(Rc::downgrade(&seat));
         Watch(Some(seat))
     }
 
@@ -121,7 +130,7 @@ impl Open {
     /// this.
     pub async fn judge(&self, trust: &TrustBundles, now: SystemTime, occasion: Occasion) -> Vec<Code> {
         let mut verdicts: HashMap<([u8; 32], bool), Option<Refusal>> = HashMap::new();
-        let mut ended = Vec::new();
+        let (mut ended, mut is_news) = (Vec::new(), false);
         for seat in self.present() {
             let is_quiet =
                 !matches!(*seat.standing.borrow(), Standing::Ending(_)) && now <= seat.peer.not_after();
@@ -136,10 +145,17 @@ impl Open {
                 verdicts.insert(key, verdict(&seat.peer, trust, seat.peer_is_server, now));
             }
             if let Some(Some(refusal)) = verdicts.get(&key)
-                && seat.object(refusal, occasion)
+                && let Some(next) = seat.objection(refusal, occasion)
             {
-                ended.push(Code { peer_is_server: seat.peer_is_server, code: refusal.code() });
+                if matches!(next, Standing::Ended(_)) {
+                    ended.push(Code { peer_is_server: seat.peer_is_server, code: refusal.code() });
+                }
+                *seat.standing.borrow_mut() = next;
+                is_news = true;
             }
+        }
+        if is_news {
+            self.news.tell();
         }
         ended
     }
@@ -147,18 +163,19 @@ impl Open {
     /// Nothing new may begin where we showed a certificate below one of `going`: our peers shall be on the next one before those
     /// are trusted no more.
     pub fn leave(&self, going: &BTreeSet<KeyId>) {
+        let mut is_news = false;
         for seat in self.present().iter().filter(|seat| seat.own.iter().any(|key| going.contains(key))) {
-            seat.standing.send_if_modified(|standing| {
-                let is_trusted = matches!(standing, Standing::Trusted);
-                if is_trusted {
-                    *standing = Standing::Left;
-                }
-                is_trusted
-            });
+            let standing = &mut *seat.standing.borrow_mut();
+            if matches!(standing, Standing::Trusted) {
+                (*standing, is_news) = (Standing::Left, true);
+            }
+        }
+        if is_news {
+            self.news.tell();
         }
     }
 
-    fn present(&self) -> Vec<Arc<Seat>> {
+    fn present(&self) -> Vec<Rc<Seat>> {
         let mut seats = self.seats.borrow_mut();
         seats.retain(|seat| seat.strong_count() > 0);
         seats.iter().filter_map(Weak::upgrade).collect()
@@ -197,8 +214,8 @@ pub struct Code {
 }
 
 impl Seat {
-    /// True when the connection ends by this very call.
-    fn object(&self, refusal: &Refusal, occasion: Occasion) -> bool {
+    /// How it stands from now on, where that is news.
+    fn objection(&self, refusal: &Refusal, occasion: Occasion) -> Option<Standing> {
         let notice = if is_about_time(refusal) {
             NOTICE
         } else if occasion != Occasion::Revocation && is_about_issuer(refusal) {
@@ -206,19 +223,12 @@ impl Seat {
         } else {
             Duration::ZERO
         };
-        let mut ends = false;
-        self.standing.send_if_modified(|standing| {
-            let next = match standing {
-                Standing::Ended(_) => return false,
-                Standing::Trusted | Standing::Left if !notice.is_zero() => Standing::Ending(Instant::now()),
-                Standing::Ending(since) if since.elapsed() < notice => return false,
-                _ => Standing::Ended(refusal.clone()),
-            };
-            ends = matches!(next, Standing::Ended(_));
-            *standing = next;
-            true
-        });
-        ends
+        match &*self.standing.borrow() {
+            Standing::Ended(_) => None,
+            Standing::Trusted | Standing::Left if !notice.is_zero() => Some(Standing::Ending(Instant::now())),
+            Standing::Ending(since) if since.elapsed() < notice => None,
+            _ => Some(Standing::Ended(refusal.clone())),
+        }
     }
 }
 

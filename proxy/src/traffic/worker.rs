@@ -3,12 +3,14 @@
 use super::{
     Shared, Upstreams,
     governor::{Level, Sources},
+    requests::Carrying,
 };
 use crate::{
     drain::Side,
     error::ProxyError,
     http::{headroom::Headroom, pool::Pool},
     net::{Accepted, Greeters, Listener},
+    news::News,
     state::{Credentials, Inbound, Store},
     telemetry::{Direction, Telemetry},
     tls::open::{BRISK, LOOK, Occasion, Open, Watch},
@@ -37,6 +39,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// The services that it calls.
     pub upstreams: Upstreams,
+    /// What its connections have to hear.
+    pub news: Rc<News>,
     /// Mutual-TLS connections, judged again when trust changes and time passes.
     pub open: Rc<Open>,
     /// Connections by the address they come from.
@@ -120,7 +124,9 @@ impl Worker {
     pub fn new(shared: Arc<Shared>, side: Side) -> Rc<Self> {
         let pool = Pool::new(shared.settings.limits.idle);
         pool.keep_swept(shared.store.clone());
-        let open = Rc::new(Open::default());
+        let news = Rc::<News>::default();
+        drop(tokio::task::spawn_local(news.clone().follow(shared.drain.clone(), side)));
+        let open = Rc::new(Open::new(news.clone()));
         let judging = keep_judged(Rc::downgrade(&open), shared.store.clone(), shared.telemetry.clone());
         drop(tokio::task::spawn_local(judging));
         let headroom = Rc::<Headroom>::default();
@@ -128,7 +134,7 @@ impl Worker {
         drop(tokio::task::spawn_local(slim));
         let upstreams = Upstreams::new(shared.telemetry.clone());
         let (sources, greeters, tunnels) = (Rc::default(), Greeters::default(), TaskTracker::new());
-        Rc::new(Self { shared, side, pool, upstreams, open, sources, greeters, tunnels, headroom })
+        Rc::new(Self { shared, side, pool, upstreams, news, open, sources, greeters, tunnels, headroom })
     }
 
     /// Takes a finished handshake into the number of those that are judged. `made_with` says under which trust it was made.
@@ -156,7 +162,7 @@ impl Worker {
     pub async fn accept_all<J, F>(self: Rc<Self>, listener: Listener, journey: J)
     where
         J: Fn(Rc<Self>, Accepted) -> F,
-        F: Future<Output = ()> + 'static,
+        F: Future<Output = Option<Carrying>> + 'static,
     {
         let mut acceptor = match listener.open(self.shared.telemetry.clone()) {
             Ok(acceptor) => acceptor,
@@ -182,11 +188,14 @@ impl Worker {
                 Ok(()) = levels.changed() => {}
                 Some(ended) = connections.join_next() => open.ended(self.report(ended)),
                 accepted = acceptor.accept(), if room.is_ok() => {
-                    let (place, journey) = (governor.enter(), journey(self.clone(), accepted));
+                    let (place, journey) = (governor.enter(), Box::pin(journey(self.clone(), accepted)));
                     let number = open.next;
                     open.began(connections.spawn_local(async move {
                         let _place = place;
-                        journey.await;
+                        let carrying = journey.await;
+                        if let Some(carrying) = carrying {
+                            carrying.await;
+                        }
                         number
                     }));
                 }

@@ -1,12 +1,15 @@
 //! C25: a sidecar with little memory, more readers than it can hold answers for, and more writers than it can hold requests for.
 
 use crate::{apps::http, signal};
-use nix::sys::signal::Signal;
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::Signal,
+};
 use postern_tests::{
     calls::{Calls, Report},
     faulty::Fault,
     ground::{Ground, SERVERS},
-    pods::{parent, sidecar},
+    pods::{parent, resident, sidecar},
     up::{SOON, skipped, until},
 };
 use std::{
@@ -15,7 +18,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 /// A group of processes with a limit, of version 1 as the kernel of the table has it.
 struct Limited(PathBuf);
@@ -204,4 +210,46 @@ async fn uploads_to_an_app_that_does_not_read_wait_where_they_come_from_while_me
     load.shutdown().await;
     ground.apps[0].release();
     starved.assert_outlived(&ground, calls).await;
+}
+
+/// Connections that have had their answer and stay open.
+async fn open_idle(ground: &Ground, count: usize, idle: &mut Vec<TcpStream>) {
+    let mut opening = tokio::task::JoinSet::new();
+    for lane in 0..32 {
+        let (client, service) = (ground.places.client.clone(), ground.places.service);
+        opening.spawn(async move {
+            let mut open = Vec::new();
+            for number in 0..count / 32 {
+                let mut stream = client.connect(service).await.unwrap();
+                let request =
+                    format!("GET /ok?id=idle-{lane}-{number} HTTP/1.1\r\nhost: server.shop\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = [0; 12];
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(&answer, b"HTTP/1.1 200");
+                open.push(stream);
+            }
+            open
+        });
+    }
+    while let Some(open) = opening.join_next().await {
+        idle.extend(open.unwrap());
+    }
+}
+
+/// S-H1-20: 10,000 idle connections in 60 MiB, of which a sidecar needs 11 for itself. As many as there are descriptors for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_costs_less_than_five_kibibytes() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let count = usize::try_from(hard * 3 / 10).unwrap().min(6000);
+    let Some(ground) = Ground::start(1, "").await else { return };
+    let pid = sidecar(&ground.mesh, "client");
+    let mut idle = Vec::new();
+    // What grows with the first of them is there for all.
+    open_idle(&ground, count / 6, &mut idle).await;
+    let (few, before) = (idle.len(), resident(pid));
+    open_idle(&ground, count - count / 6, &mut idle).await;
+    let each = resident(pid).saturating_sub(before) / (idle.len() - few) as u64;
+    assert!(each < 5 << 10, "{each} bytes each, with {} connections", idle.len());
 }

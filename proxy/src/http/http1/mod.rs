@@ -3,7 +3,7 @@
 
 pub mod body;
 pub mod client;
-mod downstream_heads;
+pub mod downstream_heads;
 mod line;
 mod lines;
 pub mod server;

@@ -52,52 +52,50 @@ pub enum Fault<E> {
     Service(E),
 }
 
-/// Serves one connection until it ends, or until `closing` is set and nothing is under way.
+/// Serves one connection until it ends, or until `closing` is set and nothing is under way. The future is as small as it can be, since
+/// each idle connection holds one.
 ///
 /// # Errors
 /// How it ended, when it did not end well.
-pub async fn serve<F, R, E>(
+pub fn serve<F, R, E>(
     stream: Strict<Prefixed<Stream>>,
     closing: &Cell<bool>,
     respond: F,
-) -> Result<(), Fault<E>>
+) -> impl Future<Output = Result<(), Fault<E>>>
 where
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Result<Response<Body>, E>>,
 {
     let wire = Rc::new(RefCell::new(Wire::new(stream)));
-    loop {
-        let head = match poll_fn(|cx| wire.borrow_mut().poll_head(cx, closing)).await {
-            Ok(Some(head)) => head,
-            Ok(None) => break,
-            Err(Fault::Refused(error, status)) => {
-                heads::refuse(status, wire.borrow_mut().line.begin());
-                // Who does not take it was told, as far as that goes.
-                let _ = poll_fn(|cx| wire.borrow_mut().line.poll_octets(cx)).await;
-                close(&wire).await;
-                return Err(Fault::Refused(error, status));
+    async move {
+        let ended = loop {
+            let (answer, mut asked) = match poll_fn(|cx| wire.borrow_mut().poll_head(cx, closing)).await {
+                Ok(Some(head)) => ask(&wire, head, &respond),
+                Ok(None) => break Ok(()),
+                Err(fault) => break Err(fault),
+            };
+            let response = {
+                let mut answer = pin!(answer);
+                poll_fn(|cx| {
+                    if let Poll::Ready(response) = answer.as_mut().poll(cx) {
+                        return Poll::Ready(response.map_err(Fault::Service));
+                    }
+                    wire.borrow_mut().poll_gone(cx).map(|error| Err(Fault::Line(error)))
+                })
+                .await?
+            };
+            asked.persists &= !closing.get();
+            if !send(&wire, response, asked).await? {
+                break Ok(());
             }
-            Err(fault) => return Err(fault),
         };
-        let Head { parts, left, mut asked, expects } = head;
-        let body = Incoming::Http1(wire.borrow_mut().receive(&wire, left, expects));
-        let response = {
-            let mut answer = pin!(respond(Request::from_parts(parts, body)));
-            poll_fn(|cx| {
-                if let Poll::Ready(response) = answer.as_mut().poll(cx) {
-                    return Poll::Ready(response.map_err(Fault::Service));
-                }
-                wire.borrow_mut().poll_gone(cx).map(|error| Err(Fault::Line(error)))
-            })
-            .await?
-        };
-        asked.persists &= !closing.get();
-        if !send(&wire, response, asked).await? {
-            break;
-        }
+        Box::pin(close(&wire, ended)).await
     }
-    close(&wire).await;
-    Ok(())
+}
+
+fn ask<R>(wire: &Rc<RefCell<Wire>>, head: Head, respond: &impl Fn(Request<Incoming>) -> R) -> (R, Asked) {
+    let body = Incoming::Http1(wire.borrow_mut().receive(wire, head.left, head.expects));
+    (respond(Request::from_parts(head.parts, body)), head.asked)
 }
 
 /// Sends an answer; whether the connection goes on.
@@ -144,11 +142,22 @@ async fn send<E>(wire: &Rc<RefCell<Wire>>, response: Response<Body>, asked: Aske
     Ok(persists && is_so(|cx| wire.poll_unread(cx)))
 }
 
-async fn close(wire: &RefCell<Wire>) {
+/// Closes what can be closed in good order; who is refused is told so.
+async fn close<E>(wire: &RefCell<Wire>, ended: Result<(), Fault<E>>) -> Result<(), Fault<E>> {
+    match &ended {
+        Ok(()) => {}
+        Err(Fault::Refused(_, status)) => {
+            heads::refuse(*status, wire.borrow_mut().line.begin());
+            // Who does not take it was told, as far as that goes.
+            let _ = poll_fn(|cx| wire.borrow_mut().line.poll_octets(cx)).await;
+        }
+        Err(_) => return ended,
+    }
     let stream = wire.borrow_mut().line.stream.take();
     if let Some(mut stream) = stream {
         let _ = tokio::time::timeout(MOST_CLOSING, stream.shutdown()).await;
     }
+    ended
 }
 
 /// What a poll says without waiting; `false` when it would have to.
