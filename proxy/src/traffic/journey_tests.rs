@@ -3,6 +3,7 @@
 mod grpc;
 mod lasting;
 mod limits;
+mod slow;
 mod trust;
 
 use super::{Settings, Shared, governor::Governor};
