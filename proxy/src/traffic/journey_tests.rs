@@ -1,5 +1,6 @@
 //! Both journeys on real sockets: app <- inbound <- outbound <- client, with certificates made here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+mod endings;
 mod grpc;
 mod lasting;
 mod limits;
