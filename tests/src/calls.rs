@@ -7,7 +7,7 @@ mod held;
 mod wire;
 
 pub use held::{End, Held, Kind};
-pub use wire::{ask, upgraded};
+pub use wire::{Client, ask, upgraded};
 
 use crate::{faulty::Faulty, pods::PodNetwork};
 use std::{

@@ -39,7 +39,8 @@ pub enum Fault {
     ResetInAnswer,
     /// Answers as if the connection stayed, and closes it.
     CloseAfterAnswer,
-    /// Closes a connection on which nothing has come for so long, as servers with a short keep-alive do (HTTP/1.1).
+    /// Closes a connection on which nothing has come for so long since its last answer, as servers with a short keep-alive do
+    /// (HTTP/1.1).
     CloseWhenIdle(Duration),
     /// Answers with a body of so many bytes, which [`is_whole`] knows again (HTTP/1.1), and steady calls as ever.
     Large(usize),
@@ -221,14 +222,15 @@ impl Faulty {
     }
 
     async fn http1(&self, mut stream: TcpStream) -> io::Result<()> {
-        let mut read = Vec::new();
+        let (mut read, mut is_new) = (Vec::new(), true);
         loop {
             let end = loop {
                 if let Some(end) = read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                     break end + 4;
                 }
                 let patience = match *self.state.fault.lock().unwrap() {
-                    Fault::CloseWhenIdle(patience) => patience,
+                    // Whoever has just connected has other deadlines.
+                    Fault::CloseWhenIdle(patience) if !is_new => patience,
                     _ => Duration::MAX,
                 };
                 match tokio::time::timeout(patience, stream.read_buf(&mut read)).await {
@@ -236,6 +238,7 @@ impl Faulty {
                     _ => return Ok(()),
                 }
             };
+            is_new = false;
             let head = String::from_utf8_lossy(&read[..end]).to_lowercase();
             let field = |name: &str| {
                 head.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).unwrap_or_default()

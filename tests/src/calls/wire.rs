@@ -193,6 +193,35 @@ pub fn told((status, body): (u16, Bytes)) -> (u16, String) {
     (status, problem["code"].as_str().unwrap_or_default().to_owned())
 }
 
+/// A client that keeps its connection of HTTP/1.1 from one call to the next.
+pub struct Client {
+    from: PodNetwork,
+    to: SocketAddr,
+    kept: Option<http1::SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    /// Has no connection so far.
+    pub fn new(from: &PodNetwork, to: SocketAddr) -> Self {
+        Self { from: from.clone(), to, kept: None }
+    }
+
+    /// One call: status and body, or why there is no whole answer.
+    pub async fn ask(&mut self, method: &str, path: &str, id: &str) -> Result<(u16, Bytes), String> {
+        let mut sender = match self.kept.take().filter(|sender| !sender.is_closed()) {
+            Some(sender) => sender,
+            None => {
+                let stream = self.from.connect(self.to).await.map_err(|e| format!("connect: {e}"))?;
+                open_http1(stream).await?
+            }
+        };
+        sender.ready().await.map_err(|e| format!("connection: {e}"))?;
+        let answer = answer(sender.send_request(request(method, path, id)).await).await?;
+        self.kept = Some(sender);
+        Ok(answer)
+    }
+}
+
 /// One call on a connection of its own: status and body, or why there is no whole answer.
 pub async fn ask(
     from: &PodNetwork,
@@ -201,8 +230,7 @@ pub async fn ask(
     path: &str,
     id: &str,
 ) -> Result<(u16, Bytes), String> {
-    let mut sender = open_http1(from.connect(to).await.map_err(|e| format!("connect: {e}"))?).await?;
-    answer(sender.send_request(request(method, path, id)).await).await
+    Client::new(from, to).ask(method, path, id).await
 }
 
 /// One call of gRPC on a connection of its own.
