@@ -288,10 +288,15 @@ impl Standalone {
         crate::processes::probe(self.sidecars[name].probes, "live")
     }
 
+    /// All metrics of the sidecar of a pod, as a scrape has them.
+    pub async fn metrics(&self, name: &str) -> String {
+        let page = crate::Request::new(self.sidecars[name].metrics, "localhost").path("/stats/prometheus");
+        String::from_utf8(page.send().await.unwrap().body.to_vec()).unwrap()
+    }
+
     /// A metric of the sidecar of a pod, by its name and labels as a scrape has them; 0 when it is not there.
     pub async fn metric(&self, name: &str, metric: &str) -> f64 {
-        let page = crate::Request::new(self.sidecars[name].metrics, "localhost").path("/stats/prometheus");
-        let page = String::from_utf8(page.send().await.unwrap().body.to_vec()).unwrap();
+        let page = self.metrics(name).await;
         let value = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.trim().parse().unwrap())
     }
