@@ -86,6 +86,19 @@ async fn an_authority_that_is_published_no_more_lets_finish_what_is_under_way() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_on_a_quiet_connection_hears_of_its_end() {
+    let ((root, peer), (other_root, _)) = (authority(), authority());
+    let open = Open::default();
+    let watch = open.enter(peer, false, &Arc::default());
+    let mut ended = std::pin::pin!(watch.ended());
+    assert!(futures_util::poll!(ended.as_mut()).is_pending());
+    assert!(open.judge(&trust(&[&root]), at(1), Occasion::Revocation).await.is_empty());
+    assert!(futures_util::poll!(ended.as_mut()).is_pending());
+    assert_eq!(open.judge(&trust(&[&other_root]), at(1), Occasion::Revocation).await.len(), 1);
+    tokio::time::timeout(Duration::from_secs(1), ended).await.expect("it was told");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_knows_us_by_a_certificate_whose_authority_goes_is_asked_to_come_again() {
     let ((root, peer), (going, _)) = (authority(), authority());
     let id = |der| KeyId::of_certificate(der).unwrap();
