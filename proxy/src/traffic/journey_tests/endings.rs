@@ -7,19 +7,36 @@ use postern_identity::{
     Accept,
     tls::{ClientCertificate, server_config},
 };
+use tokio_rustls::TlsAcceptor;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const PART: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nbegun";
+
+/// What such a sidecar ends TLS with.
+pub fn acceptor(credentials: &Credentials) -> TlsAcceptor {
+    let (key, trust) = (credentials.key.clone(), credentials.trust.clone());
+    let accept = Accept::trust_domain("cluster.local".parse().unwrap());
+    let config = server_config(key, trust, accept, ClientCertificate::Required, &[b"http/1.1"]).unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Where it is found.
+pub fn payments_at(dial: SocketAddr) -> Endpoint {
+    Endpoint {
+        workload: "payments/payments-api-0".into(),
+        dial,
+        port: dial.port(),
+        identity: Some(PAYMENTS.parse().unwrap()),
+        protocol: Protocol::Http,
+    }
+}
 
 /// A sidecar of another make, that says the same on its one connection to every request; how that one ends.
 fn peer(
     credentials: &Credentials,
     says: &'static [u8],
 ) -> (SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>) {
-    let (key, trust) = (credentials.key.clone(), credentials.trust.clone());
-    let accept = Accept::trust_domain("cluster.local".parse().unwrap());
-    let config = server_config(key, trust, accept, ClientCertificate::Required, &[b"http/1.1"]).unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor(credentials);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -53,14 +70,7 @@ where
     let authority = Authority::new();
     let [caller, called] = [CHECKOUT, PAYMENTS].map(|id| authority.credentials(id));
     let (dial, ended) = peer(&called, says);
-    let endpoint = Endpoint {
-        workload: "payments/payments-api-0".into(),
-        dial,
-        port: dial.port(),
-        identity: Some(PAYMENTS.parse().unwrap()),
-        protocol: Protocol::Http,
-    };
-    let (outbound, _client, _trigger) = caller_to(endpoint, traffic, caller);
+    let (outbound, _client, _trigger) = caller_to(payments_at(dial), traffic, caller);
     let _held = then(open(outbound, GET).await).await;
     let ended = tokio::time::timeout(LONG, ended).await.expect("an end in time").unwrap();
     ended.map_err(|error| error.kind())

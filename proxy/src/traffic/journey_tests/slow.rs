@@ -1,15 +1,13 @@
 //! Bodies whose last octets meet a socket that is full: whoever reads slowly gets all of them, and the other side its answer.
 use super::{
+    endings::{acceptor, payments_at},
     limits::{LONG, answer, open},
     *,
 };
-use postern_identity::{
-    Accept,
-    tls::{ClientCertificate, client_config, server_config},
-};
+use postern_identity::{Accept, tls::client_config};
 use socket2::{Domain, Socket, Type};
 use tokio::{io::AsyncRead, net::TcpSocket, sync::oneshot};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsConnector;
 
 /// In octets: from less than the sockets between two ends hold, in steps of half of what TLS holds beside them, to more than both.
 fn lengths() -> impl Iterator<Item = usize> {
@@ -67,19 +65,9 @@ async fn an_upload_whose_last_octets_meet_a_full_socket_arrives_whole_and_is_ans
         socket.listen(16).unwrap();
         let listener = TcpListener::from_std(socket.into()).unwrap();
         let dial = listener.local_addr().unwrap();
-        let accept = Accept::trust_domain("cluster.local".parse().unwrap());
-        let (required, alpn): (_, &[&[u8]]) = (ClientCertificate::Required, &[b"http/1.1"]);
-        let config = server_config(called.key.clone(), called.trust.clone(), accept, required, alpn).unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(&called);
         let traffic = Traffic { requests_per_connection: Some(1), ..Traffic::default() };
-        let endpoint = Endpoint {
-            workload: "payments/payments-api-0".into(),
-            dial,
-            port: dial.port(),
-            identity: Some(PAYMENTS.parse().unwrap()),
-            protocol: Protocol::Http,
-        };
-        let (outbound, _client, _trigger) = caller_to(endpoint, traffic, caller);
+        let (outbound, _client, _trigger) = caller_to(payments_at(dial), traffic, caller);
         for length in lengths() {
             let (full, go) = oneshot::channel();
             let upstream = async {
