@@ -30,7 +30,7 @@ pub enum Side {
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<Option<Plan>>);
 
-/// Sees the drain. Clones are cheap; every connection holds one.
+/// Sees the drain. Clones are cheap; connections of HTTP hear of it from their worker ([`crate::news`]).
 #[derive(Clone, Debug)]
 pub struct Watch(watch::Receiver<Option<Plan>>);
 
